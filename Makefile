@@ -1,0 +1,47 @@
+# rankwise: `make compare` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= runs/compare
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some caches and hubs are asked for at import time; nothing here needs them.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup compare test check format lint types clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+compare: $(STAMP)  ## full fine-tuning against LoRA on the embedded model and data; the table at the end
+	@$(BIN)/rankwise compare --tasks movies --methods full lora --seeds 2 --out $(OUT)
+
+test: $(STAMP)  ## every test
+	@$(BIN)/python -m pytest
+
+check: format lint types  ## the developer's quick loop: format, lint, types, fast tests
+	@$(BIN)/python -m pytest -q -x -m "not slow"
+
+setup: $(STAMP)  ## the environment alone
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rankwise needs Python 3.11 or newer; $(PYTHON) is older. Say which: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing rankwise and its pinned dependencies into $(VENV) (a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]' --group dev
+	@touch $@
+
+format: $(STAMP)
+	@$(BIN)/ruff format $(if $(CI),--check,) .
+
+lint: $(STAMP)
+	@$(BIN)/ruff check $(if $(CI),,--fix) .
+
+types: $(STAMP)
+	@$(BIN)/basedpyright --level error
+
+clean:  ## removes the environment and what was built, keeps runs
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache

@@ -1,0 +1,187 @@
+"""What determines a run. These dataclasses are the command line's flags, the saved `run.json` and the defaults in the docs.
+
+`None` means "the recipe decides" (see `recipes/`); `recipes.resolve` fills every `None` in, and both forms are kept in `run.json`.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where rows come from and how they become token ids."""
+
+    data: Path | None = None
+    """Folder with one sub-folder of Parquet files a task. Without it GLUE tasks come from the hub."""
+    limit_train: int | None = None
+    """Train on this many rows, drawn by the seed 0 for every method alike."""
+    limit_eval: int | None = None
+    """Evaluate on the first rows of the validation split."""
+    max_length: int | None = None
+    """Tokens a text (or pair) is truncated to. Default: the model's own limit, 512 at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The pretrained model and where it runs."""
+
+    model: str = "minilm"
+    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
+    device: str = "auto"
+    """auto: cuda, then mps, then cpu."""
+    threads: int | None = None
+    """CPU threads. Default: every core this process may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """The adapter: W0 + s·B·A on the targets."""
+
+    rank: int = 8
+    """r: rows of A, columns of B."""
+    alpha: float | None = None
+    """s = alpha/r. Default: 2·rank, so s = 2."""
+    rslora: bool = False
+    """s = alpha/√r instead (Kalajdzievski 2023)."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ()
+    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The recipe's settings; each can be overridden."""
+
+    recipe: str = "rankwise"
+    """Where the unset settings come from: `rankwise`, `poster` or `lora-paper`."""
+    epochs: float | None = None
+    """Passes over the training rows."""
+    batch_size: int | None = None
+    """Rows an optimizer step."""
+    accumulate: int = 1
+    """Forward/backward passes a batch is split into, by rows."""
+    lr: float | None = None
+    """Peak learning rate of everything trained."""
+    optimizer: Literal["adamw", "adam"] | None = None
+    """adamw decouples weight decay; adam adds it to the gradient."""
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    """How the learning rate falls after warm-up."""
+    warmup: float | None = None
+    """Share of the steps over which the learning rate rises to its peak."""
+    weight_decay: float | None = None
+    """Decay of matrices; biases and norms are never decayed."""
+    clip: float | None = None
+    """Largest norm of the gradient over everything trained; 0 turns clipping off."""
+    padding: Literal["auto", "longest", "max_length"] = "auto"
+    """longest: to the longest of the batch, batches grouped by length. max_length: the fixed protocol."""
+    evaluate_every: int | None = None
+    """Evaluate on the validation rows every so many steps too (reported as a curve; the score is the final step's)."""
+    patience: int | None = None
+    """Stop early when the loss on rows held out of training has not improved for so many checks (one an epoch)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """A table of one's own instead of a task by name."""
+
+    train_file: Path | None = None
+    """CSV, JSONL or Parquet."""
+    validation: Path | None = None
+    """Rows to evaluate on; split off the training file, stratified by label, when not given."""
+    text: str | None = None
+    """Column of the text."""
+    text_pair: str | None = None
+    """Column of the second text of a pair."""
+    label: str | None = None
+    """Column of the label, strings or integers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a task, a method, a seed."""
+
+    task: str = "movies"
+    method: str = "lora"
+    """A method's name, with options of its own behind a colon: `full`, `lora`, `lora:rank=4,targets=all-linear`."""
+    seed: int = 0
+    table: TableOptions = field(default_factory=TableOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A grid: tasks × methods × seeds, one process a run."""
+
+    tasks: tuple[str, ...] = ("movies",)
+    methods: tuple[str, ...] = ("full", "lora")
+    seeds: int = 2
+    """Seeds 0 … n−1."""
+    out: Path = Path("runs/compare")
+    """Folder of the grid; give it again to continue or add to it."""
+    jobs: int = 1
+    """Runs at a time. More than one shares the machine, so speed columns are left blank."""
+    keep_models: bool = False
+    """Keep the weights of fully fine-tuned models."""
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+
+    def runs(self) -> list[RunConfig]:
+        """Every run of the grid; a seed is finished for all methods before the next begins, so a partial grid is paired."""
+        shared = {"data": self.data, "model": self.model, "lora": self.lora, "train": self.train}
+        return [
+            RunConfig(task=task, method=method, seed=seed, **shared)
+            for seed in range(self.seeds)
+            for task in self.tasks
+            for method in self.methods
+        ]
+
+
+def to_json(config: Any) -> Any:
+    """Nested dict of plain values: paths as strings, tuples as lists."""
+    if is_dataclass(config):
+        return {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, Path):
+        return str(config)
+    if isinstance(config, tuple):
+        return [to_json(value) for value in config]
+    return config
+
+
+def from_json(kind: type, values: Any) -> Any:
+    """The inverse of `to_json` for a config dataclass `kind`."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (arg for arg in get_args(kind) if arg is not type(None))
+    if is_dataclass(kind):
+        return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+    if kind is Path:
+        return Path(value)
+    if get_origin(kind) is tuple:
+        return tuple(value)
+    return value
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`train.epochs: 3 there, 1 now` for every leaf in which two `to_json` forms differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return lines
+    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
