@@ -1,0 +1,202 @@
+"""Which layers of a model get a LoRA layer, and what is trained besides them: the classification head, and modules that are new.
+
+Targets are named the way PEFT names them: by the last part of a module's path (`query`), a whole path, a pattern
+(`encoder.layer.[0-5].*.value`), or `all-linear` for every linear layer of the pretrained body.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.errors import RankwiseError, nearest
+from rankwise.lora import LoRALinear, lora_layers
+
+QUERY_VALUE: dict[str, tuple[str, ...]] = {
+    "albert": ("query", "value"),
+    "bert": ("query", "value"),
+    "deberta": ("in_proj",),
+    "deberta-v2": ("query_proj", "value_proj"),
+    "distilbert": ("q_lin", "v_lin"),
+    "electra": ("query", "value"),
+    "gemma": ("q_proj", "v_proj"),
+    "gemma2": ("q_proj", "v_proj"),
+    "gemma3_text": ("q_proj", "v_proj"),
+    "gpt2": ("c_attn",),
+    "llama": ("q_proj", "v_proj"),
+    "mistral": ("q_proj", "v_proj"),
+    "modernbert": ("Wqkv",),
+    "mpnet": ("attn.q", "attn.v"),
+    "opt": ("q_proj", "v_proj"),
+    "phi3": ("qkv_proj",),
+    "qwen2": ("q_proj", "v_proj"),
+    "qwen3": ("q_proj", "v_proj"),
+    "roberta": ("query", "value"),
+    "xlm-roberta": ("query", "value"),
+}
+"""Query and value of each family, by its config's `model_type`; where they are fused with the key, the fused layer."""
+
+
+def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The pretrained body of a classifier and the names of what stands on it: RoBERTa gives `roberta` and `["classifier"]`."""
+    prefix = getattr(model, "base_model_prefix", "")
+    body = getattr(model, prefix, None) if prefix else None
+    if not isinstance(body, nn.Module):
+        return model, []
+    heads = [n for n, child in model.named_children() if child is not body and any(True for _ in child.parameters())]
+    return body, heads
+
+
+def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
+    """Paths of the linear layers that `targets` name, in the model's order.
+
+    Args:
+        model: a Transformers model, or any module whose linear layers are named by `targets`.
+        targets: names, paths, patterns or `all-linear`; empty for query and value of a known family.
+
+    Raises:
+        RankwiseError: the family is unknown and no targets are given, or a target names no linear layer.
+    """
+    body, heads = body_and_heads(model)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not any(name == h or name.startswith(f"{h}.") for h in heads)
+    }
+    if not targets:
+        family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        if family not in QUERY_VALUE:
+            raise RankwiseError(
+                f"Query and value of a {family} model are not known. Name the layers to adapt with --targets; "
+                f"it has: {', '.join(sorted({name.rsplit('.', 1)[-1] for name in linear}))}."
+            )
+        targets = QUERY_VALUE[family]
+    chosen: set[str] = set()
+    for target in targets:
+        if target == "all-linear":
+            pooler = [name for name in linear if "pooler" in name.split(".")]
+            found = [name for name in linear if name not in pooler]
+        else:
+            pattern = _compile(target)
+            found = [name for name in linear if pattern.fullmatch(name)]
+        if not found:
+            known = {name.rsplit(".", 1)[-1] for name in linear} | {"all-linear"}
+            raise RankwiseError(f"No linear layer of this model is called {target!r}.{nearest(target, known)}")
+        chosen.update(found)
+    return [name for name in linear if name in chosen]
+
+
+def _compile(target: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({target})")
+    except re.error as error:
+        raise RankwiseError(f"The target {target!r} is neither a layer's name nor a pattern: {error}.") from None
+
+
+def adapt(
+    model: nn.Module,
+    rank: int = 8,
+    *,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dropout: float = 0.0,
+    targets: Sequence[str] = (),
+    also_train: Sequence[str] = (),
+    seed: int = 0,
+) -> nn.Module:
+    """Puts LoRA layers into a model, in place; trains them, its head and `also_train`, and freezes the rest.
+
+    Args:
+        model: a Transformers model (or any module, with `targets`).
+        rank: r of every adapted layer.
+        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank.
+        rslora: scale by alpha/√r (Kalajdzievski 2023).
+        dropout: probability on the adapters' input while training.
+        targets: see `find_targets`; query and value by default.
+        also_train: paths of further modules trained and saved whole (BERT's pooler where it is new).
+        seed: draws A.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RankwiseError: a target that isn't there, or a rank larger than a layer.
+    """
+    if lora_layers(model):
+        raise RankwiseError("This model has LoRA layers already. Load the base model again, or merge them first.")
+    paths = find_targets(model, targets)
+    scaling = scale(rank, alpha, rslora)
+    insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
+    train_beside(model, [*body_and_heads(model)[1], *also_train])
+    return model
+
+
+def scale(rank: int, alpha: float | None, rslora: bool) -> float:
+    """s = alpha/r, or alpha/√r (rank-stabilised); alpha is 2·rank where it isn't given."""
+    alpha = 2.0 * rank if alpha is None else alpha
+    return alpha / rank**0.5 if rslora else alpha / rank
+
+
+def insert(
+    model: nn.Module, ranks: dict[str, int], scaling: dict[str, float], *, dropout: float = 0.0, seed: int = 0
+) -> None:
+    """Replaces the linear layers at the paths of `ranks` by LoRA layers of that rank, and freezes everything else."""
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for path, rank in ranks.items():
+        parent, name = _parent(model, path)
+        base = getattr(parent, name)
+        try:
+            layer = LoRALinear(
+                base,
+                rank,
+                scaling=scaling[path],
+                fan_in_fan_out=isinstance(base, Conv1D),
+                dropout=dropout,
+                generator=generator,
+            )
+        except ValueError as error:
+            raise RankwiseError(f"{path}: {error}.") from None
+        layer.train(base.training)
+        setattr(parent, name, layer)
+
+
+def train_beside(model: nn.Module, paths: Iterable[str]) -> None:
+    """Makes whole modules trainable beside the adapters, in float32 whatever the base's dtype.
+
+    Their input is cast to their own dtype on the way in, so that a float32 head stands on a bfloat16 body.
+    """
+    for path in dict.fromkeys(paths):
+        module = model.get_submodule(path)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+            parameter.requires_grad_(True)
+        module.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+
+
+def trained_beside(model: nn.Module) -> list[str]:
+    """Paths of the smallest set of modules that hold every trained parameter outside the LoRA layers."""
+    adapters = lora_layers(model)
+    trained = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and name.rsplit(".", 1)[0] not in adapters
+    ]
+    heads = body_and_heads(model)[1]
+    paths = []
+    for name in trained:
+        whole = next((h for h in heads if name.startswith(f"{h}.")), name.rsplit(".", 1)[0])
+        paths.append(whole)
+    return list(dict.fromkeys(paths))
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name

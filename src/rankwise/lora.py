@@ -1,0 +1,168 @@
+"""The LoRA layer: a frozen Linear with a trainable low-rank update beside it (Hu et al. 2021, section 4.1).
+
+              ┌────────── W0 (frozen) ──────────┐
+    x [n, d_in]                                 + ─► y [n, d_out]        y = x·W0ᵀ + b + s·(x·Aᵀ)·Bᵀ
+              └─► A [r, d_in] ─► z ─► B [d_out, r] ─ ·s ┘
+
+A starts random and B at zero, so adapting a model doesn't change it. Forward and backward are one autograd function: backward
+needs only dX through W0, never dW0, and keeps nothing but x and z = x·Aᵀ.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LoRALinear(nn.Module):
+    """A frozen Linear (or GPT-2's Conv1D, which stores its weight transposed) plus s·B·A.
+
+    Attributes:
+        weight: the frozen W0 as the base layer stores it: [d_out, d_in], or [d_in, d_out] where `fan_in_fan_out`.
+        bias: the frozen bias [d_out], or None.
+        lora_A: [rank, d_in], float32 whatever W0's dtype.
+        lora_B: [d_out, rank], likewise.
+        scaling: s.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        *,
+        scaling: float,
+        fan_in_fan_out: bool = False,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Takes over `base`'s weight and bias (no copy) and freezes them.
+
+        Args:
+            base: the layer to adapt: anything with a 2-D `weight` and a `bias`.
+            rank: r, between 1 and min(d_in, d_out).
+            scaling: s in W0 + s·B·A (alpha/r as published).
+            fan_in_fan_out: the weight is stored as [d_in, d_out] (Conv1D).
+            dropout: probability on the adapter's input, in training only.
+            generator: draws A; on the CPU.
+
+        Raises:
+            ValueError: the rank doesn't fit the layer.
+
+        Source: initialisation as in loralib `layers.py` (A Kaiming-uniform with a = √5, B zero).
+        """
+        super().__init__()
+        self.fan_in_fan_out = fan_in_fan_out
+        self.weight, self.bias = cast(nn.Parameter, base.weight), cast("nn.Parameter | None", base.bias)
+        d_in, d_out = self.in_features, self.out_features
+        if not 1 <= rank <= min(d_in, d_out):
+            raise ValueError(f"rank {rank} doesn't fit a layer of {d_in} × {d_out}: between 1 and {min(d_in, d_out)}")
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        A = torch.empty(rank, d_in, dtype=dtype).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
+        self.lora_A = nn.Parameter(A.to(self.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank, dtype=dtype, device=self.weight.device))
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.merged = False
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[0 if self.fan_in_fan_out else 1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[1 if self.fan_in_fan_out else 0]
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        W = self.weight.t() if self.fan_in_fan_out else self.weight
+        if self.merged:
+            return F.linear(x, W, self.bias)
+        if isinstance(self.dropout, nn.Dropout) and self.training:
+            # The adapter then reads another input than W0 does; plain autograd says it best.
+            z = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+            return F.linear(x, W, self.bias) + self.scaling * F.linear(z, self.lora_B.to(x.dtype))
+        y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling)
+        return cast(Tensor, y)
+
+    @torch.no_grad()
+    def delta(self) -> Float[Tensor, "d_out d_in"]:
+        """The update s·B·A in the adapter's own dtype."""
+        return self.scaling * (self.lora_B @ self.lora_A)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Folds the update into W0, in place: one plain matrix product from here on.
+
+        Rounding to a half-precision W0 swallows small updates; merge into a float32 base where the result is kept
+        (`adapter_io.merge` does).
+        """
+        if not self.merged:
+            self._add_to_weight(self.delta())
+            self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Takes the update out of W0 again; exact to the rounding of W0's dtype."""
+        if self.merged:
+            self._add_to_weight(-self.delta())
+            self.merged = False
+
+    def _add_to_weight(self, delta: Tensor) -> None:
+        delta = delta.t() if self.fan_in_fan_out else delta
+        self.weight.copy_(self.weight.to(delta.dtype) + delta)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} → {self.out_features}, rank={self.rank}, scaling={self.scaling:g}"
+
+
+class _LoRAFunction(torch.autograd.Function):
+    """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ, and the gradients of x, A and B only.
+
+        dz = s·dy·B      dx = dy·W + dz·A      dA = dzᵀ·x      dB = s·dyᵀ·z
+
+    A and B are kept in float32 and rounded to x's dtype for the products, as autocast would.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+        y = F.linear(x, W, bias)
+        dtype = y.dtype  # under autocast not x's
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        z = rows @ A.to(dtype).t()
+        y.view(-1, y.shape[-1]).addmm_(z, B.to(dtype).t(), alpha=s)
+        ctx.save_for_backward(rows, z, W, A, B)
+        ctx.s, ctx.x_shape, ctx.x_dtype = s, x.shape, x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        rows, z, W, A, B = ctx.saved_tensors
+        dtype = rows.dtype
+        dy = grad_outputs[0].reshape(-1, W.shape[0]).to(dtype)
+        dz = (dy @ B.to(dtype)).mul_(ctx.s)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ W.to(dtype)).addmm_(dz, A.to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
+        dA = (dz.t() @ rows).to(A.dtype) if ctx.needs_input_grad[3] else None
+        dB = (dy.t() @ z).mul_(ctx.s).to(B.dtype) if ctx.needs_input_grad[4] else None
+        return dx, None, None, dA, dB, None
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """Every LoRA layer of a model by its module path, in the model's own order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
