@@ -27,8 +27,8 @@ class DataOptions:
 class ModelOptions:
     """The pretrained model and where it runs."""
 
-    model: str = "minilm"
-    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder."""
+    model: str | None = None
+    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder. Default: the recipe's; ours takes minilm."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
     device: str = "auto"
@@ -77,8 +77,9 @@ class TrainOptions:
     """Decay of matrices; biases and norms are never decayed."""
     clip: float | None = None
     """Largest norm of the gradient over everything trained; 0 turns clipping off."""
-    padding: Literal["auto", "longest", "max_length"] = "auto"
-    """longest: to the longest of the batch, batches grouped by length. max_length: the fixed protocol."""
+    padding: Literal["packed", "longest", "max_length"] | None = None
+    """packed: no padding at all, where the model allows it. longest: to the longest of a batch, batches grouped by length.
+    max_length: every text to `max_length`, the fixed protocol."""
     evaluate_every: int | None = None
     """Evaluate on the validation rows every so many steps too (reported as a curve; the score is the final step's)."""
     patience: int | None = None
@@ -121,7 +122,9 @@ class CompareConfig:
     """A grid: tasks × methods × seeds, one process a run."""
 
     tasks: tuple[str, ...] = ("movies",)
+    """sst2, rte, mrpc, qnli, mnli, qqp, movies."""
     methods: tuple[str, ...] = ("full", "lora")
+    """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`."""
     seeds: int = 2
     """Seeds 0 … n−1."""
     out: Path = Path("runs/compare")

@@ -1,0 +1,110 @@
+"""Hyperparameters as data: one TOML file a recipe, and the published results they are compared with.
+
+A setting is looked up from the particular to the general: `tasks.<task>.<method>`, `methods.<method>`, `defaults`.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from rankwise.config import RunConfig, TrainOptions
+from rankwise.errors import RankwiseError, nearest
+
+NAMES = ("lora-paper", "poster", "rankwise")
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """A recipe's file as a nested dict.
+
+    Raises:
+        RankwiseError: no such recipe.
+    """
+    if name not in NAMES:
+        raise RankwiseError(f"There is no recipe {name!r}.{nearest(name, NAMES)}")
+    return _read(name)
+
+
+def resolve(config: RunConfig, method: str) -> RunConfig:
+    """Fills in everything the recipe decides, except the learning rate where it follows the model's width (`resolve_lr`).
+
+    Args:
+        config: as asked for; what is set there wins.
+        method: the method's plain name (`lora` for `lora:rank=4`).
+    """
+    data = recipe(config.train.recipe)
+    known = data["defaults"] | data.get("methods", {}).get(method, {})
+    known |= data.get("tasks", {}).get(config.task, {}).get(method, {})
+    unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
+    max_length = known.get("max_length") if config.data.max_length is None else config.data.max_length
+    return replace(
+        config,
+        train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),
+        data=replace(config.data, max_length=max_length),
+        model=replace(config.model, model=config.model.model or data["model"]),
+    )
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    value: float
+    why: str
+    """Where it comes from, for the first lines of a run."""
+
+
+def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
+    """The peak learning rate of a resolved config for a model of hidden size `width`.
+
+    Raises:
+        RankwiseError: the recipe has none for this method.
+    """
+    if config.train.lr is not None:
+        return LearningRate(config.train.lr, "as given")
+    table = recipe(config.train.recipe).get("lr_by_width", {}).get(method)
+    if not table:
+        raise RankwiseError(
+            f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
+        )
+    points = sorted((int(w), lr) for w, lr in table.items())
+    value = _log_interpolate(points, width)
+    where = "stored sweep" if width in dict(points) else "stored sweep, carried over by width"
+    return LearningRate(value, f"recipe {config.train.recipe!r}, {method} at width {width}: {where}")
+
+
+def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
+    if len(points) == 1 or width in dict(points):
+        return dict(points).get(width, points[0][1])
+    right = next((i for i in range(1, len(points)) if points[i][0] >= width), len(points) - 1)
+    (w0, y0), (w1, y1) = points[right - 1], points[right]
+    slope = math.log(y1 / y0) / math.log(w1 / w0)
+    return float(f"{y0 * (width / w0) ** slope:.3g}")
+
+
+def published(task: str, model: str) -> list[dict[str, Any]]:
+    """Published scores of a task with a model: dicts with `method`, `settings`, `score`, `source`.
+
+    They are of the full task: never comparable with a run on a sample of it.
+    """
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return [
+        {"method": e["method"], "settings": e.get("settings", ""), "score": e["scores"][task], "source": e["source"]}
+        for e in _read("published")["published"]
+        if e["model"] == name and task in e["scores"]
+    ]
+
+
+def published_notes(task: str, model: str) -> list[dict[str, str]]:
+    """Published facts of a task with a model that are not scores: dicts with `text` and `source`."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return [
+        {"text": e["text"], "source": e["source"]}
+        for e in _read("published")["notes"]
+        if e["model"] == name and task in e["tasks"]
+    ]
