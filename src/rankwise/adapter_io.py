@@ -55,7 +55,7 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     Args:
         model: has LoRA layers; its config's `id2label` gives the labels' names.
         folder: made if need be; files there are replaced one by one, each atomically.
-        base_model: what PEFT should load as the base. Default: the name the model was loaded by.
+        base_model: the base's name for `load` (`minilm`); PEFT gets the name or folder the model was loaded by.
 
     Raises:
         RankwiseError: the model has no LoRA layers.
@@ -75,12 +75,14 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
         for name, value in model.get_submodule(path).state_dict().items():
             tensors[f"{PREFIX}{path}.{name}"] = value
     labels = getattr(config, "id2label", None) or {}
+    base_path = getattr(config, "_name_or_path", None) or None
     metadata = {
         "format": "pt",
+        "base_model": base_model or base_path or "",
         "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
         "base_fingerprint": fingerprint(model),
     }
-    document = peft_config(layers, saved, base_model or getattr(config, "_name_or_path", None) or None)
+    document = peft_config(layers, saved, base_path or base_model)
     document["target_modules"] = _shortest(model, list(layers))
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     partial = folder / f"{WEIGHTS}.partial"
@@ -178,7 +180,7 @@ def _assemble(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], 
         raise RankwiseError(f"The adapter in {folder} holds no LoRA matrices.")
     return Adapter(
         folder=folder,
-        base_model=config.get("base_model_name_or_path"),
+        base_model=metadata.get("base_model") or config.get("base_model_name_or_path"),
         lora=lora,
         scaling=scaling,
         dropout=config.get("lora_dropout") or 0.0,

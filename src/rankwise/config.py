@@ -3,10 +3,15 @@
 `None` means "the recipe decides" (see `recipes/`); `recipes.resolve` fills every `None` in, and both forms are kept in `run.json`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import Parameter
+
+from rankwise.errors import RankwiseError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,10 @@ class DataOptions:
     max_length: int | None = None
     """Tokens a text (or pair) is truncated to. Default: the model's own limit, 512 at most."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, limit_train=self.limit_train, limit_eval=self.limit_eval)
+        _at_least(3, max_length=self.max_length)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -35,6 +44,9 @@ class ModelOptions:
     """auto: cuda, then mps, then cpu."""
     threads: int | None = None
     """CPU threads. Default: every core this process may use."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, threads=self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,11 @@ class LoraOptions:
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, rank=self.rank)
+        _above_zero(alpha=self.alpha)
+        _share(lora_dropout=self.lora_dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +102,20 @@ class TrainOptions:
     patience: int | None = None
     """Stop early when the loss on rows held out of training has not improved for so many checks (one an epoch)."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, accumulate=self.accumulate, evaluate_every=self.evaluate_every)
+        _at_least(1, patience=self.patience)
+        _above_zero(epochs=self.epochs, lr=self.lr)
+        _share(warmup=self.warmup)
+        _at_least(0, weight_decay=self.weight_decay, clip=self.clip)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
     """A table of one's own instead of a task by name."""
 
-    train_file: Path | None = None
-    """CSV, JSONL or Parquet."""
+    train_file: Annotated[Path | None, Parameter(parse=False)] = None
+    """CSV, TSV, JSONL or Parquet."""
     validation: Path | None = None
     """Rows to evaluate on; split off the training file, stratified by label, when not given."""
     text: str | None = None
@@ -102,19 +126,47 @@ class TableOptions:
     """Column of the label, strings or integers."""
 
 
+def _at_least(smallest: float, **settings: float | None) -> None:
+    _require(lambda value: value >= smallest, f"{smallest} or more", settings)
+
+
+def _above_zero(**settings: float | None) -> None:
+    _require(lambda value: value > 0, "more than 0", settings)
+
+
+def _share(**settings: float | None) -> None:
+    _require(lambda value: 0 <= value < 1, "a share, from 0 to below 1", settings)
+
+
+def _require(holds: Callable[[float], bool], what: str, settings: dict[str, float | None]) -> None:
+    for name, value in settings.items():
+        if value is not None and not holds(value):
+            raise RankwiseError(f"--{name.replace('_', '-')} must be {what}; it is {value}.")
+
+
+# On the command line the groups' fields are plain flags (`--epochs`, not `--train.epochs`) under a heading of their own.
+Data = Annotated[DataOptions, Parameter(name="*", group="Data")]
+Model = Annotated[ModelOptions, Parameter(name="*", group="Model")]
+Lora = Annotated[LoraOptions, Parameter(name="*", group="LoRA")]
+Train = Annotated[TrainOptions, Parameter(name="*", group="Training")]
+Table = Annotated[TableOptions, Parameter(name="*", group="A table of one's own")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a task, a method, a seed."""
 
     task: str = "movies"
+    """sst2, rte, mrpc, qnli, mnli, qqp or movies; a table of one's own instead when a file is given."""
     method: str = "lora"
     """A method's name, with options of its own behind a colon: `full`, `lora`, `lora:rank=4,targets=all-linear`."""
     seed: int = 0
-    table: TableOptions = field(default_factory=TableOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
+    """Of the new head, the adapter's A, the order of rows, and dropout."""
+    table: Table = field(default_factory=TableOptions)
+    data: Data = field(default_factory=DataOptions)
+    model: Model = field(default_factory=ModelOptions)
+    lora: Lora = field(default_factory=LoraOptions)
+    train: Train = field(default_factory=TrainOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +185,13 @@ class CompareConfig:
     """Runs at a time. More than one shares the machine, so speed columns are left blank."""
     keep_models: bool = False
     """Keep the weights of fully fine-tuned models."""
-    data: DataOptions = field(default_factory=DataOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
+    data: Data = field(default_factory=DataOptions)
+    model: Model = field(default_factory=ModelOptions)
+    lora: Lora = field(default_factory=LoraOptions)
+    train: Train = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        _at_least(1, seeds=self.seeds, jobs=self.jobs)
 
     def runs(self) -> list[RunConfig]:
         """Every run of the grid; a seed is finished for all methods before the next begins, so a partial grid is paired."""
@@ -162,7 +217,7 @@ def to_json(config: Any) -> Any:
 
 def from_json(kind: type, values: Any) -> Any:
     """The inverse of `to_json` for a config dataclass `kind`."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind)  # without the command line's annotations
     return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
 
 

@@ -6,14 +6,14 @@ adapters and head in float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError, nearest
-from rankwise.inject import adapt
 from rankwise.streams import stream_seed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,17 @@ class Method:
         frozen_base: the base stays as loaded, so it may be loaded in half precision, and an adapter is what is saved.
     """
 
-    prepare: Callable[[nn.Module, RunConfig, list[str]], Any]
+    prepare: Callable[["nn.Module", RunConfig, list[str]], Any]
     frozen_base: bool
 
 
-def _full(model: nn.Module, config: RunConfig, new_modules: list[str]) -> None:
+def _full(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
     model.requires_grad_(True)
 
 
-def _lora(model: nn.Module, config: RunConfig, new_modules: list[str]) -> None:
+def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    from rankwise.inject import adapt  # here, so that method names can be checked without waiting for torch
+
     lora = config.lora
     adapt(
         model,

@@ -59,7 +59,12 @@ def locate(name: str, max_length: int | None = None) -> Source:
         raise RankwiseError(f"{name} takes {limit} tokens at most; --max-length {max_length} is more.")
     if tokenizer.pad_token is None:  # GPT-2, Llama: any token will do, attention never sees it
         tokenizer.pad_token = tokenizer.eos_token
-    return Source(name, path, config, tokenizer, max_length or min(limit or 512, 512))
+    return Source(name, path, config, tokenizer, max_length or text_limit(config, tokenizer))
+
+
+def text_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens a text may have when nothing else is asked for: the model's own limit, 512 at most."""
+    return min(_limit(config, tokenizer) or 512, 512)
 
 
 def _limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -109,7 +114,6 @@ def load(
         model, info = cast(Any, AutoModelForSequenceClassification).from_pretrained(
             source.path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    model.config._name_or_path = source.path if source.name != EMBEDDED else source.path
     if model.config.pad_token_id is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
     new = {name.rpartition(".")[0] for name in info["missing_keys"]}

@@ -5,8 +5,6 @@ A stream is a pure function of (seed, name, counters). Nothing has to be stored 
 
 import hashlib
 
-import torch
-
 
 def stream_seed(seed: int, name: str, *counters: int) -> int:
     """A 63-bit seed for the stream `name` (`init`, `order`, `dropout`, …) at the given counters (epoch, step)."""
@@ -16,4 +14,6 @@ def stream_seed(seed: int, name: str, *counters: int) -> int:
 
 def seed_torch(seed: int, name: str, *counters: int) -> None:
     """Starts torch's own generators, on every device, at a stream's position."""
+    import torch  # here, so that seeds can be drawn without waiting for it
+
     torch.manual_seed(stream_seed(seed, name, *counters))

@@ -1,0 +1,231 @@
+"""The same things as the commands, as functions of ordinary objects: a Transformers model, a tokenizer, rows.
+
+    model = AutoModelForSequenceClassification.from_pretrained("roberta-base", num_labels=2)
+    rankwise.adapt(model)
+    rankwise.fit(model, tokenizer, train, validation)
+    rankwise.save(model, "my-adapter")
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankwise import adapter_io, machine, models, recipes
+from rankwise.config import RunConfig, TrainOptions
+from rankwise.data import Encoded, Rows, encode
+from rankwise.errors import RankwiseError
+from rankwise.lora import lora_layers
+from rankwise.metrics import score
+from rankwise.train import Compute, Step, Training, choose_padding, mean_loss, predict_logits
+
+Table = Iterable[Mapping[str, Any]]
+"""Rows as mappings: a list of dicts, a `datasets.Dataset`, `pyarrow.Table.to_pylist()` …"""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which keys of a row hold what."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a `fit` did.
+
+    Attributes:
+        steps: one entry an optimizer step.
+        scores: metrics on the validation rows after the last step, `loss` among them; empty without validation rows.
+        notes: what was taken (padding, dtype, learning rate), and why.
+    """
+
+    steps: list[Step]
+    scores: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Table,
+    validation: Table | None = None,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    options: TrainOptions = TrainOptions(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    max_length: int | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> FitResult:
+    """Trains a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
+
+    Args:
+        model: where it is (device) and in the dtype it is in.
+        tokenizer: the model's.
+        train: rows with a text and a label (an id, or one of the model's label names).
+        validation: rows to score after the last step.
+        columns: the keys of text, pair and label.
+        options: what isn't set comes from the recipe.
+        seed: of row order and dropout.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+        on_step: called after each optimizer step.
+
+    Returns:
+        The steps, the final scores, and notes on what was taken.
+
+    Raises:
+        RankwiseError: a row without text or a known label, nothing to train, or a loss that is not a number.
+    """
+    method = "lora" if lora_layers(model) else "full"
+    config = recipes.resolve(RunConfig(method=method, seed=seed, train=options), method)
+    lr = recipes.resolve_lr(config, method, models.width(model.config))
+    padding, why = choose_padding(model, config.train.padding or "packed")
+    settings = replace(config.train, lr=lr.value, padding=padding)
+    limit = max_length or models.text_limit(model.config, tokenizer)
+    compute = _compute(model, tokenizer, padding, limit)
+    rows = _encode(train, columns, tokenizer, limit, model, labelled=True)
+    training = Training(model, rows, settings, compute, seed=seed)
+    steps: list[Step] = []
+    with compute.running(model):
+        while not training.done:
+            steps.append(training.step())
+            on_step(steps[-1])
+    model.eval()
+    notes = (f"{why}.", f"Learning rate {lr.value:g} ({lr.why}).")
+    scores = evaluate(model, tokenizer, validation, columns=columns, max_length=limit) if validation is not None else {}
+    return FitResult(steps, scores, notes)
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Table,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Logits [rows, classes] of texts, in their order; labels aren't looked at."""
+    limit = max_length or models.text_limit(model.config, tokenizer)
+    encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
+    return predict_logits(model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit))
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Table,
+    *,
+    metrics: Sequence[str] = ("accuracy",),
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    max_length: int | None = None,
+) -> dict[str, float]:
+    """Metrics and mean cross-entropy (`loss`) of a model on labelled rows."""
+    limit = max_length or models.text_limit(model.config, tokenizer)
+    encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
+    compute = _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
+    logits, labels = predict_logits(model, encoded, compute), cast(np.ndarray, encoded.labels)
+    return score(metrics, labels, logits) | {"loss": mean_loss(logits, labels)}
+
+
+def load(folder: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Loads what `save`, `rankwise train` or PEFT wrote: an adapter on its base model, or a fully fine-tuned one.
+
+    Args:
+        folder: holds `adapter_config.json`, or a Transformers model.
+        base: the base model's name or folder, where it isn't the one the adapter names.
+        dtype: of the base's weights.
+
+    Raises:
+        RankwiseError: nothing to load there, or an adapter that doesn't fit the base.
+    """
+    folder = Path(folder)
+    if not (folder / adapter_io.CONFIG).is_file():
+        if not (folder / "config.json").is_file():
+            raise RankwiseError(f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote.")
+        source = models.locate(str(folder))
+        labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
+        return models.load(source, labels, dtype=dtype, seed=0)[0]
+    adapter = adapter_io.read(folder)
+    name = base or adapter.base_model
+    if name is None:
+        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
+    source = models.locate(name)
+    labels = adapter.label_names or [f"LABEL_{i}" for i in range(adapter.num_labels or 2)]
+    model, _ = models.load(source, labels, dtype=dtype, seed=0)
+    return cast(PreTrainedModel, adapter_io.attach(model, adapter)).eval()
+
+
+def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
+    """Folds an adapter into a float32 copy of its base and writes an ordinary Transformers folder, tokenizer included.
+
+    Raises:
+        RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
+    """
+    adapter = adapter_io.read(folder)
+    model = load(folder, base=base, dtype=torch.float32)
+    source = models.locate(base or cast(str, adapter.base_model))
+    merged = cast(PreTrainedModel, adapter_io.merge(model))
+    out = Path(out)
+    try:
+        merged.save_pretrained(out)
+        source.tokenizer.save_pretrained(out)
+    except OSError as error:
+        raise RankwiseError(f"{out} can't be written: {error.strerror or error}. Name another folder with --out.") from None
+    return merged
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """Names of the classes, in the order of their ids."""
+    names = cast(dict[int, str], model.config.id2label)
+    return [names[i] for i in sorted(names)]
+
+
+def _compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int) -> Compute:
+    device = next(model.parameters()).device
+    body = next(p for p in model.parameters() if p.ndim >= 2)
+    dtype, _ = machine.choose_dtype("auto", device)
+    full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
+    pad_id = tokenizer.pad_token_id
+    return Compute(device, dtype if full else None, padding, max_length, pad_id if isinstance(pad_id, int) else 0)
+
+
+def _encode(
+    table: Table,
+    columns: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    model: PreTrainedModel,
+    *,
+    labelled: bool,
+) -> Encoded:
+    entries = list(table)
+    text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
+    pair = [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None
+    labels = None
+    if labelled:
+        ids = {name: i for i, name in enumerate(label_names(model))}
+        labels = np.array([_label(entry, columns.label, ids, i) for i, entry in enumerate(entries)], dtype=np.int64)
+    rows = Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
+    return encode(rows, tokenizer, max_length, None)
+
+
+def _text(entry: Mapping[str, Any], column: str, i: int) -> str:
+    if not isinstance(entry.get(column), str):
+        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
+    return entry[column]
+
+
+def _label(entry: Mapping[str, Any], column: str, ids: dict[str, int], i: int) -> int:
+    value = entry.get(column)
+    if isinstance(value, str) and value in ids:
+        return ids[value]
+    if isinstance(value, int | np.integer) and 0 <= int(value) < len(ids):
+        return int(value)
+    raise RankwiseError(f"Row {i} has the label {value!r} in {column!r}; the model knows {json.dumps(list(ids))}.")

@@ -1,0 +1,79 @@
+"""What a run runs on: device, number type, threads, and the versions and hardware recorded with it."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from rankwise.errors import RankwiseError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device asked for; `auto` takes cuda, then mps, then cpu.
+
+    Raises:
+        RankwiseError: it isn't a device of this machine.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise RankwiseError(f"This machine has no device {asked!r}. Leave --device out to take the best there is.") from None
+    return device
+
+
+def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number type of frozen weights and matrix products, and why: bfloat16 where the hardware multiplies it."""
+    if asked != "auto":
+        return DTYPES[asked], "as asked for"
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16 if has else torch.float32), "the GPU has it" if has else "the GPU has no bfloat16"
+    if device.type == "cpu":
+        if torch.cpu._is_amx_tile_supported():
+            return torch.bfloat16, "the CPU has AMX"
+        if torch.cpu._is_avx512_bf16_supported():
+            return torch.bfloat16, "the CPU has AVX512-BF16"
+        return torch.float32, "the CPU has no bfloat16 instructions"
+    return torch.float32, f"the safe choice on {device.type}"
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines a result."""
+    found = {"python": platform.python_version()}
+    for package in ("rankwise", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine in words and numbers: processor, cores, memory in MB, device."""
+    found: dict[str, Any] = {"processor": _processor(), "cores": cores(), "system": platform.system()}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory_mb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,332 @@
+"""One run from its request to its result: rows, model, method, training, score. The grid and `rankwise train` both come here.
+
+A run tells what it does through events (plain dicts: start, step, evaluate, result), and keeps what it makes in its run folder.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from transformers import PreTrainedModel
+
+from rankwise import adapter_io, machine, models, recipes, tasks
+from rankwise.config import RunConfig, from_json, to_json
+from rankwise.data import Encoded, cache_folder, encode
+from rankwise.errors import RankwiseError
+from rankwise.lora import lora_layers
+from rankwise.measure import PeakRss
+from rankwise.methods import METHODS, parse
+from rankwise.metrics import score
+from rankwise.models import Source
+from rankwise.store import RunFolder
+from rankwise.streams import stream_seed
+from rankwise.tasks import Dataset
+from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
+
+Emit = Callable[[dict[str, Any]], None]
+
+CHECKPOINT_SECONDS = 20.0
+"""Time between checkpoints at least; they also never take more than 2 % of a run."""
+HELD_OUT = 0.1
+"""Share of the training rows that early stopping is decided on, 1,000 rows at most."""
+
+
+@dataclass
+class Prepared:
+    """Everything a run works with once its model is loaded."""
+
+    config: RunConfig
+    method: str
+    dataset: Dataset
+    source: Source
+    model: PreTrainedModel
+    training: Training
+    validation: dict[str, Encoded]
+    held_out: Encoded | None
+    rss: PeakRss
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
+    """Runs what `folder` asks for, from its checkpoint if it has one, and returns the result it wrote there.
+
+    Raises:
+        RankwiseError: bad input, or a loss that is not a number.
+    """
+    run = prepare(folder, emit)
+    config, training = run.config, run.training
+    folder.update_run_json(
+        resolved=to_json(config), facts=run.facts, task=to_json(run.dataset.task), versions=machine.versions(), hardware=machine.hardware(training.compute.device)
+    )
+    checkpoint = folder.checkpoint
+    if checkpoint is not None:
+        training.load(checkpoint)
+        run.notes.append(f"Continued from step {training.step_number}.")
+    stopping = Stopping(config.train.patience)
+    stopping.load(folder, training.step_number)
+    emit(
+        {
+            "event": "start",
+            "task": config.task,
+            "method": config.method,
+            "seed": config.seed,
+            "steps": training.steps,
+            "notes": run.notes,
+        }
+    )
+    folder.truncate_steps(training.step_number)
+    _train(run, folder, stopping, emit)
+    peak_rss_mb = run.rss.mb
+    result = _finish(run, folder, peak_rss_mb, emit)
+    emit({"event": "result", **result})
+    return result
+
+
+def prepare(folder: RunFolder, emit: Emit) -> Prepared:
+    """Loads rows and model and makes the method's `Training`, without a step taken."""
+    record = folder.read_run()
+    config = from_json(RunConfig, record["requested"])
+    assigned = record.get("assigned") or {}
+    method_name, lora = parse(config.method, config.lora)
+    config = recipes.resolve(replace(config, lora=lora), method_name)
+    method = METHODS[method_name]
+    facts = record.get("facts") or {}
+
+    threads = facts.get("threads") or config.model.threads or assigned.get("threads") or machine.cores()
+    torch.set_num_threads(threads)
+    device = machine.choose_device(config.model.device)
+    dtype, why = machine.choose_dtype(config.model.dtype, device)
+
+    dataset = tasks.load(config)
+    source = models.locate(config.model.model or models.EMBEDDED, config.data.max_length)
+    cache = cache_folder()
+    train = encode(dataset.train, source.tokenizer, source.max_length, cache)
+    validation = {s: encode(rows, source.tokenizer, source.max_length, cache) for s, rows in dataset.validation.items()}
+    held_out = None
+    if config.train.patience is not None:
+        train, held_out = hold_out(train, config.seed)
+
+    rss = PeakRss()
+    model, new_modules = models.load(
+        source, list(dataset.task.label_names), dtype=dtype if method.frozen_base else torch.float32, seed=config.seed
+    )
+    method.prepare(model, config, new_modules)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    lr = recipes.resolve_lr(config, method_name, models.width(source.config))
+    padding, padding_why = choose_padding(model, config.train.padding or "packed")
+    config = replace(config, train=replace(config.train, lr=lr.value, padding=padding))
+    compute = Compute(
+        device=device,
+        autocast=dtype if not method.frozen_base and dtype != torch.float32 else None,
+        padding=padding,
+        max_length=source.max_length,
+        pad_id=source.tokenizer.pad_token_id or 0,
+    )
+    training = Training(model, train, config.train, compute, seed=config.seed)
+    dtype_name = str(dtype).removeprefix("torch.")
+    notes = [
+        f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); {padding_why}.",
+        f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
+        f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
+        *dataset.notes,
+    ]
+    cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
+    if cut:
+        notes.append(f"{cut:,} texts were longer than {source.max_length} tokens and were truncated.")
+    facts = {
+        "threads": threads,
+        "dtype": dtype_name,
+        "padding": padding,
+        "max_length": source.max_length,
+        "learning_rate_from": lr.why,
+    }
+    return Prepared(
+        config, method_name, dataset, source, model, training, validation, held_out, rss, facts, notes
+    )
+
+
+def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
+    """Splits off `HELD_OUT` of the rows, stratified by label, the same for every method with this seed."""
+    n = min(1000, max(1, round(len(rows) * HELD_OUT)))
+    kept, held = train_test_split(
+        np.arange(len(rows)), test_size=n, random_state=stream_seed(seed, "held out") % 2**32, stratify=rows.labels
+    )
+    return rows.select(np.sort(kept)), rows.select(np.sort(held))
+
+
+class Stopping:
+    """Early stopping on held-out loss: over when it hasn't improved for `patience` checks, one an epoch."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.losses: list[tuple[int, float]] = []
+
+    def add(self, step: int, loss: float) -> None:
+        self.losses.append((step, loss))
+
+    @property
+    def stop(self) -> bool:
+        if self.patience is None or not self.losses:
+            return False
+        values = [loss for _, loss in self.losses]
+        return len(values) - 1 - values.index(min(values)) >= self.patience
+
+    def load(self, folder: RunFolder, step: int) -> None:
+        """Takes up the checks made up to `step` from the run's log."""
+        for line in folder.read_steps():
+            if "held_out_loss" in line and line["step"] <= step:
+                self.add(line["step"], line["held_out_loss"])
+
+
+def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> None:
+    training, config = run.training, run.config.train
+    pace = _Pace()
+    while not training.done and not stopping.stop:
+        with training.compute.running(run.model):
+            step = training.step()
+        line: dict[str, Any] = {
+            "step": step.step,
+            "loss": step.loss,
+            "lr": step.lr,
+            "grad_norm": step.grad_norm,
+            "rows": step.rows,
+            "tokens": step.tokens,
+            "seconds": round(step.seconds, 6),
+        }
+        if config.evaluate_every and step.step % config.evaluate_every == 0:
+            line["validation"] = _evaluate(run, next(iter(run.validation)), emit)[1]
+        if run.held_out is not None and step.step % training.steps_per_epoch == 0:
+            logits = predict_logits(run.model, run.held_out, training.compute)
+            line["held_out_loss"] = mean_loss(logits, _labels(run.held_out))
+            stopping.add(step.step, line["held_out_loss"])
+        folder.append_steps([line])
+        if pace.report(training.done):
+            emit(_progress(training, step.loss))
+        if pace.checkpoint() and not training.done:
+            pace.spent(_checkpoint(training, folder))
+
+
+def _progress(training: Training, loss: float) -> dict[str, Any]:
+    a_step = training.seconds / training.step_number
+    return {
+        "event": "step",
+        "step": training.step_number,
+        "steps": training.steps,
+        "loss": loss,
+        "rows_per_second": training.speed.rows_per_second,
+        "tokens_per_second": training.speed.tokens_per_second,
+        "seconds_left": a_step * (training.steps - training.step_number),
+    }
+
+
+def _checkpoint(training: Training, folder: RunFolder) -> float:
+    started = time.perf_counter()
+    folder.replace_checkpoint(training.save)
+    return time.perf_counter() - started
+
+
+class _Pace:
+    """When to report (twice a second) and when to write a checkpoint (not more than 2 % of the time)."""
+
+    def __init__(self) -> None:
+        self._reported = 0.0
+        self._written = time.perf_counter()
+        self._interval = CHECKPOINT_SECONDS
+
+    def report(self, last: bool) -> bool:
+        now = time.perf_counter()
+        if now - self._reported < 0.5 and not last:
+            return False
+        self._reported = now
+        return True
+
+    def checkpoint(self) -> bool:
+        return time.perf_counter() - self._written >= self._interval
+
+    def spent(self, seconds: float) -> None:
+        self._written, self._interval = time.perf_counter(), max(CHECKPOINT_SECONDS, 50 * seconds)
+
+
+def _labels(rows: Encoded) -> np.ndarray:
+    if rows.labels is None:
+        raise RankwiseError("These rows have no labels to score against. Name their column with --label.")
+    return rows.labels
+
+
+def _evaluate(run: Prepared, split: str, emit: Emit) -> tuple[np.ndarray, dict[str, float]]:
+    rows = run.validation[split]
+    logits = predict_logits(
+        run.model,
+        rows,
+        run.training.compute,
+        on_progress=lambda done, of: emit({"event": "evaluate", "split": split, "done": done, "of": of}),
+    )
+    scores = score(run.dataset.task.metrics, _labels(rows), logits)
+    return logits, scores | {"loss": mean_loss(logits, _labels(rows))}
+
+
+def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: Emit) -> dict[str, Any]:
+    scores: dict[str, dict[str, float]] = {}
+    for i, split in enumerate(run.validation):
+        logits, scores[split] = _evaluate(run, split, emit)
+        if i == 0:
+            rows = run.validation[split]
+            folder.write_predictions(rows.idx, _labels(rows), logits.argmax(axis=1), logits)
+    if METHODS[run.method].frozen_base:
+        adapter_io.save(run.model, folder.path, base_model=run.source.name)
+    elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
+        run.model.save_pretrained(folder.path)
+        run.source.tokenizer.save_pretrained(folder.path)
+    result = _result(run, scores, peak_rss_mb, shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False))
+    folder.write_result(result)
+    folder.remove_checkpoint()
+    return result
+
+
+def _result(
+    run: Prepared, scores: dict[str, dict[str, float]], peak_rss_mb: float | None, *, shared: bool
+) -> dict[str, Any]:
+    config, training, task = run.config, run.training, run.dataset.task
+    headline = next(iter(scores))
+    layers = lora_layers(run.model)
+    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    ranks = {path: layer.rank for path, layer in layers.items()}
+    return {
+        "task": config.task,
+        "method": config.method,
+        "seed": config.seed,
+        "model": run.source.name,
+        "metric": task.metrics[0],
+        "score": scores[headline][task.metrics[0]],
+        "scores": scores,
+        "n_train": len(training.rows),
+        "n_validation": len(run.validation[headline]),
+        "trainable_params": trained,
+        "total_params": sum(p.numel() for p in run.model.parameters()),
+        "adapter_params": adapter,
+        "head_params": trained - adapter if layers else None,
+        "steps": training.step_number,
+        "train_seconds": training.seconds,
+        "samples_per_second": None if shared else training.speed.rows_per_second,
+        "tokens_per_second": None if shared else training.speed.tokens_per_second,
+        "peak_rss_mb": peak_rss_mb,
+        "rank": ranks,
+        "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
+        "lr": config.train.lr,
+        "padding": config.train.padding,
+        "device": training.compute.device.type,
+        "dtype": run.facts["dtype"],
+        "threads": run.facts["threads"],
+    }
+
+
+def describe(event: dict[str, Any]) -> str:
+    """An event as the line of JSON a worker prints."""
+    return json.dumps(event, ensure_ascii=False, allow_nan=True)

@@ -1,0 +1,171 @@
+"""A trained model put to use on a file: `rankwise evaluate` and `rankwise predict`.
+
+The model is run as it was trained (dtype, truncation, columns, all from its run folder), so that evaluating a run on its own validation
+rows gives its own score.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankwise import adapter_io, api, machine, models, tasks
+from rankwise.data import Rows, cache_folder, encode
+from rankwise.errors import RankwiseError
+from rankwise.metrics import score
+from rankwise.store import RunFolder
+from rankwise.tasks import Task
+from rankwise.train import Compute, choose_padding, mean_loss, predict_logits
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier with everything needed to run it on new rows."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    compute: Compute
+
+
+def open_trained(
+    folder: Path, *, base: str | None = None, text: str | None = None, text_pair: str | None = None, label: str | None = None
+) -> Trained:
+    """Loads what was trained into `folder`, by rankwise or by PEFT.
+
+    Args:
+        folder: a run folder, a PEFT adapter, or a Transformers model.
+        base: the adapter's base model, where it isn't the one it names.
+        text: column of the text; like the other columns, the run's own where not given.
+        text_pair: column of the second text.
+        label: column of the label.
+    """
+    run = RunFolder(folder)
+    record = run.read_run() if run.has_run else {}
+    facts = record.get("facts") or {}
+    device = machine.choose_device("auto")
+    dtype, _ = machine.choose_dtype(facts.get("dtype", "auto"), device)
+    is_adapter = (folder / adapter_io.CONFIG).is_file()
+    model = api.load(folder, base=base, dtype=dtype if is_adapter else torch.float32)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    name = (base or adapter_io.read(folder).base_model or "") if is_adapter else str(folder)
+    tokenizer = models.locate(name).tokenizer
+    task = _task(record, folder, api.label_names(model))
+    columns = {"text": text, "text_pair": text_pair, "label": label}
+    task = replace(task, **{column: name for column, name in columns.items() if name is not None})
+    compute = Compute(
+        device=device,
+        autocast=dtype if not is_adapter and dtype != torch.float32 else None,
+        padding=choose_padding(model, facts.get("padding", "packed"))[0],
+        max_length=facts.get("max_length") or models.text_limit(model.config, tokenizer),
+        pad_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0,
+    )
+    return Trained(model, tokenizer, task, compute)
+
+
+def _task(record: dict[str, Any], folder: Path, label_names: list[str]) -> Task:
+    if stored := record.get("task"):
+        return Task(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+    return Task(
+        name=folder.name,
+        text="text",
+        text_pair=None,
+        label="label",
+        label_names=tuple(label_names),
+        metrics=("accuracy", "mcc"),
+        source=str(folder),
+    )
+
+
+def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done, of: None) -> np.ndarray:
+    """Logits [rows, classes] of rows, in their order."""
+    encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
+    return predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
+
+
+def evaluate_file(trained: Trained, file: Path, on_progress: Progress = lambda done, of: None) -> dict[str, Any]:
+    """Metrics, loss and number of rows of a labelled file."""
+    rows, notes = tasks.read_rows(file, trained.task, labelled=True)
+    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
+
+
+def evaluate_task(
+    trained: Trained, split: str, folder: Path | None, on_progress: Progress = lambda done, of: None
+) -> dict[str, Any]:
+    """The same for a split of a task by name (`folder` as in `--data`)."""
+    rows, notes = tasks.load_split(trained.task, split, folder)
+    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
+
+
+def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, Any]:
+    if not len(rows) or rows.labels is None:
+        raise RankwiseError("There is no row with both text and label to evaluate on.")
+    logits = logits_of(trained, rows, on_progress)
+    return {"n": len(rows), **score(trained.task.metrics, rows.labels, logits), "loss": mean_loss(logits, rows.labels)}
+
+
+def predict_file(
+    trained: Trained, file: Path, out: Path, on_progress: Progress = lambda done, of: None
+) -> dict[str, Any]:
+    """Writes label, probability of each class and logits for every row of `file` with a text.
+
+    Args:
+        file: CSV, TSV, JSONL or Parquet.
+        out: the same kinds, by its ending. `idx` in it is the row's position in `file`, from 0.
+    """
+    if out.suffix not in WRITERS:
+        raise RankwiseError(f"Predictions can't be written as {out.suffix or 'a file without ending'!r}; name --out "
+                            f"with one of {', '.join(WRITERS)}.")  # fmt: skip
+    rows, notes = tasks.read_rows(file, trained.task, labelled=False)
+    if not len(rows):
+        raise RankwiseError(f"{file} has no row with text to predict on.")
+    logits = logits_of(trained, rows, on_progress)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    names = trained.task.label_names
+    columns: dict[str, Any] = {"idx": rows.idx, "label": [names[i] for i in logits.argmax(axis=1)]}
+    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
+    columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(names)}
+    table = pa.table(columns)
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[out.suffix](table, partial)
+        partial.replace(out)
+    except OSError as error:
+        raise RankwiseError(f"{out} can't be written: {error.strerror or error}. Name another file with --out.") from None
+    counts = {name: int((logits.argmax(axis=1) == i).sum()) for i, name in enumerate(names)}
+    return {"n": len(rows), "out": str(out), "predicted": counts, "notes": list(notes)}
+
+
+def _write_jsonl(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+
+
+def _write_delimited(delimiter: str) -> Callable[[pa.Table, Path], None]:
+    def write(table: pa.Table, path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerow(table.column_names)
+            writer.writerows(row.values() for row in table.to_pylist())
+
+    return write
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_delimited(","),
+    ".tsv": _write_delimited("\t"),
+    ".parquet": lambda table, path: pq.write_table(table, path),
+}

@@ -1,0 +1,221 @@
+"""The run folder: the one place that knows file names. Whatever is killed at whatever moment, a reader finds the old file or the new one.
+
+    run.json                 what was asked for, what it was resolved to, versions, hardware
+    steps.jsonl              one line an optimizer step
+    checkpoint-<step>/       the latest state of training; removed when the run ends well
+    predictions.parquet      idx, label, prediction, logits of the validation rows
+    result.json              written last: its presence means "finished"
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankwise.errors import RankwiseError
+
+
+def run_name(task: str, method: str, seed: int) -> str:
+    """`sst2`, `lora:rank=4`, 0 → `sst2.lora-rank-4.s0`."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", method).strip("-")
+    return f"{task}.{slug}.s{seed}"
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.log = self.path / "log.txt"
+        self._run = self.path / "run.json"
+        self._result = self.path / "result.json"
+        self._steps = self.path / "steps.jsonl"
+        self._predictions = self.path / "predictions.parquet"
+
+    # ── What was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_run(self) -> bool:
+        """Something was asked for here."""
+        return self._run.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """The run ended well."""
+        return self._result.is_file()
+
+    def write_request(self, requested: dict[str, Any], assigned: dict[str, Any] | None = None) -> None:
+        """Makes the folder and says what to run there; what an earlier start recorded (facts to resume with) is kept.
+
+        Args:
+            requested: `to_json` of the RunConfig.
+            assigned: what the grid decides for its runs (`threads`, `shared_machine`, `keep_model`).
+
+        Raises:
+            RankwiseError: the folder can't be written.
+        """
+        make_folder(self.path)
+        known = self.read_run() if self.has_run else {}
+        _write_json(self._run, {**known, "requested": requested, "assigned": assigned or {}})
+
+    def read_run(self) -> dict[str, Any]:
+        """run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started."""
+        return _read_json(self._run)
+
+    def update_run_json(self, **entries: Any) -> None:
+        """Sets entries of run.json."""
+        _write_json(self._run, {**self.read_run(), **entries})
+
+    # ── While it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def append_steps(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to steps.jsonl."""
+        with self._steps.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def read_steps(self) -> list[dict[str, Any]]:
+        """Every whole line of steps.jsonl; a last line cut short by a kill is left out."""
+        if not self._steps.is_file():
+            return []
+        lines = self._steps.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise damaged(self._steps, error) from None
+
+    def truncate_steps(self, step: int) -> None:
+        """Forgets what was logged after `step`, so that a resumed run's log reads like an undisturbed one's."""
+        kept = [line for line in self.read_steps() if line["step"] <= step]
+        _write(self._steps, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The latest whole checkpoint."""
+        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()}
+        return found[max(found)] if found else None
+
+    def replace_checkpoint(self, save: Callable[[Path], None]) -> None:
+        """Puts a new checkpoint in the old one's place: written aside, flushed to disk, renamed, the old one then removed.
+
+        Args:
+            save: writes the state into the empty folder it is given.
+        """
+        old = self.checkpoint
+        number = int(old.name.rpartition("-")[2]) + 1 if old else 1
+        partial = self.path / "checkpoint-partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save(partial)
+        for file in partial.iterdir():
+            _flush(file)
+        partial.replace(self.path / f"checkpoint-{number}")
+        _flush(self.path)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def remove_checkpoint(self) -> None:
+        """The run has ended well; nothing is left to resume."""
+        for folder in self.path.glob("checkpoint-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # ── What it made ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def write_predictions(
+        self, idx: np.ndarray, label: np.ndarray, prediction: np.ndarray, logits: np.ndarray
+    ) -> None:
+        """What paired tests need, a row a validation row: idx, label and prediction int64 [n], logits float32 [n, classes]."""
+        table = pa.table({"idx": idx, "label": label, "prediction": prediction, "logits": list(logits)})
+        partial = self._predictions.with_suffix(".partial")
+        pq.write_table(table, partial)
+        _flush(partial)
+        partial.replace(self._predictions)
+
+    def read_predictions(self) -> pa.Table:
+        """The same table.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        try:
+            return pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(self._predictions, error) from None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Ends the run. Written last, atomically."""
+        _write_json(self._result, result)
+
+    def read_result(self) -> dict[str, Any]:
+        """result.json.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        result = _read_json(self._result)
+        missing = {"task", "method", "seed", "score", "metric"} - result.keys()
+        if missing:
+            raise damaged(self._result, f"it lacks {', '.join(sorted(missing))}")
+        return result
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that can be written to.
+
+    Raises:
+        RankwiseError: it can't be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RankwiseError(f"{path} can't be written: {error.strerror or error}. Give another folder with --out.") from None
+
+
+def damaged(file: Path, why: object) -> RankwiseError:
+    """The error for a file that isn't what was written there."""
+    if not file.exists():
+        return RankwiseError(f"{file} is missing. Remove its folder to run it again.")
+    reason = str(why).strip().splitlines()[0]
+    return RankwiseError(f"{file} is damaged ({reason}). Remove its folder to run it again.")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from None
+    if not isinstance(document, dict):
+        raise damaged(file, "not a JSON object")
+    return document
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    _write(file, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(file)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
