@@ -1,0 +1,41 @@
+"""Scores of a classifier from its logits, by scikit-learn: accuracy, F1 of class 1 and Matthews' correlation.
+
+logits [rows, classes] ─► argmax ─► predictions [rows] ─► {"accuracy": …, "f1": …}
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int64
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from rankwise.errors import RankwiseError, nearest
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "f1": lambda labels, predictions: f1_score(labels, predictions, pos_label=1),
+    "mcc": matthews_corrcoef,
+}
+"""Name of a metric → function of (labels, predictions)."""
+
+
+def score(
+    metrics: Sequence[str], labels: Int64[np.ndarray, "rows"], logits: Float[np.ndarray, "rows classes"]
+) -> dict[str, float]:
+    """The named metrics, in the order asked for; by custom the first is the headline.
+
+    Args:
+        metrics: names out of `METRICS`.
+        labels: the true class of each row.
+        logits: the highest one is the prediction.
+
+    Raises:
+        RankwiseError: no metric has that name.
+    """
+    predictions = logits.argmax(axis=1)
+    scores = {}
+    for name in metrics:
+        if name not in METRICS:
+            raise RankwiseError(f"There is no metric {name!r}.{nearest(name, METRICS)}")
+        scores[name] = float(METRICS[name](labels, predictions))
+    return scores
