@@ -12,7 +12,9 @@ from rankwise.lora import LoRALinear
 
 
 def adapted(base: nn.Module, rank: int = 3, **options) -> LoRALinear:
-    layer = LoRALinear(base, rank, scaling=options.pop("scaling", 1.5), fan_in_fan_out=isinstance(base, Conv1D), **options)
+    layer = LoRALinear(
+        base, rank, scaling=options.pop("scaling", 1.5), fan_in_fan_out=isinstance(base, Conv1D), **options
+    )
     torch.nn.init.normal_(layer.lora_B)
     return layer
 
@@ -54,7 +56,9 @@ def test_gradients_agree_with_numerical_ones(make):
     def f(x, A, B):
         return torch.func.functional_call(layer, {"lora_A": A, "lora_B": B}, (x,))
 
-    assert torch.autograd.gradcheck(f, (x, layer.lora_A.detach().requires_grad_(), layer.lora_B.detach().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        f, (x, layer.lora_A.detach().requires_grad_(), layer.lora_B.detach().requires_grad_())
+    )
 
 
 def test_no_gradient_is_asked_of_an_input_that_needs_none():

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -93,7 +93,9 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     partial.replace(folder / CONFIG)
 
 
-def peft_config(layers: dict[str, LoRALinear], modules_to_save: list[str], base_model: str | None) -> dict[str, Any]:
+def peft_config(
+    layers: dict[str, LoRALinear], modules_to_save: list[str], base_model: str | None
+) -> dict[str, Any]:
     """The fields of PEFT's `LoraConfig` that say what these layers are.
 
     r and lora_alpha are those of most layers; the others stand in `rank_pattern` and `alpha_pattern`, so that alpha/r = s holds for each.
@@ -124,7 +126,11 @@ def peft_config(layers: dict[str, LoRALinear], modules_to_save: list[str], base_
 def _shortest(model: nn.Module, paths: list[str]) -> list[str]:
     """`["query", "value"]` instead of every path, where those names mean exactly these layers and no others."""
     names = {path.rpartition(".")[2] for path in paths}
-    matched = [path for path, module in model.named_modules() if path.rpartition(".")[2] in names and _is_matrix(module)]
+    matched = [
+        path
+        for path, module in model.named_modules()
+        if path.rpartition(".")[2] in names and _is_matrix(module)
+    ]
     return sorted(names) if sorted(matched) == sorted(paths) else paths
 
 
@@ -148,7 +154,9 @@ def read(folder: str | Path) -> Adapter:
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise RankwiseError(f"{folder} holds no adapter: it has no {file.name}. Name the folder that `rankwise train` wrote.")
+            raise RankwiseError(
+                f"{folder} holds no adapter: it has no {file.name}. Name the folder that `rankwise train` wrote."
+            )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         with safe_open(weights_file, "pt") as file:
@@ -157,14 +165,20 @@ def read(folder: str | Path) -> Adapter:
     except (ValueError, UnicodeDecodeError, SafetensorError) as error:
         raise RankwiseError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from None
     if config.get("peft_type") != "LORA":
-        raise RankwiseError(f"{folder} holds a {config.get('peft_type')} adapter; rankwise reads LoRA adapters.")
+        raise RankwiseError(
+            f"{folder} holds a {config.get('peft_type')} adapter; rankwise reads LoRA adapters."
+        )
     unknown = [flag for flag in ("use_dora", "use_qalora", "lora_bias") if config.get(flag)]
     if unknown:
-        raise RankwiseError(f"{folder} uses {unknown[0]}, which W0 + s·B·A cannot express. Merge it with PEFT first.")
+        raise RankwiseError(
+            f"{folder} uses {unknown[0]}, which W0 + s·B·A cannot express. Merge it with PEFT first."
+        )
     return _assemble(folder, config, tensors, metadata)
 
 
-def _assemble(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, str]) -> Adapter:
+def _assemble(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> Adapter:
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     lora, scaling, trained = {}, {}, {}
     for name, value in tensors.items():
@@ -206,17 +220,27 @@ def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
     for path, (A, B) in adapter.lora.items():
         if path not in linear:
             raise RankwiseError(_other_base(adapter, f"it adapts {path!r}, which this model does not have"))
-        base = linear[path].weight
+        base = cast(Tensor, linear[path].weight)
         if sorted(base.shape) != sorted((A.shape[1], B.shape[0])):
             raise RankwiseError(
-                _other_base(adapter, f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter")
+                _other_base(
+                    adapter, f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter"
+                )
             )
     _check_trained(model, adapter)
-    insert(model, {path: A.shape[0] for path, (A, _) in adapter.lora.items()}, adapter.scaling, dropout=adapter.dropout)
+    insert(
+        model,
+        {path: A.shape[0] for path, (A, _) in adapter.lora.items()},
+        adapter.scaling,
+        dropout=adapter.dropout,
+    )
     if adapter.fingerprint and adapter.fingerprint != fingerprint(model):
         raise RankwiseError(_other_base(adapter, "the layers it adapts hold other weights"))
     whole = {name.rpartition(".")[0] for name in adapter.trained}
-    train_beside(model, [p for p in _module_paths(model, adapter.modules_to_save) if any(w.startswith(p) for w in whole)])
+    train_beside(
+        model,
+        [p for p in _module_paths(model, adapter.modules_to_save) if any(w.startswith(p) for w in whole)],
+    )
     layers, parameters = lora_layers(model), dict(model.named_parameters())
     with torch.no_grad():
         for path, (A, B) in adapter.lora.items():
@@ -235,7 +259,9 @@ def _check_trained(model: nn.Module, adapter: Adapter) -> None:
         here, there = list(parameters[name].shape), list(value.shape)
         if here != there:
             if here[1:] == there[1:]:
-                raise RankwiseError(f"The adapter in {adapter.folder} is for {there[0]} labels; this model has {here[0]}.")
+                raise RankwiseError(
+                    f"The adapter in {adapter.folder} is for {there[0]} labels; this model has {here[0]}."
+                )
             raise RankwiseError(_other_base(adapter, f"{name} is {here} here, {there} in the adapter"))
 
 

@@ -1,9 +1,9 @@
 """The same things as the commands, as functions of ordinary objects: a Transformers model, a tokenizer, rows.
 
-    model = AutoModelForSequenceClassification.from_pretrained("roberta-base", num_labels=2)
-    rankwise.adapt(model)
-    rankwise.fit(model, tokenizer, train, validation)
-    rankwise.save(model, "my-adapter")
+model = AutoModelForSequenceClassification.from_pretrained("roberta-base", num_labels=2)
+rankwise.adapt(model)
+rankwise.fit(model, tokenizer, train, validation)
+rankwise.save(model, "my-adapter")
 """
 
 import json
@@ -58,8 +58,8 @@ def fit(
     train: Table,
     validation: Table | None = None,
     *,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
-    options: TrainOptions = TrainOptions(),  # noqa: B008 (frozen)
+    columns: Columns = Columns(),
+    options: TrainOptions = TrainOptions(),
     seed: int = 0,
     max_length: int | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -99,7 +99,11 @@ def fit(
             on_step(steps[-1])
     model.eval()
     notes = (f"{why}.", f"Learning rate {lr.value:g} ({lr.why}).")
-    scores = evaluate(model, tokenizer, validation, columns=columns, max_length=limit) if validation is not None else {}
+    scores = (
+        evaluate(model, tokenizer, validation, columns=columns, max_length=limit)
+        if validation is not None
+        else {}
+    )
     return FitResult(steps, scores, notes)
 
 
@@ -108,13 +112,15 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     rows: Table,
     *,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    columns: Columns = Columns(),
     max_length: int | None = None,
 ) -> np.ndarray:
     """Logits [rows, classes] of texts, in their order; labels aren't looked at."""
     limit = max_length or models.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
-    return predict_logits(model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit))
+    return predict_logits(
+        model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
+    )
 
 
 def evaluate(
@@ -123,7 +129,7 @@ def evaluate(
     rows: Table,
     *,
     metrics: Sequence[str] = ("accuracy",),
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    columns: Columns = Columns(),
     max_length: int | None = None,
 ) -> dict[str, float]:
     """Metrics and mean cross-entropy (`loss`) of a model on labelled rows."""
@@ -134,7 +140,9 @@ def evaluate(
     return score(metrics, labels, logits) | {"loss": mean_loss(logits, labels)}
 
 
-def load(folder: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load(
+    folder: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Loads what `save`, `rankwise train` or PEFT wrote: an adapter on its base model, or a fully fine-tuned one.
 
     Args:
@@ -148,7 +156,9 @@ def load(folder: str | Path, *, base: str | None = None, dtype: torch.dtype = to
     folder = Path(folder)
     if not (folder / adapter_io.CONFIG).is_file():
         if not (folder / "config.json").is_file():
-            raise RankwiseError(f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote.")
+            raise RankwiseError(
+                f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
+            )
         source = models.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
         return models.load(source, labels, dtype=dtype, seed=0)[0]
@@ -177,7 +187,9 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
         merged.save_pretrained(out)
         source.tokenizer.save_pretrained(out)
     except OSError as error:
-        raise RankwiseError(f"{out} can't be written: {error.strerror or error}. Name another folder with --out.") from None
+        raise RankwiseError(
+            f"{out} can't be written: {error.strerror or error}. Name another folder with --out."
+        ) from None
     return merged
 
 
@@ -187,13 +199,16 @@ def label_names(model: PreTrainedModel) -> list[str]:
     return [names[i] for i in sorted(names)]
 
 
-def _compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int) -> Compute:
+def _compute(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int
+) -> Compute:
     device = next(model.parameters()).device
     body = next(p for p in model.parameters() if p.ndim >= 2)
     dtype, _ = machine.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
-    pad_id = tokenizer.pad_token_id
-    return Compute(device, dtype if full else None, padding, max_length, pad_id if isinstance(pad_id, int) else 0)
+    return Compute(
+        device, dtype if full else None, padding, max_length, pad_id if isinstance(pad_id, int) else 0
+    )
 
 
 def _encode(
@@ -207,11 +222,15 @@ def _encode(
 ) -> Encoded:
     entries = list(table)
     text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
-    pair = [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None
+    pair = (
+        [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None
+    )
     labels = None
     if labelled:
         ids = {name: i for i, name in enumerate(label_names(model))}
-        labels = np.array([_label(entry, columns.label, ids, i) for i, entry in enumerate(entries)], dtype=np.int64)
+        labels = np.array(
+            [_label(entry, columns.label, ids, i) for i, entry in enumerate(entries)], dtype=np.int64
+        )
     rows = Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
     return encode(rows, tokenizer, max_length, None)
 
@@ -228,4 +247,6 @@ def _label(entry: Mapping[str, Any], column: str, ids: dict[str, int], i: int) -
         return ids[value]
     if isinstance(value, int | np.integer) and 0 <= int(value) < len(ids):
         return int(value)
-    raise RankwiseError(f"Row {i} has the label {value!r} in {column!r}; the model knows {json.dumps(list(ids))}.")
+    raise RankwiseError(
+        f"Row {i} has the label {value!r} in {column!r}; the model knows {json.dumps(list(ids))}."
+    )

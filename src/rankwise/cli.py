@@ -25,10 +25,14 @@ app = App(
 )
 app.register_install_completion_command()
 
-Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
+Json = Annotated[
+    bool, Parameter(name="--json", help="Print one JSON object on stdout; everything else goes to stderr.")
+]
 Config = Annotated[CompareConfig, Parameter(name="*")]
 OneRun = Annotated[RunConfig, Parameter(name="*")]
-Base = Annotated[str | None, Parameter(name="--model", help="The base model, where it isn't the one the adapter names.")]
+Base = Annotated[
+    str | None, Parameter(name="--model", help="The base model, where it isn't the one the adapter names.")
+]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -97,7 +101,9 @@ def _report(out: Path, json: bool) -> None:
 
 @app.command
 def train(
-    file: Annotated[Path | None, Parameter(help="CSV, TSV, JSONL or Parquet; a task by name (--task) without it.")] = None,
+    file: Annotated[
+        Path | None, Parameter(help="CSV, TSV, JSONL or Parquet; a task by name (--task) without it.")
+    ] = None,
     /,
     config: OneRun = RunConfig(),  # noqa: B008 (frozen)
     *,
@@ -121,7 +127,10 @@ def train(
         result = folder.read_result()
     else:
         result = _train(folder, request, json)
-    _say(json, f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.")
+    _say(
+        json,
+        f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
+    )
     if json:
         _print_json({"out": str(out), **result})
 
@@ -146,14 +155,18 @@ def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
 
 
 Text = Annotated[str | None, Parameter(name="--text", help="Column of the text. Default: as in training.")]
-TextPair = Annotated[str | None, Parameter(name="--text-pair", help="Column of the second text. Default: as in training.")]
+TextPair = Annotated[
+    str | None, Parameter(name="--text-pair", help="Column of the second text. Default: as in training.")
+]
 Label = Annotated[str | None, Parameter(name="--label", help="Column of the label. Default: as in training.")]
 
 
 @app.command
 def evaluate(
     adapter: Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")],
-    file: Annotated[Path | None, Parameter(help="Labelled rows; without it the validation split of the run's own task.")] = None,
+    file: Annotated[
+        Path | None, Parameter(help="Labelled rows; without it the validation split of the run's own task.")
+    ] = None,
     /,
     *,
     split: str = "validation",
@@ -180,10 +193,11 @@ def evaluate(
 
     trained = scoring.open_trained(adapter, base=model, text=text, text_pair=text_pair, label=label)
     with Bar(_people(json), "Evaluating") as bar:
-        if file is None:
-            result = scoring.evaluate_task(trained, split, data, bar)
-        else:
-            result = scoring.evaluate_file(trained, file, bar)
+        result = (
+            scoring.evaluate_task(trained, split, data, bar)
+            if file is None
+            else scoring.evaluate_file(trained, file, bar)
+        )
     notes = result.pop("notes")
     for note in notes:
         _say(json, note)
@@ -199,7 +213,9 @@ def predict(
     file: Annotated[Path, Parameter(help="Rows to predict on: CSV, TSV, JSONL or Parquet.")],
     /,
     *,
-    out: Annotated[Path, Parameter(help="File to write, its kind by its ending: .jsonl, .csv, .tsv or .parquet.")],
+    out: Annotated[
+        Path, Parameter(help="File to write, its kind by its ending: .jsonl, .csv, .tsv or .parquet.")
+    ],
     model: Base = None,
     text: Text = None,
     text_pair: TextPair = None,
@@ -240,7 +256,10 @@ def merge(
 
     merged = api.merge(adapter, out, base=model)
     parameters = sum(p.numel() for p in merged.parameters())
-    _say(json, f"Merged model of {parameters:,} parameters in {out}: AutoModelForSequenceClassification.from_pretrained loads it.")
+    _say(
+        json,
+        f"Merged model of {parameters:,} parameters in {out}: AutoModelForSequenceClassification.from_pretrained loads it.",
+    )
     if json:
         _print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
 

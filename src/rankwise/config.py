@@ -103,7 +103,9 @@ class TrainOptions:
     """Stop early when the loss on rows held out of training has not improved for so many checks (one an epoch)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size, accumulate=self.accumulate, evaluate_every=self.evaluate_every)
+        _at_least(
+            1, batch_size=self.batch_size, accumulate=self.accumulate, evaluate_every=self.evaluate_every
+        )
         _at_least(1, patience=self.patience)
         _above_zero(epochs=self.epochs, lr=self.lr)
         _share(warmup=self.warmup)

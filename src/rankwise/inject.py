@@ -45,7 +45,11 @@ def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:
     body = getattr(model, prefix, None) if prefix else None
     if not isinstance(body, nn.Module):
         return model, []
-    heads = [n for n, child in model.named_children() if child is not body and any(True for _ in child.parameters())]
+    heads = [
+        n
+        for n, child in model.named_children()
+        if child is not body and any(True for _ in child.parameters())
+    ]
     return body, heads
 
 
@@ -59,11 +63,12 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     Raises:
         RankwiseError: the family is unknown and no targets are given, or a target names no linear layer.
     """
-    body, heads = body_and_heads(model)
+    _, heads = body_and_heads(model)
     linear = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not any(name == h or name.startswith(f"{h}.") for h in heads)
+        if isinstance(module, nn.Linear | Conv1D)
+        and not any(name == h or name.startswith(f"{h}.") for h in heads)
     }
     if not targets:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -83,7 +88,9 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
             found = [name for name in linear if pattern.fullmatch(name)]
         if not found:
             known = {name.rsplit(".", 1)[-1] for name in linear} | {"all-linear"}
-            raise RankwiseError(f"No linear layer of this model is called {target!r}.{nearest(target, known)}")
+            raise RankwiseError(
+                f"No linear layer of this model is called {target!r}.{nearest(target, known)}"
+            )
         chosen.update(found)
     return [name for name in linear if name in chosen]
 
@@ -92,7 +99,9 @@ def _compile(target: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(.*\.)?({target})")
     except re.error as error:
-        raise RankwiseError(f"The target {target!r} is neither a layer's name nor a pattern: {error}.") from None
+        raise RankwiseError(
+            f"The target {target!r} is neither a layer's name nor a pattern: {error}."
+        ) from None
 
 
 def adapt(
@@ -125,7 +134,9 @@ def adapt(
         RankwiseError: a target that isn't there, or a rank larger than a layer.
     """
     if lora_layers(model):
-        raise RankwiseError("This model has LoRA layers already. Load the base model again, or merge them first.")
+        raise RankwiseError(
+            "This model has LoRA layers already. Load the base model again, or merge them first."
+        )
     paths = find_targets(model, targets)
     scaling = scale(rank, alpha, rslora)
     insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)

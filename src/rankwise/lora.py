@@ -63,7 +63,9 @@ class LoRALinear(nn.Module):
         self.weight, self.bias = cast(nn.Parameter, base.weight), cast("nn.Parameter | None", base.bias)
         d_in, d_out = self.in_features, self.out_features
         if not 1 <= rank <= min(d_in, d_out):
-            raise ValueError(f"rank {rank} doesn't fit a layer of {d_in} × {d_out}: between 1 and {min(d_in, d_out)}")
+            raise ValueError(
+                f"rank {rank} doesn't fit a layer of {d_in} × {d_out}: between 1 and {min(d_in, d_out)}"
+            )
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -139,7 +141,9 @@ class _LoRAFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float
+    ) -> Tensor:
         y = F.linear(x, W, bias)
         dtype = y.dtype  # under autocast not x's
         rows = x.reshape(-1, x.shape[-1]).to(dtype)

@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ def choose_device(asked: str) -> torch.device:
         device = torch.device(asked)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise RankwiseError(f"This machine has no device {asked!r}. Leave --device out to take the best there is.") from None
+        raise RankwiseError(
+            f"This machine has no device {asked!r}. Leave --device out to take the best there is."
+        ) from None
     return device
 
 
@@ -36,7 +39,9 @@ def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
         return DTYPES[asked], "as asked for"
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (torch.bfloat16 if has else torch.float32), "the GPU has it" if has else "the GPU has no bfloat16"
+        return (
+            torch.bfloat16 if has else torch.float32
+        ), "the GPU has it" if has else "the GPU has no bfloat16"
     if device.type == "cpu":
         if torch.cpu._is_amx_tile_supported():
             return torch.bfloat16, "the CPU has AMX"
@@ -54,7 +59,16 @@ def cores() -> int:
 def versions() -> dict[str, str]:
     """Versions of what determines a result."""
     found = {"python": platform.python_version()}
-    for package in ("rankwise", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "peft"):
+    for package in (
+        "rankwise",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "scipy",
+        "peft",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -73,7 +87,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            return next(
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.machine(),
+            )
     except OSError:
         return platform.processor() or platform.machine()

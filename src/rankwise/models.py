@@ -80,7 +80,9 @@ def _from_pretrained(kind: Any, path: str, name: str) -> Any:
         return kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as local:
         if Path(path).is_dir():
-            raise RankwiseError(f"The folder {path} holds no Transformers model: {_first_line(local)}") from None
+            raise RankwiseError(
+                f"The folder {path} holds no Transformers model: {_first_line(local)}"
+            ) from None
     try:
         return kind.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -108,8 +110,12 @@ def load(
     Returns:
         The model in eval mode, and the paths of its new modules outside the head (BERT's pooler where it is new).
     """
-    labels = {i: label for i, label in enumerate(label_names)}
-    options = {"num_labels": len(labels), "id2label": labels, "label2id": {label: i for i, label in labels.items()}}
+    labels = dict(enumerate(label_names))
+    options = {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: i for i, label in labels.items()},
+    }
     with _quiet():
         model, info = cast(Any, AutoModelForSequenceClassification).from_pretrained(
             source.path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -137,9 +143,16 @@ def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
             parameter.data = fresh.to(parameter.device)
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padding; any will do where a tokenizer has none, since attention never sees it."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+
+
 def width(config: Any) -> int:
     """The hidden size of a model's config, whatever its family calls it."""
-    return next(int(v) for n in ("hidden_size", "dim", "n_embd", "d_model") if (v := getattr(config, n, None)))
+    return next(
+        int(v) for n in ("hidden_size", "dim", "n_embd", "d_model") if (v := getattr(config, n, None))
+    )
 
 
 @contextlib.contextmanager

@@ -62,7 +62,11 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     run = prepare(folder, emit)
     config, training = run.config, run.training
     folder.update_run_json(
-        resolved=to_json(config), facts=run.facts, task=to_json(run.dataset.task), versions=machine.versions(), hardware=machine.hardware(training.compute.device)
+        resolved=to_json(config),
+        facts=run.facts,
+        task=to_json(run.dataset.task),
+        versions=machine.versions(),
+        hardware=machine.hardware(training.compute.device),
     )
     checkpoint = folder.checkpoint
     if checkpoint is not None:
@@ -107,14 +111,19 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     source = models.locate(config.model.model or models.EMBEDDED, config.data.max_length)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
-    validation = {s: encode(rows, source.tokenizer, source.max_length, cache) for s, rows in dataset.validation.items()}
+    validation = {
+        s: encode(rows, source.tokenizer, source.max_length, cache) for s, rows in dataset.validation.items()
+    }
     held_out = None
     if config.train.patience is not None:
         train, held_out = hold_out(train, config.seed)
 
     rss = PeakRss()
     model, new_modules = models.load(
-        source, list(dataset.task.label_names), dtype=dtype if method.frozen_base else torch.float32, seed=config.seed
+        source,
+        list(dataset.task.label_names),
+        dtype=dtype if method.frozen_base else torch.float32,
+        seed=config.seed,
     )
     method.prepare(model, config, new_modules)
     model.to(device)  # pyright: ignore[reportArgumentType]
@@ -126,7 +135,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         autocast=dtype if not method.frozen_base and dtype != torch.float32 else None,
         padding=padding,
         max_length=source.max_length,
-        pad_id=source.tokenizer.pad_token_id or 0,
+        pad_id=models.pad_id(source.tokenizer),
     )
     training = Training(model, train, config.train, compute, seed=config.seed)
     dtype_name = str(dtype).removeprefix("torch.")
@@ -155,7 +164,10 @@ def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
     """Splits off `HELD_OUT` of the rows, stratified by label, the same for every method with this seed."""
     n = min(1000, max(1, round(len(rows) * HELD_OUT)))
     kept, held = train_test_split(
-        np.arange(len(rows)), test_size=n, random_state=stream_seed(seed, "held out") % 2**32, stratify=rows.labels
+        np.arange(len(rows)),
+        test_size=n,
+        random_state=stream_seed(seed, "held out") % 2**32,
+        stratify=rows.labels,
     )
     return rows.select(np.sort(kept)), rows.select(np.sort(held))
 
@@ -283,7 +295,12 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
     elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
         run.model.save_pretrained(folder.path)
         run.source.tokenizer.save_pretrained(folder.path)
-    result = _result(run, scores, peak_rss_mb, shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False))
+    result = _result(
+        run,
+        scores,
+        peak_rss_mb,
+        shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False),
+    )
     folder.write_result(result)
     folder.remove_checkpoint()
     return result

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, api, machine, models, tasks
+from rankwise.config import from_json
 from rankwise.data import Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
 from rankwise.metrics import score
@@ -39,7 +40,12 @@ class Trained:
 
 
 def open_trained(
-    folder: Path, *, base: str | None = None, text: str | None = None, text_pair: str | None = None, label: str | None = None
+    folder: Path,
+    *,
+    base: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
 ) -> Trained:
     """Loads what was trained into `folder`, by rankwise or by PEFT.
 
@@ -68,14 +74,14 @@ def open_trained(
         autocast=dtype if not is_adapter and dtype != torch.float32 else None,
         padding=choose_padding(model, facts.get("padding", "packed"))[0],
         max_length=facts.get("max_length") or models.text_limit(model.config, tokenizer),
-        pad_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0,
+        pad_id=models.pad_id(tokenizer),
     )
     return Trained(model, tokenizer, task, compute)
 
 
 def _task(record: dict[str, Any], folder: Path, label_names: list[str]) -> Task:
     if stored := record.get("task"):
-        return Task(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        return from_json(Task, stored)
     return Task(
         name=folder.name,
         text="text",
@@ -93,7 +99,9 @@ def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done,
     return predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
 
 
-def evaluate_file(trained: Trained, file: Path, on_progress: Progress = lambda done, of: None) -> dict[str, Any]:
+def evaluate_file(
+    trained: Trained, file: Path, on_progress: Progress = lambda done, of: None
+) -> dict[str, Any]:
     """Metrics, loss and number of rows of a labelled file."""
     rows, notes = tasks.read_rows(file, trained.task, labelled=True)
     return {**_scores(trained, rows, on_progress), "notes": list(notes)}
@@ -111,7 +119,11 @@ def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, An
     if not len(rows) or rows.labels is None:
         raise RankwiseError("There is no row with both text and label to evaluate on.")
     logits = logits_of(trained, rows, on_progress)
-    return {"n": len(rows), **score(trained.task.metrics, rows.labels, logits), "loss": mean_loss(logits, rows.labels)}
+    return {
+        "n": len(rows),
+        **score(trained.task.metrics, rows.labels, logits),
+        "loss": mean_loss(logits, rows.labels),
+    }
 
 
 def predict_file(
@@ -143,7 +155,9 @@ def predict_file(
         WRITERS[out.suffix](table, partial)
         partial.replace(out)
     except OSError as error:
-        raise RankwiseError(f"{out} can't be written: {error.strerror or error}. Name another file with --out.") from None
+        raise RankwiseError(
+            f"{out} can't be written: {error.strerror or error}. Name another file with --out."
+        ) from None
     counts = {name: int((logits.argmax(axis=1) == i).sum()) for i, name in enumerate(names)}
     return {"n": len(rows), "out": str(out), "predicted": counts, "notes": list(notes)}
 

@@ -1,10 +1,10 @@
 """The run folder: the one place that knows file names. Whatever is killed at whatever moment, a reader finds the old file or the new one.
 
-    run.json                 what was asked for, what it was resolved to, versions, hardware
-    steps.jsonl              one line an optimizer step
-    checkpoint-<step>/       the latest state of training; removed when the run ends well
-    predictions.parquet      idx, label, prediction, logits of the validation rows
-    result.json              written last: its presence means "finished"
+run.json                 what was asked for, what it was resolved to, versions, hardware
+steps.jsonl              one line an optimizer step
+checkpoint-<step>/       the latest state of training; removed when the run ends well
+predictions.parquet      idx, label, prediction, logits of the validation rows
+result.json              written last: its presence means "finished"
 """
 
 import json
@@ -100,7 +100,9 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path | None:
         """The latest whole checkpoint."""
-        found = {int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()}
+        found = {
+            int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()
+        }
         return found[max(found)] if found else None
 
     def replace_checkpoint(self, save: Callable[[Path], None]) -> None:
@@ -179,7 +181,9 @@ def make_folder(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RankwiseError(f"{path} can't be written: {error.strerror or error}. Give another folder with --out.") from None
+        raise RankwiseError(
+            f"{path} can't be written: {error.strerror or error}. Give another folder with --out."
+        ) from None
 
 
 def damaged(file: Path, why: object) -> RankwiseError:

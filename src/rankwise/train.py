@@ -61,7 +61,9 @@ class Compute:
             if self.padding == "packed":
                 return packed_logits(model, pack(rows, which, model=model).to(self.device)).float()
             to = self.max_length if self.padding == "max_length" else "longest"
-            batch = {k: v.to(self.device) for k, v in pad(rows, which, self.pad_id, to).items() if k != "labels"}
+            batch = {
+                k: v.to(self.device) for k, v in pad(rows, which, self.pad_id, to).items() if k != "labels"
+            }
             return model(**batch).logits.float()
 
     @contextlib.contextmanager
@@ -76,7 +78,11 @@ def choose_padding(model: nn.Module, asked: Padding) -> tuple[Padding, str]:
     if asked != "packed":
         return asked, f"padding {asked}, as asked for"
     possible, reason = can_pack(model)
-    return ("packed", "packed: no padding") if possible else ("longest", f"padded to the longest of a batch: {reason}")
+    return (
+        ("packed", "packed: no padding")
+        if possible
+        else ("longest", f"padded to the longest of a batch: {reason}")
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ NAMES = ("lora-paper", "poster", "rankwise")
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(files("rankwise.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -94,7 +94,12 @@ def published(task: str, model: str) -> list[dict[str, Any]]:
     """
     name = model.rstrip("/").rpartition("/")[2].lower()
     return [
-        {"method": e["method"], "settings": e.get("settings", ""), "score": e["scores"][task], "source": e["source"]}
+        {
+            "method": e["method"],
+            "settings": e.get("settings", ""),
+            "score": e["scores"][task],
+            "source": e["source"],
+        }
         for e in _read("published")["published"]
         if e["model"] == name and task in e["scores"]
     ]
