@@ -10,9 +10,11 @@ by far, in backward above all. Boundaries travel as the keyword argument `layout
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from rankwise.dropout import Key, dropout, keep_mask, rounded
 from rankwise.errors import RankwiseError
-from rankwise.packing import Layout
+from rankwise.packing import Layout, pack
+from rankwise.readout import packed_logits
 
 NAME = "rankwise_packed"
 SOFTMAX_BLOCK = 1 << 18
@@ -96,6 +99,82 @@ def _restore(module: nn.Module, forward: Any) -> None:
         del module.__dict__["forward"]
     else:
         module.__dict__["forward"] = forward
+
+
+def can_pack(model: nn.Module) -> tuple[bool, str]:
+    """Whether a model can be trained packed, and if not, why, as the end of a sentence.
+
+    What a class declares is not believed alone: short rows are run packed and one by one and have to agree, and a packed
+    row has to stay the same whatever lies beside it.
+    """
+    hf, name = cast(Any, model), type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        return False, f"{name} is not a Transformers model"
+    if hf.config.is_encoder_decoder:
+        return False, f"{name} has an encoder and a decoder"
+    if not hf._supports_attention_backend:
+        return False, f"the attention of {name} doesn't go through Transformers' attention registry"
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return _self_check(model)
+    except (RankwiseError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as problem:
+        return False, f"a packed pass of {name} failed: {problem}"
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A few rows of tokens, as `packing.Rows`."""
+
+    input_ids: np.ndarray
+    offsets: np.ndarray
+    token_type_ids: None = None
+    labels: None = None
+
+
+@torch.no_grad()
+def _self_check(model: nn.Module) -> tuple[bool, str]:
+    """Runs a short and a longer row packed, alone, and packed beside other tokens than each other's."""
+    hf, name = cast(Any, model), type(model).__name__
+    parameter = next(model.parameters())
+    rows = _probe_rows(model)
+
+    def together(*pair: np.ndarray) -> Tensor:
+        ids = np.concatenate(pair).astype(np.int32)
+        probe = _Probe(ids, np.cumsum([0, *map(len, pair)]))
+        with packed(model):
+            batch = pack(probe, np.arange(2), model=model, key=(0,))
+            return packed_logits(model, batch.to(parameter.device)).double()
+
+    def alone(row: np.ndarray) -> Tensor:
+        ids = torch.from_numpy(row)[None].to(parameter.device)
+        return hf(ids, attention_mask=torch.ones_like(ids)).logits.double()
+
+    ours = together(*rows)
+    leak = max(
+        float((together(rows[0], rows[1][::-1])[0] - ours[0]).norm()),
+        float((together(rows[0][::-1], rows[1])[1] - ours[1]).norm()),
+    )
+    norm, eps = float(ours.norm()), torch.finfo(parameter.dtype).eps
+    if not leak <= eps * norm:
+        return False, f"packed rows of {name} see each other outside attention"
+    error = float((torch.cat([alone(row) for row in rows]) - ours).norm())
+    if not error <= max(eps**0.5, 1e-5) * norm:
+        return False, f"packed and single rows of {name} differ by {error / norm:.1g} of their logits"
+    return True, ""
+
+
+def _probe_rows(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows of distinct tokens, none of them padding; the second reaches beyond a short sliding window."""
+    windows = [w for m in model.modules() if isinstance(w := getattr(m, "sliding_window", None), int)]
+    longer = max([12, *(w + 4 for w in windows if w <= 128)])
+    config = cast(Any, model).config.get_text_config()
+    usable = np.setdiff1d(np.arange(min(config.vocab_size, 1000)), [config.pad_token_id or 0])
+    ids = np.resize(usable, 7 + longer)
+    return ids[:7], ids[7:]
 
 
 def _registered(
