@@ -41,7 +41,7 @@ def test_tensors_alive_before_count_from_the_start():
 
 
 def test_what_autograd_saves_counts_until_the_backward_frees_it():
-    # y = relu(x W) W': x is given, saved are relu's output (for W' and for relu itself); x W is freed by the in-place relu.
+    # y = relu(x W) V: x is given; relu's output is saved, x W is not.
     x, first, second = torch.randn(64, 100), nn.Linear(100, 500, bias=False), nn.Linear(500, 10, bias=False)
     with TensorMemory() as memory:
         before = memory.live_mb

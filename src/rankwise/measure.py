@@ -1,9 +1,11 @@
 """Time and memory of training: rows and tokens a second, resident memory, and the bytes of live tensors.
 
-`peak_memory_mb` is tensor bytes, the same on CPU and GPU (1 MB = 10⁶ bytes): on CUDA the allocator's own peak, elsewhere the sum over
-live storages, each counted once, seen through every operation PyTorch dispatches. `peak_rss_mb` is a check beside it.
+`peak_memory_mb` is tensor bytes, the same on CPU and GPU (1 MB = 10⁶ bytes): on CUDA the allocator's own
+peak, elsewhere the sum over live storages, each counted once, seen through every operation PyTorch
+dispatches. `peak_rss_mb` is a check beside it.
 """
 
+import contextlib
 import gc
 import statistics
 import sys
@@ -35,7 +37,8 @@ class Spread:
 
 
 class Speed:
-    """Rows and tokens per second over training steps; the clock runs from construction, or from the last `start`.
+    """Rows and tokens per second over training steps; the clock runs from construction, or from the last
+    `start`.
 
     Args:
         skip: first steps left out: they allocate, choose kernels and fill caches.
@@ -47,7 +50,8 @@ class Speed:
         self._mark = time.perf_counter()
 
     def start(self) -> None:
-        """Forgets the time since the last step; called after an evaluation or a checkpoint, which are no training."""
+        """Forgets the time since the last step; called after an evaluation or a checkpoint, which are no
+        training."""
         self._mark = time.perf_counter()
 
     def step(self, rows: int, tokens: int) -> None:
@@ -86,17 +90,16 @@ class Speed:
 
 
 class PeakRss:
-    """High-water mark of this process's resident memory above its level at construction, which comes before the model's.
+    """High-water mark of this process's resident memory above its level at construction, which comes before
+    the model's.
 
-    On Linux the mark itself is reset at construction, so an earlier peak does not hide the model's. Where a system can't reset
-    it, an earlier peak (imports) is the least that is reported.
+    On Linux the mark itself is reset at construction, so an earlier peak does not hide the model's. Where a
+    system can't reset it, an earlier peak (imports) is the least that is reported.
     """
 
     def __init__(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-        except OSError:
-            pass
         self._level = _resident("VmRSS")
 
     @property
@@ -123,11 +126,13 @@ def _resident(field: str) -> int | None:
 
 
 class TensorMemory(TorchDispatchMode):
-    """Follows the bytes of live tensors of one device while it is active: `with TensorMemory() as memory: ...; memory.peak_mb`.
+    """Follows the bytes of live tensors of one device while it is active: `with TensorMemory() as memory:
+    ...; memory.peak_mb`.
 
-    Tensors already alive (weights, optimizer moments) count from the start. A storage counts once, however many views it has,
-    and for as long as anything holds it, autograd's saved tensors included. Scratch space inside a kernel is not a tensor and is not
-    seen. Following every operation slows small ones down: time and memory are measured in separate passes.
+    Tensors already alive (weights, optimizer moments) count from the start. A storage counts once, however
+    many views it has, and for as long as anything holds it, autograd's saved tensors included. Scratch space
+    inside a kernel is not a tensor and is not seen. Following every operation slows small ones down: time and
+    memory are measured in separate passes.
 
     Args:
         device: whose memory. On CUDA the allocator keeps the count, and nothing is slowed down.
@@ -145,7 +150,9 @@ class TensorMemory(TorchDispatchMode):
             torch.cuda.reset_peak_memory_stats(self.device)
             return self
         for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor):  # isinstance would ask lazy proxies for their class, and so import things
+            if issubclass(
+                type(thing), torch.Tensor
+            ):  # isinstance would ask lazy proxies for their class, and so import things
                 self._follow(thing)
         self._peak = self._total
         return super().__enter__()

@@ -1,0 +1,56 @@
+"""Who takes part: one entry a row of the table, and what is compared with what.
+
+A contender is a module of this package with two functions. `order(config, lengths, seed, **settings)` makes
+rows into batches by its own protocol; `train(config, rows, batches, after_step, **settings)` builds the
+model, trains one step a batch, in order, and calls `after_step()` behind each. Everything else (turns,
+clocks, memory) is the worker's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        module: where its `order` and `train` are.
+        settings: their keyword arguments.
+        max_length: rows are cut to this many tokens.
+        needs: packages it can't do without, beyond rankwise's own dependencies.
+    """
+
+    module: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    max_length: int | None = None
+    needs: tuple[str, ...] = ()
+
+
+_PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
+
+CONTENDERS: dict[str, Contender] = {
+    "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
+    "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
+    "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_PEER),
+    "trainer full": Contender(settings={"lora": False}, **_PEER),
+    "floor": Contender("rankwise.bench.floor"),
+}
+
+RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "lora_vs_peft_best": ("rankwise lora", ("peft lora sdpa", "peft lora eager")),
+    "lora_vs_peft_pad128": ("rankwise lora", ("peft lora pad128",)),
+    "lora_vs_full": ("rankwise lora", ("rankwise full",)),
+    "full_vs_trainer_full": ("rankwise full", ("trainer full",)),
+    "lean_vs_lora": ("rankwise lora lean", ("rankwise lora",)),
+    "step_vs_floor": ("floor", ("rankwise lora",)),  # rates turned over: the step's time over the floor's
+}
+"""Rows per second of the first over the second; of several, over the one with the best median."""
+
+MEMORY_RATIOS: dict[str, tuple[str, str]] = {
+    "trainer_full_vs_lora": ("trainer full", "rankwise lora"),
+    "trainer_full_vs_lean": ("trainer full", "rankwise lora lean"),
+    "peft_sdpa_vs_lora": ("peft lora sdpa", "rankwise lora"),
+    "peft_eager_vs_lora": ("peft lora eager", "rankwise lora"),
+}
+"""Peak tensor memory of the first over the second."""

@@ -1,0 +1,73 @@
+"""How long the rows of a task are, as shipped histograms, and rows of random token ids that are as long.
+
+    lengths.json: task → {tokens: rows}      remade by `bench/lengths.py`
+
+Speed and memory depend on the lengths of rows, not on their words, so a measurement needs no data set.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from rankwise.data import Encoded
+from rankwise.errors import RankwiseError, nearest
+
+
+@cache
+def _histograms() -> dict[str, dict[int, int]]:
+    tasks = json.loads(files("rankwise.bench").joinpath("lengths.json").read_text())["tasks"]
+    return {name: {int(tokens): rows for tokens, rows in counts.items()} for name, counts in tasks.items()}
+
+
+def histogram(name: str) -> dict[int, int]:
+    """Rows of a task's training split by their number of tokens, special tokens included; `{n: 1}` for a
+    number n.
+
+    Raises:
+        RankwiseError: `name` is neither a task nor a positive number.
+    """
+    if name in _histograms():
+        return _histograms()[name]
+    if name.isdecimal() and int(name) > 0:
+        return {int(name): 1}
+    raise RankwiseError(
+        f"Lengths are a task's name or a number of tokens, not {name!r}.{nearest(name, _histograms())}"
+    )
+
+
+def draw(name: str, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of `rows` rows, drawn independently from a histogram (int64 [rows])."""
+    counts = histogram(name)
+    share = np.array(list(counts.values())) / sum(counts.values())
+    return rng.choice(np.array(list(counts)), size=rows, p=share)
+
+
+def epoch(name: str, rng: np.random.Generator) -> np.ndarray:
+    """Lengths of every row of a task's training split, shuffled (int64 [rows of the task])."""
+    counts = histogram(name)
+    return rng.permutation(np.repeat(np.array(list(counts)), list(counts.values())))
+
+
+def random_rows(lengths: np.ndarray, model_config: Any, rng: np.random.Generator) -> Encoded:
+    """Rows of random token ids, never the padding token (which moves RoBERTa's positions), with random
+    labels.
+
+    Args:
+        lengths: tokens of each row.
+        model_config: a Transformers config; gives the vocabulary, the padding token and the classes.
+        rng: draws them.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(0, model_config.vocab_size - 1, size=offsets[-1], dtype=np.int32)
+    ids += ids >= model_config.pad_token_id
+    return Encoded(
+        input_ids=ids,
+        offsets=offsets,
+        token_type_ids=None,
+        labels=rng.integers(0, model_config.num_labels, size=len(lengths)),
+        idx=np.arange(len(lengths)),
+        n_truncated=0,
+    )

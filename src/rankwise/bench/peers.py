@@ -1,0 +1,140 @@
+"""The peers: Transformers' Trainer, with and without PEFT's LoRA, at its best stock setting.
+
+Dynamic padding, batches of like length, fused AdamW, bfloat16 autocast (also for the variant padded to 128
+tokens, whose `run_glue` default is float32), nothing logged, saved or evaluated. All repeats are one real
+`Trainer.train()`, held up between turns.
+"""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from rankwise.bench import architectures
+from rankwise.bench.config import BenchConfig
+from rankwise.data import Encoded
+from rankwise.inject import find_targets
+
+
+def order(
+    config: BenchConfig, lengths: np.ndarray, seed: int, *, pad_to: int | None = None, **settings: Any
+) -> list[np.ndarray]:
+    """Batches as Trainer makes them of a large data set: of like length (`group_by_length`), or random where
+    all rows are padded alike.
+
+    Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only
+    because it is a piece of a measurement, so it is sorted as a large data set would be.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if pad_to:
+        indices = torch.randperm(len(lengths), generator=generator).tolist()
+    else:
+        indices = get_length_grouped_indices(lengths.tolist(), config.batch_size, 50, generator)
+    return [np.array(indices[i : i + config.batch_size]) for i in range(0, len(lengths), config.batch_size)]
+
+
+def train(
+    config: BenchConfig,
+    rows: Encoded,
+    batches: list[np.ndarray],
+    after_step: Callable[[], None],
+    *,
+    lora: bool,
+    attention: str | None = None,
+    pad_to: int | None = None,
+) -> None:
+    """Trains one step a batch with Trainer.
+
+    Args:
+        config: resolved (device and dtype are named).
+        rows: what batches are taken from.
+        batches: row numbers of each step.
+        after_step: called behind each step.
+        lora: PEFT's LoRA on the layers ours adapts; otherwise full fine-tuning.
+        attention: `sdpa` or `eager`; default Transformers' own choice.
+        pad_to: pad every row to this many tokens beforehand, as `run_glue` does by default.
+    """
+    model: Any = architectures.build(config, dtype=torch.float32, attention=attention)
+    pad_token_id = model.config.pad_token_id
+    if lora:
+        adapter = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=config.rank,
+            lora_alpha=2 * config.rank,
+            target_modules=find_targets(model),
+        )
+        model = get_peft_model(model, adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=config.batch_size,
+            train_sampling_strategy="sequential",  # `order` has grouped the rows already
+            learning_rate=1e-4,
+            bf16=config.dtype == "bfloat16",
+            use_cpu=config.device == "cpu",
+            seed=config.seed,
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        collator = default_data_collator if pad_to else DataCollatorWithPadding(_padder(pad_token_id))
+        examples: Any = _examples(rows, np.concatenate(batches), pad_to, pad_token_id)
+        Trainer(
+            model, arguments, collator, train_dataset=examples, callbacks=[_AfterStep(after_step)]
+        ).train()
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, after_step: Callable[[], None]) -> None:
+        self._after_step = after_step
+
+    def on_step_end(self, *arguments: Any, **more: Any) -> None:
+        self._after_step()
+
+
+def _examples(
+    rows: Encoded, order: np.ndarray, pad_to: int | None, pad_token_id: int
+) -> list[dict[str, Any]]:
+    """Rows as Trainer takes them, in order."""
+    labels = rows.labels if rows.labels is not None else np.zeros(len(rows), dtype=np.int64)
+    examples = []
+    for row in order:
+        ids = rows.input_ids[rows.offsets[row] : rows.offsets[row + 1]].tolist()
+        padding = max(0, (pad_to or 0) - len(ids))
+        examples.append(
+            {
+                "input_ids": ids + [pad_token_id] * padding,
+                "attention_mask": [1] * len(ids) + [0] * padding,
+                "labels": int(labels[row]),
+            }
+        )
+    return examples
+
+
+def _padder(pad_token_id: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows one thing: which token pads."""
+    only = Tokenizer(WordLevel({"<pad>": pad_token_id}, unk_token="<pad>"))
+    padder = PreTrainedTokenizerFast(tokenizer_object=only, pad_token="<pad>", padding_side="right")
+    # What it advises (`__call__` instead of `pad`) does not fit token ids, and would be said on every run.
+    padder.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    return padder

@@ -1,0 +1,91 @@
+"""From what contenders reported to what is said about them: medians with their range, and paired ratios.
+
+A ratio is taken repeat by repeat, between turns that lie next to each other on the same rows; its median and
+range are over the repeats.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
+from rankwise.bench.coordinator import Record
+from rankwise.measure import Spread
+
+
+def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """One object a contender that finished: spreads over its repeats, and memory in MB."""
+    return [
+        {
+            "name": record.name,
+            "rows_per_second": _spread(record, "rows_per_second"),
+            "tokens_per_second": _spread(record, "tokens_per_second"),
+            "step_seconds": asdict(Spread.of([r["step_seconds"]["median"] for r in record.repeats])),
+            "peak_memory_mb": record.memory["peak_memory_mb"],
+            "peak_rss_mb": record.memory["peak_rss_mb"],
+        }
+        for record in records
+        if record.failure is None
+    ]
+
+
+def ratios(records: Iterable[Record]) -> dict[str, Spread]:
+    """Every ratio of `RATIOS` whose two sides finished, by the paired repeats."""
+    rates = {
+        record.name: [repeat["rows_per_second"] for repeat in record.repeats]
+        for record in records
+        if record.failure is None
+    }
+    found: dict[str, Spread] = {}
+    for name, (first, seconds) in RATIOS.items():
+        present = [second for second in seconds if second in rates]
+        if first in rates and present:
+            best = max(present, key=lambda second: statistics.median(rates[second]))
+            found[name] = Spread.of([a / b for a, b in zip(rates[first], rates[best], strict=True)])
+    return found
+
+
+def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
+    """Every ratio of `MEMORY_RATIOS` whose two sides finished."""
+    peaks = {record.name: record.memory["peak_memory_mb"] for record in records if record.failure is None}
+    return {name: peaks[a] / peaks[b] for name, (a, b) in MEMORY_RATIOS.items() if a in peaks and b in peaks}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """A result as tables for people: the contenders, then the ratios."""
+    contenders = Table(title=result["title"], title_justify="left", caption_justify="left")
+    contenders.add_column("")
+    for column in ("rows/s", "min – max", "tokens/s", "ms/step", "peak MB", "RSS MB"):
+        contenders.add_column(column, justify="right")
+    for row in result["rows"]:
+        speed = row["rows_per_second"]
+        contenders.add_row(
+            row["name"],
+            f"{speed['median']:.1f}",
+            f"{speed['min']:.1f} – {speed['max']:.1f}",
+            f"{row['tokens_per_second']['median']:,.0f}",
+            f"{1000 * row['step_seconds']['median']:,.0f}",
+            f"{row['peak_memory_mb']:,.0f}",
+            "" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f}",
+        )
+    for name, reason in result["failed"].items():
+        contenders.add_row(name, f"[red]dropped out[/]: {reason}")
+    if not result["ratios"] and not result["memory_ratios"]:
+        return [contenders]
+    compared = Table(title="Ratios of paired repeats", title_justify="left")
+    compared.add_column("")
+    compared.add_column("median", justify="right")
+    compared.add_column("min – max", justify="right")
+    for name, ratio in result["ratios"].items():
+        spread = result["ratio_spreads"][name]
+        compared.add_row(name, f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")
+    for name, ratio in result["memory_ratios"].items():
+        compared.add_row(f"memory: {name}", f"{ratio:.2f}×", "")
+    return [contenders, compared]
+
+
+def _spread(record: Record, key: str) -> dict[str, float]:
+    return asdict(Spread.of([repeat[key] for repeat in record.repeats]))
