@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
-from rankwise.inject import insert, train_beside, trained_beside
+from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -66,7 +66,8 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = getattr(model, "config", None)
-    saved = trained_beside(model)
+    # PEFT makes its own copy of a classifier's head and wants it in the file, trained or not.
+    saved = list(dict.fromkeys([*body_and_heads(model)[1], *trained_beside(model)]))
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = layer.lora_A.detach()

@@ -59,7 +59,7 @@ def fit(
     validation: Table | None = None,
     *,
     columns: Columns = Columns(),
-    options: TrainOptions = TrainOptions(),
+    options: TrainOptions | None = None,
     seed: int = 0,
     max_length: int | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -84,7 +84,7 @@ def fit(
         RankwiseError: a row without text or a known label, nothing to train, or a loss that is not a number.
     """
     method = "lora" if lora_layers(model) else "full"
-    config = recipes.resolve(RunConfig(method=method, seed=seed, train=options), method)
+    config = recipes.resolve(RunConfig(method=method, seed=seed, train=options or TrainOptions()), method)
     lr = recipes.resolve_lr(config, method, models.width(model.config))
     padding, why = choose_padding(model, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=padding)
@@ -206,9 +206,7 @@ def _compute(
     body = next(p for p in model.parameters() if p.ndim >= 2)
     dtype, _ = machine.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
-    return Compute(
-        device, dtype if full else None, padding, max_length, pad_id if isinstance(pad_id, int) else 0
-    )
+    return Compute(device, dtype if full else None, padding, max_length, models.pad_id(tokenizer))
 
 
 def _encode(

@@ -1,0 +1,87 @@
+"""Which layers get an adapter, and what is trained beside them."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from rankwise.errors import RankwiseError
+from rankwise.inject import QUERY_VALUE, adapt, find_targets, trained_beside
+from rankwise.lora import lora_layers
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_query_and_value_of_every_family_are_found(family):
+    model = tiny.classifier(family)
+    targets = find_targets(model)
+    per_layer = len(QUERY_VALUE[family])
+    assert len(targets) == per_layer * (1 if family == "albert" else 2)  # ALBERT shares one layer's weights
+    assert all(target.endswith(QUERY_VALUE[family]) for target in targets)
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_adapting_leaves_logits_unchanged_and_trains_adapters_and_head_alone(family):
+    model = tiny.classifier(family)
+    ids = torch.randint(3, 15, (2, 6))
+    expected = model(ids).logits
+    before = sum(p.numel() for p in model.parameters())
+    adapt(model, 2)
+    torch.testing.assert_close(model(ids).logits, expected)
+    adapters = {f"{path}.{m}" for path in lora_layers(model) for m in ("lora_A", "lora_B")}
+    heads = tuple(f"{path}." for path in trained_beside(model))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert adapters <= trained
+    assert heads
+    assert all(name.startswith(heads) for name in trained - adapters)
+    added = sum(p.numel() for p in model.parameters()) - before
+    assert added == sum(
+        layer.rank * (layer.in_features + layer.out_features) for layer in lora_layers(model).values()
+    )
+
+
+def test_all_linear_takes_every_linear_layer_of_the_body_and_none_of_the_head():
+    model = tiny.classifier("roberta")
+    body = [n for n, m in model.roberta.named_modules() if isinstance(m, nn.Linear)]
+    assert find_targets(model, ["all-linear"]) == [f"roberta.{name}" for name in body]
+
+
+def test_targets_are_names_paths_or_patterns():
+    model = tiny.classifier("bert")
+    assert len(find_targets(model, ["query"])) == 2
+    assert find_targets(model, ["bert.encoder.layer.1.attention.self.key"]) == [
+        "bert.encoder.layer.1.attention.self.key"
+    ]
+    assert len(find_targets(model, [r"layer\.0\..*dense"])) == 3
+
+
+def test_a_misspelt_target_is_refused_with_the_nearest_name():
+    with pytest.raises(RankwiseError, match="'qurey'.*Did you mean 'query'"):
+        find_targets(tiny.classifier("bert"), ["qurey"])
+
+
+def test_an_unknown_family_is_refused_with_its_layers_names():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(RankwiseError, match="--targets"):
+        adapt(model)
+    adapt(model, 2, targets=["0"])
+    assert list(lora_layers(model)) == ["0"]
+
+
+def test_a_rank_larger_than_the_layer_is_refused_with_its_shape():
+    with pytest.raises(RankwiseError, match="query: rank 33 doesn't fit a layer of 32 × 32"):
+        adapt(tiny.classifier("bert"), 33)
+
+
+def test_a_float32_head_stands_on_a_half_precision_body():
+    model = tiny.classifier("roberta").to(torch.bfloat16)
+    adapt(model, 2)
+    logits = model(torch.randint(3, 15, (2, 6))).logits
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_adapting_twice_is_refused():
+    model = adapt(tiny.classifier("bert"), 2)
+    with pytest.raises(RankwiseError, match="already"):
+        adapt(model, 2)

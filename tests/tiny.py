@@ -1,0 +1,100 @@
+"""Tiny models of every family with random weights, and a word-level tokenizer: what tests train in seconds."""
+
+from pathlib import Path
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+WORDS = ["good", "bad", "film", "plot", "the", "a", "very", "not", "dull", "fine", "is", "was"]
+VOCABULARY = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
+
+_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    **_BERT,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    **_IDS,
+}
+
+CONFIGS: dict[str, hf.PreTrainedConfig] = {
+    "bert": hf.BertConfig(**_BERT, vocab_size=100, max_position_embeddings=64),
+    "roberta": hf.RobertaConfig(**_BERT, vocab_size=100, max_position_embeddings=66, **_IDS),
+    "xlm-roberta": hf.XLMRobertaConfig(**_BERT, vocab_size=100, max_position_embeddings=66, **_IDS),
+    "electra": hf.ElectraConfig(**_BERT, embedding_size=16, vocab_size=100, max_position_embeddings=64),
+    "distilbert": hf.DistilBertConfig(
+        dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=100, max_position_embeddings=64
+    ),
+    "albert": hf.AlbertConfig(**_BERT, embedding_size=16, vocab_size=100, max_position_embeddings=64),
+    "mpnet": hf.MPNetConfig(**_BERT, vocab_size=100, max_position_embeddings=66, **_IDS),
+    "deberta-v2": hf.DebertaV2Config(
+        **_BERT, vocab_size=100, max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"]
+    ),
+    "modernbert": hf.ModernBertConfig(
+        **_BERT, vocab_size=100, max_position_embeddings=64, cls_token_id=1, sep_token_id=2, **_IDS
+    ),
+    "gpt2": hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=100, n_positions=64, **_IDS),
+    "opt": hf.OPTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, word_embed_proj_dim=32,
+        vocab_size=100, max_position_embeddings=64, **_IDS,
+    ),
+    "llama": hf.LlamaConfig(**_LLAMA),
+    "qwen2": hf.Qwen2Config(**{k: v for k, v in _LLAMA.items() if k != "head_dim"}),
+    "gemma": hf.GemmaConfig(**_LLAMA),
+}  # fmt: skip
+
+
+def classifier(family: str, num_labels: int = 2, seed: int = 0) -> hf.PreTrainedModel:
+    """A classifier of a family, in eval mode, with every weight random (also those a fresh model has at 0 or 1)."""
+    torch.manual_seed(seed)
+    config = type(CONFIGS[family])(**{**CONFIGS[family].to_dict(), "num_labels": num_labels})
+    model = hf.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def tokenizer() -> hf.PreTrainedTokenizerFast:
+    """Splits at spaces; knows `WORDS`."""
+    words = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        model_max_length=64,
+    )
+
+
+def model_folder(folder: Path, family: str = "bert") -> Path:
+    """A pretrained body without a head, and its tokenizer, as a Transformers folder."""
+    classifier(family).base_model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def reviews(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts whose label is a word in them: anything that trains at all learns it."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        length = int(torch.randint(2, 9, (), generator=generator))
+        words = [WORDS[i] for i in torch.randint(2, len(WORDS), (length,), generator=generator).tolist()]
+        good = bool(torch.randint(2, (), generator=generator))
+        words.insert(int(torch.randint(length, (), generator=generator)), "good" if good else "bad")
+        rows.append({"text": " ".join(words), "label": "positive" if good else "negative"})
+    return rows
