@@ -1,13 +1,28 @@
 """Who takes part: one entry a row of the table, and what is compared with what.
 
-A contender is a module of this package with two functions. `order(config, lengths, seed, **settings)` makes
-rows into batches by its own protocol; `train(config, rows, batches, after_step, **settings)` builds the
-model, trains one step a batch, in order, and calls `after_step()` behind each. Everything else (turns,
-clocks, memory) is the worker's.
+A contender is a function of a module in this package, `enter(config, **settings)`, which builds its model and
+returns a `Runner`. Everything else (turns, clocks, memory) is the worker's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+
+from rankwise.data import Encoded
+
+
+class Runner(Protocol):
+    """A contender that has its model and is ready to train."""
+
+    def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+        """Rows (by their lengths) into batches, by the contender's own protocol."""
+        ...
+
+    def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
+        """Trains one step a batch, in order, and calls `after_step` behind each."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -15,8 +30,8 @@ class Contender:
     """One row of the table.
 
     Attributes:
-        module: where its `order` and `train` are.
-        settings: their keyword arguments.
+        module: where its `enter` is.
+        settings: keyword arguments of its `enter`.
         max_length: rows are cut to this many tokens.
         needs: packages it can't do without, beyond rankwise's own dependencies.
     """
@@ -30,6 +45,8 @@ class Contender:
 _PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
 
 CONTENDERS: dict[str, Contender] = {
+    "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
+    "rankwise full": Contender("rankwise.bench.ours", {"method": "full"}),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
     "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_PEER),

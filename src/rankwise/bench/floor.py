@@ -24,6 +24,7 @@ from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.data import Encoded
 from rankwise.inject import body_and_heads, find_targets
+from rankwise.packing import batch_order
 
 
 @dataclass(frozen=True)
@@ -45,32 +46,53 @@ class Product:
     trained: bool
 
 
-def order(config: BenchConfig, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Batches of rows in random order: without padding there is nothing to gain from like lengths."""
-    indices = np.random.default_rng(seed).permutation(len(lengths))
-    return [indices[i : i + config.batch_size] for i in range(0, len(lengths), config.batch_size)]
+def enter(config: BenchConfig) -> "Floor":
+    """Builds the model for its shapes and weights alone.
 
-
-def train(
-    config: BenchConfig, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]
-) -> None:
-    """Computes the products of one step a batch. Arguments as in `peers.train`."""
-    device, dtype = torch.device(config.device), machine.DTYPES[config.dtype]
+    Args:
+        config: resolved (device and dtype are named).
+    """
+    dtype = machine.DTYPES[config.dtype]
     model: Any = architectures.build(config, dtype=dtype)
-    model.to(device)
-    linears = products(model)
-    heads, layers, width = attention_shape(model.config)
-    thin = {
-        size: torch.randn(config.rank, size, dtype=dtype, device=device)
-        for p in linears
-        if p.adapted
-        for size in p.weight.shape
+    linears = products(model.to(config.device))
+    adapters = {
+        size: torch.randn(config.rank, size, dtype=dtype, device=config.device)
+        for product in linears
+        if product.adapted
+        for size in product.weight.shape
     }
-    for batch in batches:
-        lengths = rows.lengths[batch]
-        _linear_products(linears, thin, int(lengths.sum()), len(batch))
-        _attention_products(lengths, heads, layers, width, dtype, device)
-        after_step()
+    return Floor(config, linears, adapters, *attention_shape(model.config))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The products of a step, over and over; a `Runner`.
+
+    Attributes:
+        config: as asked for.
+        linears: every Linear, in order of execution.
+        adapters: a thin matrix [rank, size] for each size an adapter has on either side.
+        heads, layers, width: of attention.
+    """
+
+    config: BenchConfig
+    linears: list[Product]
+    adapters: dict[int, Tensor]
+    heads: int
+    layers: int
+    width: int
+
+    def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+        """Batches of rows at random: without padding nothing is gained from like lengths."""
+        return batch_order(lengths, self.config.batch_size, seed=seed)
+
+    def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
+        """The products of one step a batch."""
+        for batch in batches:
+            lengths = rows.lengths[batch]
+            _linear_products(self.linears, self.adapters, int(lengths.sum()), len(batch))
+            _attention_products(lengths, self)
+            after_step()
 
 
 def products(model: Any) -> list[Product]:
@@ -106,7 +128,7 @@ def attention_shape(config: Any) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _linear_products(linears: list[Product], thin: dict[int, Tensor], tokens: int, rows: int) -> None:
+def _linear_products(linears: list[Product], adapters: dict[int, Tensor], tokens: int, rows: int) -> None:
     """Forward in order, backward in reverse. One input and one output gradient of each shape serve all
     layers."""
     some = linears[0].weight
@@ -121,7 +143,7 @@ def _linear_products(linears: list[Product], thin: dict[int, Tensor], tokens: in
         x, _ = ends(product)
         torch.mm(x, product.weight.t())
         if product.adapted:
-            torch.mm(torch.mm(x, thin[x.shape[1]].t()), thin[product.weight.shape[0]])
+            torch.mm(torch.mm(x, adapters[x.shape[1]].t()), adapters[product.weight.shape[0]])
     for product in reversed(linears):
         x, dy = ends(product)
         if product.needs_dx:
@@ -129,32 +151,31 @@ def _linear_products(linears: list[Product], thin: dict[int, Tensor], tokens: in
         if product.trained:
             torch.mm(dy.t(), x)
         if product.adapted:
-            dh = torch.mm(dy, thin[dy.shape[1]].t())
+            dh = torch.mm(dy, adapters[dy.shape[1]].t())
             torch.mm(dh.t(), x)  # dA
             torch.mm(dh.t(), dy)  # dB, the same shape as (x Aᵀ)ᵀ dY
             if product.needs_dx:
-                torch.mm(dh, thin[x.shape[1]])
+                torch.mm(dh, adapters[x.shape[1]])
 
 
 @torch.no_grad()
-def _attention_products(
-    lengths: np.ndarray, heads: int, layers: int, width: int, dtype: torch.dtype, device: torch.device
-) -> None:
+def _attention_products(lengths: np.ndarray, floor: Floor) -> None:
     """Six batched products a layer, for sequences of one length at a time, so that none is padded."""
+    like = floor.linears[0].weight
     groups = []
     for length, count in Counter(lengths.tolist()).items():
-        shape = (count * heads, length, width)
+        batch = count * floor.heads
         groups.append(
             (
-                torch.full(shape, 0.01, dtype=dtype, device=device),
-                torch.full((shape[0], length, length), 0.01, dtype=dtype, device=device),
+                like.new_full((batch, length, floor.width), 0.01),
+                like.new_full((batch, length, length), 0.01),
             )
         )
-    for _ in range(layers):
+    for _ in range(floor.layers):
         for q, p in groups:
             torch.bmm(q, q.transpose(1, 2))  # Q Kᵀ
             torch.bmm(p, q)  # P V
-    for _ in range(layers):
+    for _ in range(floor.layers):
         for q, p in groups:
             torch.bmm(q, q.transpose(1, 2))  # dP = dO Vᵀ
             torch.bmm(p.transpose(1, 2), q)  # dV = Pᵀ dO

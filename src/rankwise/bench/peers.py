@@ -7,6 +7,7 @@ tokens, whose `run_glue` default is float32), nothing logged, saved or evaluated
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,46 +31,18 @@ from rankwise.data import Encoded
 from rankwise.inject import find_targets
 
 
-def order(
-    config: BenchConfig, lengths: np.ndarray, seed: int, *, pad_to: int | None = None, **settings: Any
-) -> list[np.ndarray]:
-    """Batches as Trainer makes them of a large data set: of like length (`group_by_length`), or random where
-    all rows are padded alike.
-
-    Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only
-    because it is a piece of a measurement, so it is sorted as a large data set would be.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if pad_to:
-        indices = torch.randperm(len(lengths), generator=generator).tolist()
-    else:
-        indices = get_length_grouped_indices(lengths.tolist(), config.batch_size, 50, generator)
-    return [np.array(indices[i : i + config.batch_size]) for i in range(0, len(lengths), config.batch_size)]
-
-
-def train(
-    config: BenchConfig,
-    rows: Encoded,
-    batches: list[np.ndarray],
-    after_step: Callable[[], None],
-    *,
-    lora: bool,
-    attention: str | None = None,
-    pad_to: int | None = None,
-) -> None:
-    """Trains one step a batch with Trainer.
+def enter(
+    config: BenchConfig, *, lora: bool, attention: str | None = None, pad_to: int | None = None
+) -> "Peer":
+    """Builds the model in float32, as it is published, for Trainer to run under autocast.
 
     Args:
         config: resolved (device and dtype are named).
-        rows: what batches are taken from.
-        batches: row numbers of each step.
-        after_step: called behind each step.
         lora: PEFT's LoRA on the layers ours adapts; otherwise full fine-tuning.
         attention: `sdpa` or `eager`; default Transformers' own choice.
         pad_to: pad every row to this many tokens beforehand, as `run_glue` does by default.
     """
     model: Any = architectures.build(config, dtype=torch.float32, attention=attention)
-    pad_token_id = model.config.pad_token_id
     if lora:
         adapter = LoraConfig(
             task_type=TaskType.SEQ_CLS,
@@ -78,30 +51,60 @@ def train(
             target_modules=find_targets(model),
         )
         model = get_peft_model(model, adapter)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=1,
-            per_device_train_batch_size=config.batch_size,
-            train_sampling_strategy="sequential",  # `order` has grouped the rows already
-            learning_rate=1e-4,
-            bf16=config.dtype == "bfloat16",
-            use_cpu=config.device == "cpu",
-            seed=config.seed,
-            eval_strategy="no",
-            save_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        collator = default_data_collator if pad_to else DataCollatorWithPadding(_padder(pad_token_id))
-        examples: Any = _examples(rows, np.concatenate(batches), pad_to, pad_token_id)
-        Trainer(
-            model, arguments, collator, train_dataset=examples, callbacks=[_AfterStep(after_step)]
-        ).train()
+    return Peer(config, model, pad_to)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model in Trainer's hands; a `Runner`."""
+
+    config: BenchConfig
+    model: Any
+    pad_to: int | None
+
+    def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+        """As Trainer orders a large data set: by like length, or at random where all rows are padded alike.
+
+        Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only
+        because it is a piece of a measurement, so it is sorted as a large data set would be.
+        """
+        generator, size = torch.Generator().manual_seed(seed), self.config.batch_size
+        if self.pad_to:
+            order = torch.randperm(len(lengths), generator=generator).tolist()
+        else:
+            order = get_length_grouped_indices(lengths.tolist(), size, 50, generator)
+        return [np.array(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
+        """One `Trainer.train()` over all batches."""
+        pad_token_id = self.model.config.pad_token_id
+        examples: Any = _examples(rows, np.concatenate(batches), self.pad_to, pad_token_id)
+        collator = default_data_collator if self.pad_to else DataCollatorWithPadding(_padder(pad_token_id))
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = _arguments(self.config, folder)
+            callbacks: Any = [_AfterStep(after_step)]
+            Trainer(self.model, arguments, collator, train_dataset=examples, callbacks=callbacks).train()
+
+
+def _arguments(config: BenchConfig, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=1,
+        per_device_train_batch_size=config.batch_size,
+        train_sampling_strategy="sequential",  # `Peer.order` has grouped the rows already
+        learning_rate=1e-4,
+        bf16=config.dtype == "bfloat16",
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
 
 
 class _AfterStep(TrainerCallback):

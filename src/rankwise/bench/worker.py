@@ -12,7 +12,7 @@ Between its turns a process waits for its next line and computes nothing.
 import json
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any, TextIO
@@ -22,7 +22,7 @@ import torch
 
 from rankwise.bench import architectures, lengths
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS, Contender
+from rankwise.bench.contenders import CONTENDERS, Runner
 from rankwise.config import from_json
 from rankwise.errors import RankwiseError
 from rankwise.measure import PeakRss, Speed, TensorMemory
@@ -48,12 +48,13 @@ def compete(name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO) -> No
     if config.threads:
         torch.set_num_threads(config.threads)
     contender = CONTENDERS[name]
-    module = import_module(contender.module)
+    enter = import_module(contender.module).enter
     rss = PeakRss()
-    plan = make_plan(contender, module.order, config)
+    runner: Runner = enter(config, **contender.settings)
+    plan = make_plan(runner, config, contender.max_length)
     steps = _turns(plan, config, rss, stdin, stdout)
     next(steps)
-    module.train(config, plan.rows, plan.batches, lambda: next(steps, None), **contender.settings)
+    runner.train(plan.rows, plan.batches, lambda: next(steps, None))
 
 
 class Plan:
@@ -66,11 +67,11 @@ class Plan:
         self.batches = [batch for part in parts for batch in part]
 
 
-def make_plan(contender: Contender, order: Callable[..., list[np.ndarray]], config: BenchConfig) -> Plan:
+def make_plan(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Plan:
     """The rows of every repeat are the same for all contenders; each makes batches of them by its own
     protocol."""
     model_config = architectures.model_config(config)
-    longest = min(architectures.longest(model_config), contender.max_length or 10**9)
+    longest = min(architectures.longest(model_config), max_length or 10**9)
     per_repeat = -(-config.rows // config.batch_size) * config.batch_size
     sizes = [WARMUP_STEPS * config.batch_size, *[per_repeat] * config.repeats]
     drawn = [
@@ -83,7 +84,7 @@ def make_plan(contender: Contender, order: Callable[..., list[np.ndarray]], conf
     drawn = [np.minimum(part, longest) for part in drawn]
     parts, start = [], 0
     for i, part in enumerate(drawn):
-        batches = order(config, part, stream_seed(config.seed, "order", i), **contender.settings)
+        batches = runner.order(part, stream_seed(config.seed, "order", i))
         if i == len(drawn) - 1:
             batches = heaviest([b for b in batches if len(b) == config.batch_size], part)
         parts.append([start + batch for batch in batches])

@@ -1,0 +1,83 @@
+"""Ours, through the same loop as every run: `train.Training`, packed where the model allows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankwise import machine
+from rankwise.bench import architectures
+from rankwise.bench.config import BenchConfig
+from rankwise.config import LoraOptions, RunConfig, TrainOptions
+from rankwise.data import Encoded
+from rankwise.methods import METHODS
+from rankwise.packing import batch_order
+from rankwise.train import Compute, Training, choose_padding
+
+
+def enter(config: BenchConfig, *, method: str) -> "Ours":
+    """Builds the model as a run of `method` does: a frozen base in the run's own dtype, otherwise float32
+    under autocast.
+
+    Args:
+        config: resolved (device and dtype are named).
+        method: `lora` or `full`.
+    """
+    dtype, frozen_base = machine.DTYPES[config.dtype], METHODS[method].frozen_base
+    model: Any = architectures.build(config, dtype=dtype if frozen_base else torch.float32)
+    request = RunConfig(method=method, seed=config.seed, lora=LoraOptions(rank=config.rank))
+    METHODS[method].prepare(model, request, [])
+    model.to(config.device)
+    compute = Compute(
+        device=torch.device(config.device),
+        autocast=dtype if not frozen_base and dtype != torch.float32 else None,
+        padding=choose_padding(model, "packed")[0],
+        max_length=architectures.longest(model.config),
+        pad_id=model.config.pad_token_id,
+    )
+    return Ours(config, model, compute)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A model in our own loop; a `Runner`."""
+
+    config: BenchConfig
+    model: Any
+    compute: Compute
+
+    def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+        """As a run orders its rows: at random where it is packed, by like length where it is padded."""
+        grouped = self.compute.padding == "longest"
+        return batch_order(lengths, self.config.batch_size, seed=seed, group_by_length=grouped)
+
+    def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
+        """Steps of a `Training`."""
+        options = TrainOptions(
+            epochs=1,
+            batch_size=self.config.batch_size,
+            lr=1e-4,
+            optimizer="adamw",
+            schedule="linear",
+            warmup=0,
+            weight_decay=0,
+            clip=1,
+            padding=self.compute.padding,
+        )
+        training = _Given(self.model, rows, options, self.compute, seed=self.config.seed)
+        training.given = batches
+        for _ in batches:
+            with self.compute.running(self.model):
+                training.step()
+            after_step()
+
+
+class _Given(Training):
+    """Trains on batches that are given, not drawn."""
+
+    given: list[np.ndarray]
+
+    def batch(self) -> np.ndarray:
+        return self.given[self.step_number]
