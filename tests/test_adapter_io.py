@@ -4,11 +4,11 @@ import copy
 import json
 
 import pytest
-import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+import tiny
 from rankwise import adapter_io
 from rankwise.errors import RankwiseError
 from rankwise.inject import adapt, find_targets, insert

@@ -1,10 +1,10 @@
 """Which layers get an adapter, and what is trained beside them."""
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from rankwise.errors import RankwiseError
 from rankwise.inject import QUERY_VALUE, adapt, find_targets, trained_beside
 from rankwise.lora import lora_layers

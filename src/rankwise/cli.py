@@ -77,8 +77,12 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
 
     _check_names(config.tasks, config.methods, config.train.recipe)
     with GridProgress(_people(json)) as progress:
-        grid.run_grid(config, progress)
+        failed = grid.run_grid(config, progress)
     _report(config.out, json)
+    if failed:
+        raise RankwiseError(
+            f"{len(failed)} of {len(config.runs())} runs failed: {'; '.join(failed.values())}"
+        )
 
 
 @app.command

@@ -1,24 +1,28 @@
-"""What a run runs on: device, number type, threads, and the versions and hardware recorded with it."""
+"""What a run runs on: device, number type, threads, and the versions and hardware recorded with it.
+
+torch is imported where it is needed, because the grid asks for the cores and needs no torch.
+"""
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import RankwiseError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
 
 
-def choose_device(asked: str) -> torch.device:
+def choose_device(asked: str) -> "torch.device":
     """The device asked for; `auto` takes cuda, then mps, then cpu.
 
     Raises:
         RankwiseError: it isn't a device of this machine.
     """
+    import torch
+
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -33,10 +37,12 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
-def choose_dtype(asked: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_dtype(asked: str, device: "torch.device") -> tuple["torch.dtype", str]:
     """The number type of frozen weights and matrix products, and why: bfloat16 where the hardware multiplies it."""
+    import torch
+
     if asked != "auto":
-        return DTYPES[asked], "as asked for"
+        return getattr(torch, asked), "as asked for"
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return (
@@ -76,12 +82,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: "torch.device") -> dict[str, Any]:
     """The machine in words and numbers: processor, cores, memory in MB, device."""
     found: dict[str, Any] = {"processor": _processor(), "cores": cores(), "system": platform.system()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_mb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6)
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    found["device"] = device.type
+    if device.type == "cuda":
+        import torch
+
+        found["device"] = torch.cuda.get_device_name(device)
     return found
 
 

@@ -169,6 +169,22 @@ class RunFolder:
         return result
 
 
+def read_grid(out: Path) -> dict[str, Any]:
+    """grid.json of a grid's folder; empty where there is none yet."""
+    file = out / "grid.json"
+    return _read_json(file) if file.is_file() else {}
+
+
+def write_grid(out: Path, document: dict[str, Any]) -> None:
+    """Sets grid.json: what was asked for so far."""
+    _write_json(out / "grid.json", document)
+
+
+def run_folders(out: Path) -> list[RunFolder]:
+    """Every run folder of a grid, finished or not, by name."""
+    return [RunFolder(path.parent) for path in sorted(out.glob("*/run.json"))]
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder that can be written to.
 

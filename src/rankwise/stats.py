@@ -1,0 +1,110 @@
+"""Paired statistics over finished runs: intervals over seeds, exact tests over examples, and a correction for making several.
+
+Methods are paired by seed (same rows, same order, same new head), so the spread between seeds that both share cancels out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from scipy.stats import binomtest, t
+
+from rankwise.errors import RankwiseError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n seeds with its 95 % t interval; low and high are None where n < 2, because one seed shows no spread."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width: mean ± half."""
+        return None if self.high is None else self.high - self.mean
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and t interval of independent values (Student 1908).
+
+    Raises:
+        ValueError: there are none.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values to estimate from")
+    mean = float(np.mean(values))
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    half = float(t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """first − second over the seeds that both have; None where they share none."""
+    shared = sorted(first.keys() & second.keys())
+    return estimate([first[seed] - second[seed] for seed in shared]) if shared else None
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The examples on which exactly one of two methods is right.
+
+    Attributes:
+        only_first, only_second: how many.
+        p: two-sided exact binomial probability of such a split, were both equally good.
+        n: examples compared.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+    n: int
+
+
+def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
+    """Exact McNemar test (McNemar 1947) over stored predictions, pooled over seeds.
+
+    Args:
+        pairs: for each seed the two methods' predictions (idx, label, prediction).
+
+    Raises:
+        RankwiseError: two tables are not of the same examples.
+    """
+    only_first = only_second = n = 0
+    for first, second in pairs:
+        right_first, right_second = _aligned(first, second)
+        only_first += int((right_first & ~right_second).sum())
+        only_second += int((~right_first & right_second).sum())
+        n += len(right_first)
+    discordant = only_first + only_second
+    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p, n)
+
+
+def _aligned(first: pa.Table, second: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples each method gets right, in the same order."""
+    a, b = (table.sort_by("idx") for table in (first, second))
+    for column in ("idx", "label"):
+        if not a[column].equals(b[column]):
+            raise RankwiseError(
+                f"Two runs can't be paired: their predictions differ in {column}, so in their validation rows."
+            )
+    return tuple((x["prediction"].to_numpy() == x["label"].to_numpy()) for x in (a, b))  # pyright: ignore[reportReturnType]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for being several (Holm 1979), in their own order."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = largest
+    return corrected
