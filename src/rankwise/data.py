@@ -187,7 +187,7 @@ def read_table(path: Path | str) -> Table:
         content = path.read_bytes()
     except OSError as error:
         raise RankwiseError(_unreadable(path, error)) from error
-    if not content.strip():
+    if not content.removeprefix(b"\xef\xbb\xbf").strip():
         raise RankwiseError(f"{path} is empty.")
     kind = _kind(path, content)
     if kind == "Parquet":

@@ -175,9 +175,8 @@ def load(config: RunConfig) -> Dataset:
     own = config.table.train_file is not None
     dataset = _load_table(config.table) if own else _load_named(named(config.task), limits.data)
     train, validation = dataset.train, dataset.validation
-    if (
-        limits.limit_train is not None
-    ):  # drawn by a seed of its own: every run of a grid trains on the same rows
+    if limits.limit_train is not None:
+        # Drawn by a seed of its own: every run of a grid trains on the same rows.
         train = train.select(np.random.default_rng(0).permutation(len(train))[: limits.limit_train])
     if limits.limit_eval is not None:
         first = np.arange(limits.limit_eval)
@@ -199,6 +198,10 @@ def load_split(task: Task, split: str, folder: Path | None = None) -> tuple[Rows
     Raises:
         RankwiseError: the split can't be found or read, or has no labels.
     """
+    if task.name not in TASKS or task.source != TASKS[task.name].source:  # a table may be called sst2.csv
+        raise RankwiseError(
+            f"{task.name} is no task by name, so it has no split {split!r}; give a file instead."
+        )
     if task.name == MOVIES:
         return _movies(split), ()
     stored = task.validation[0] if split == "validation" else split
@@ -234,7 +237,7 @@ def stratified_split(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
     Args:
         rows: labelled.
-        share: of each class that goes to validation; classes of two rows or more give at least one.
+        share: of each class that goes to validation; a class of two texts or more gives at least one.
     """
     assert rows.labels is not None
     keys = np.array([hashlib.sha256(key.encode()).digest()[:16] for key in _loose_keys(rows)], dtype="S16")
@@ -406,7 +409,8 @@ def _texts(table: Table, task: Task) -> list[list[str]]:
                 f"{table.name} {table.where([odd])}: column {name!r} holds {values[odd]!r:.40}, not text. "
                 f"Say which with {flag}."
             )
-        texts.append(["" if value is None else _whole(str(value)) for value in values])
+        # pandas writes a missing text as None or as NaN, which alone differs from itself.
+        texts.append(["" if value is None or value != value else _whole(str(value)) for value in values])
     return texts
 
 
