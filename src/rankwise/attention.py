@@ -88,8 +88,10 @@ def packed(model: nn.Module) -> Iterator[None]:
             config._attn_implementation = NAME
         for module in dropouts:
             undo.callback(_restore, module, module.__dict__.get("forward"))
-            module.forward = partial(mode.dropout, module)
-        undo.callback(cast(Any, model).base_model.register_forward_pre_hook(mode.enter, with_kwargs=True).remove)
+            setattr(module, "forward", partial(mode.dropout, module))  # noqa: B010 (a method, as types see it)
+        undo.callback(
+            cast(Any, model).base_model.register_forward_pre_hook(mode.enter, with_kwargs=True).remove
+        )
         yield
 
 
@@ -195,12 +197,16 @@ def _registered(
     """The attention function that Transformers calls."""
     refused = [what for name, what in _NOT_PACKED.items() if asked.get(name) is not None]
     if refused:
-        raise RankwiseError(f"This model's attention asks for {refused[0]}, which packed attention doesn't do.")
+        raise RankwiseError(
+            f"This model's attention asks for {refused[0]}, which packed attention doesn't do."
+        )
     if layout is None or packed_mode is None:
         raise RankwiseError("This model doesn't hand the boundaries of packed rows on to its attention.")
     if attention_mask is not None or query.shape[:1] != (1,) or query.shape[2] != key.shape[2]:
         raise RankwiseError("This model's attention isn't plain self-attention over its tokens.")
-    packed_mode.layout = layout  # a checkpointed layer's dropout comes after its attention, also when it is recomputed
+    packed_mode.layout = (
+        layout  # a checkpointed layer's dropout comes after its attention, also when it is recomputed
+    )
     out = attend(
         query,
         key,
@@ -218,7 +224,9 @@ def _registered(
 def _no_mask(*, use_vmap: bool = False, mask_function: Any = None, **_: Any) -> None:
     """The mask function that Transformers calls: boundaries aren't a mask, and a model's own overlay can't be packed."""
     if use_vmap:
-        raise RankwiseError("This model lays a mask of its own over attention, which packed attention doesn't do.")
+        raise RankwiseError(
+            "This model lays a mask of its own over attention, which packed attention doesn't do."
+        )
 
 
 AttentionInterface.register(NAME, _registered)
@@ -253,7 +261,9 @@ def attend(
         window = None
     if _flash(query, p):
         return _varlen(query, key, value, layout, scaling, causal, window)
-    out = _Attention.apply(query, key, value, layout, scaling, layout.masks(causal, window, value.dtype), p, stream)
+    out = _Attention.apply(
+        query, key, value, layout, scaling, layout.masks(causal, window, value.dtype), p, stream
+    )
     return cast(Tensor, out)
 
 
@@ -279,20 +289,27 @@ class _Attention(torch.autograd.Function):
         p: float,
         stream: Key,
     ) -> Tensor:
-        heads, kv_heads, dim = query.shape[1], key.shape[1], query.shape[3]
+        heads, kv_heads = query.shape[1], key.shape[1]
         q, k, v = (_by_token(x) for x in (query, key, value))
         keep = _keep(layout, heads, p, stream, query)
         out = query.new_empty(layout.tokens, heads, value.shape[3])
         kept = []
         for group, slots, kv_slots, mask in _zip(layout, heads, kv_heads, masks):
             K, V = (_gather(x, kv_slots, group.rows * kv_heads) for x in (k, v))
-            Q = _gather(q, slots, group.rows * kv_heads)  # the query heads that share a key stand below each other
+            Q = _gather(
+                q, slots, group.rows * kv_heads
+            )  # the query heads that share a key stand below each other
             S = Q.new_empty(Q.shape[0], Q.shape[1], group.length)
             torch.baddbmm(S, Q, K.transpose(1, 2), beta=0, alpha=scaling, out=S)
             P = _softmax(S.view(group.rows, heads, group.length, group.length), mask)
             kept.append(P)
-            O = _product(_masked(P, keep, group, heads).view(S.shape), V, rounded(p)[1])
-            torch.index_select(O.view(-1, O.shape[-1]), 0, slots[1], out=out[group.tokens].view(-1, O.shape[-1]))
+            attended = _product(_masked(P, keep, group, heads).view(S.shape), V, rounded(p)[1])
+            torch.index_select(
+                attended.view(-1, attended.shape[-1]),
+                0,
+                slots[1],
+                out=out[group.tokens].view(-1, attended.shape[-1]),
+            )
         ctx.save_for_backward(query, key, value, *kept)
         ctx.args = layout, scaling, p, stream
         return out.unsqueeze(0)
@@ -318,7 +335,12 @@ class _Attention(torch.autograd.Function):
                 dO.view(-1, dO.shape[-1]).index_fill_(0, slots[2], 0)
             flat = (batch, -1, group.length)
             if dv is not None:
-                _scatter(_product(_masked(P, keep, group, heads).view(flat).transpose(1, 2), dO, c), kv_slots, dv, group)
+                _scatter(
+                    _product(_masked(P, keep, group, heads).view(flat).transpose(1, 2), dO, c),
+                    kv_slots,
+                    dv,
+                    group,
+                )
             if dq is None and dk is None:
                 continue
             dP = torch.bmm(dO, _gather(v, kv_slots, batch).transpose(1, 2))
@@ -327,12 +349,16 @@ class _Attention(torch.autograd.Function):
             if dq is not None:
                 _scatter(_product(dS, _gather(k, kv_slots, batch), scaling * c), slots, dq, group)
             if dk is not None:
-                _scatter(_product(dS.transpose(1, 2), _gather(q, slots, batch), scaling * c), kv_slots, dk, group)
+                _scatter(
+                    _product(dS.transpose(1, 2), _gather(q, slots, batch), scaling * c), kv_slots, dk, group
+                )
         gradients = (None if d is None else d.transpose(0, 1).unsqueeze(0) for d in (dq, dk, dv))
         return (*gradients, None, None, None, None, None)
 
 
-def _zip(layout: Layout, heads: int, kv_heads: int, masks: list[Tensor | None] | None = None) -> Iterator[Any]:
+def _zip(
+    layout: Layout, heads: int, kv_heads: int, masks: list[Tensor | None] | None = None
+) -> Iterator[Any]:
     return zip(
         layout.groups,
         layout.slots(heads),
@@ -342,11 +368,11 @@ def _zip(layout: Layout, heads: int, kv_heads: int, masks: list[Tensor | None] |
     )
 
 
-def _by_token(x: Float[Tensor, "1 heads tokens dim"]) -> Float[Tensor, "tokens*heads dim"]:
+def _by_token(x: Float[Tensor, "1 heads tokens dim"]) -> Float[Tensor, "tokens_heads dim"]:
     return x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[3])
 
 
-def _gather(x: Float[Tensor, "tokens*heads dim"], slots: Any, batch: int) -> Float[Tensor, "batch slots dim"]:
+def _gather(x: Float[Tensor, "tokens_heads dim"], slots: Any, batch: int) -> Float[Tensor, "batch slots dim"]:
     return x.index_select(0, slots[0]).view(batch, -1, x.shape[-1])
 
 
@@ -391,11 +417,21 @@ def _flash(query: Tensor, p: float) -> bool:
     """Whether the varlen kernel does it: CUDA of compute capability 8 or more, half precision, no dropout (it has none)."""
     if not query.is_cuda or p > 0.0 or query.dtype not in (torch.float16, torch.bfloat16):
         return False
-    return query.shape[-1] <= 256 and query.shape[-1] % 8 == 0 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return (
+        query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float,
+    causal: bool,
+    window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 

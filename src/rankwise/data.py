@@ -426,7 +426,7 @@ def _cache_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) 
 
 
 def _write_tokens(file: Path, tokens: Encoded) -> None:
-    """One safetensors file that appears whole; of two processes the last one wins, with the same bytes."""
+    """One safetensors file that appears whole; of two processes the last one wins, with equal tokens."""
     arrays = {"input_ids": tokens.input_ids, "offsets": tokens.offsets}
     if tokens.token_type_ids is not None:
         arrays["token_type_ids"] = tokens.token_type_ids

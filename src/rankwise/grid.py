@@ -206,7 +206,7 @@ def die_with_parent() -> None:
     """Ends this process when its parent is gone, however it went: the parent holds the other end of stdin."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1024):
+        while os.read(0, 1024):  # not sys.stdin, whose lock a thread must not hold when Python ends
             pass
         os._exit(1)
 

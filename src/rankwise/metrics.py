@@ -3,6 +3,7 @@
 logits [rows, classes] ─► argmax ─► predictions [rows] ─► {"accuracy": …, "f1": …}
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,10 +12,21 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from rankwise.errors import RankwiseError, nearest
 
+
+def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return f1_score(labels, predictions, pos_label=1, zero_division=0)  # pyright: ignore[reportArgumentType]
+
+
+def _mcc(labels: np.ndarray, predictions: np.ndarray) -> float:
+    with warnings.catch_warnings():  # one class alone gives 0, by definition and without a warning
+        warnings.simplefilter("ignore")
+        return matthews_corrcoef(labels, predictions)
+
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy_score,
-    "f1": lambda labels, predictions: f1_score(labels, predictions, pos_label=1),
-    "mcc": matthews_corrcoef,
+    "f1": _f1,
+    "mcc": _mcc,
 }
 """Name of a metric → function of (labels, predictions)."""
 

@@ -9,7 +9,8 @@ Linear layers, norms and activations then pay for real tokens alone. Also here: 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ HEAD_COST = 64
 times of the grouped products; the optimum is flat (a factor of 3 in either costs a few percent of attention)."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Token ids of many rows end to end, as `data.Encoded` keeps them; row i is input_ids[offsets[i]:offsets[i + 1]]."""
 
@@ -89,12 +91,12 @@ class Layout:
         return self.groups[-1].scores.stop
 
     @cached_property
-    def offsets(self) -> Int64[np.ndarray, "rows+1"]:
+    def offsets(self) -> Int64[np.ndarray, "boundaries"]:
         """Where each row begins, and the end of the last."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @cached_property
-    def cu_seqlens(self) -> Int32[Tensor, "rows+1"]:
+    def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
         """`offsets` on the device, in the form variable-length kernels take."""
         return torch.from_numpy(self.offsets.astype(np.int32)).to(self.device)
 
@@ -108,7 +110,7 @@ class Layout:
         """Runs of rows padded to one length."""
         edges = [0, *(np.flatnonzero(np.diff(self.padded)) + 1).tolist(), len(self)]
         groups, score = [], 0
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges):
             length = int(self.padded[first])
             scores = slice(score, score := score + (last - first) * length**2)
             tokens = slice(int(self.offsets[first]), int(self.offsets[last]))
@@ -244,7 +246,7 @@ class PackedBatch:
         return self.layout.tokens
 
     @property
-    def cu_seqlens(self) -> Int32[Tensor, "rows+1"]:
+    def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
         """Where each row begins among the tokens, and the end of the last."""
         return self.layout.cu_seqlens
 

@@ -117,8 +117,8 @@ class RunProgress(_Screen):
     """One run: call it with each event."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
         self.run = _RunState()
+        super().__init__(stream)
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.run.hear(event)
@@ -140,9 +140,9 @@ class GridProgress(_Screen):
     """Rows of the live table at most; the others are counted."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
         self.runs: dict[str, _RunState] = {}
         self.notes: set[str] = set()
+        super().__init__(stream)
 
     def __call__(self, name: str, event: dict[str, Any]) -> None:
         run = self.runs.setdefault(name, _RunState())

@@ -6,13 +6,14 @@ returns a `Runner`. Everything else (turns, clocks, memory) is the worker's.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from rankwise.data import Encoded
 
 
+@runtime_checkable
 class Runner(Protocol):
     """A contender that has its model and is ready to train."""
 

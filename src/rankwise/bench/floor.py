@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise import machine
 from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.data import Encoded
@@ -52,7 +51,7 @@ def enter(config: BenchConfig) -> "Floor":
     Args:
         config: resolved (device and dtype are named).
     """
-    dtype = machine.DTYPES[config.dtype]
+    dtype = getattr(torch, config.dtype)
     model: Any = architectures.build(config, dtype=dtype)
     linears = products(model.to(config.device))
     adapters = {

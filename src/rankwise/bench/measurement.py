@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rankwise import machine
-from rankwise.bench import lengths, results
+from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS
 from rankwise.bench.coordinator import Progress, compete
@@ -79,6 +79,8 @@ def resolve(config: BenchConfig) -> BenchConfig:
     if min(config.rows, config.repeats, config.batch_size, config.rank) < 1:
         raise RankwiseError("Rows, repeats, batch size and rank are at least 1.")
     lengths.histogram(config.lengths)
+    if config.random_weights:
+        architectures.architecture(config.random_weights)
     device = machine.choose_device(config.device)
     dtype, _ = machine.choose_dtype(config.dtype, device)
     return replace(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankwise import machine
 from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
@@ -25,7 +24,7 @@ def enter(config: BenchConfig, *, method: str) -> "Ours":
         config: resolved (device and dtype are named).
         method: `lora` or `full`.
     """
-    dtype, frozen_base = machine.DTYPES[config.dtype], METHODS[method].frozen_base
+    dtype, frozen_base = getattr(torch, config.dtype), METHODS[method].frozen_base
     model: Any = architectures.build(config, dtype=dtype if frozen_base else torch.float32)
     request = RunConfig(method=method, seed=config.seed, lora=LoraOptions(rank=config.rank))
     METHODS[method].prepare(model, request, [])

@@ -75,7 +75,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         contenders.add_row(name, f"[red]dropped out[/]: {reason}")
     if not result["ratios"] and not result["memory_ratios"]:
         return [contenders]
-    compared = Table(title="Ratios of paired repeats", title_justify="left")
+    compared = Table(title="Ratios of paired repeats (above 1: the first is faster)", title_justify="left")
     compared.add_column("")
     compared.add_column("median", justify="right")
     compared.add_column("min – max", justify="right")

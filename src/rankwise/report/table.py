@@ -24,7 +24,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{_percent(row.score)} {row.metric}{more}",
         "" if row.difference is None else _percent(row.difference, sign=True),
         "" if row.p is None else (f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"),
-        f"{_count(row.trainable)} ({100 * row.share:.2g} %)",
+        f"{_count(row.trainable)} ({_share(row.share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",
         "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:,.0f}",
         clock(row.train_seconds),
@@ -35,6 +35,10 @@ def _percent(value: Estimate, *, sign: bool = False) -> str:
     """`86.52 ± 0.81`, in points."""
     mean = f"{100 * value.mean:+.2f}" if sign else f"{100 * value.mean:.2f}"
     return mean if value.half is None else f"{mean} ± {100 * value.half:.2f}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _count(n: int) -> str:

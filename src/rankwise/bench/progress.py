@@ -1,0 +1,48 @@
+"""A measurement while it runs: a bar with the time left in a terminal, a line a turn elsewhere."""
+
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from rankwise.bench.coordinator import Progress
+
+
+class BenchProgress:
+    """Given to `bench` as its `on_progress`: `with BenchProgress(sys.stderr) as progress: bench(config, progress)`.
+
+    Args:
+        stream: where it is shown.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = (
+            Bar(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        )
+        self._task = self._bar.add_task("", total=None) if self._bar else None
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        text = progress.text
+        if progress.seconds_left:
+            text += f" ({_duration(progress.seconds_left)} left)"
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=progress.done, total=progress.total, description=text)
+        else:
+            print(f"[{progress.done}/{progress.total}] {text}", file=self._console.file, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
