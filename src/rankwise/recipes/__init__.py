@@ -74,8 +74,8 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
         )
     points = sorted((int(w), lr) for w, lr in table.items())
     value = _log_interpolate(points, width)
-    where = "stored sweep" if width in dict(points) else "stored sweep, carried over by width"
-    return LearningRate(value, f"recipe {config.train.recipe!r}, {method} at width {width}: {where}")
+    where = "" if width in dict(points) else ", carried over by width"
+    return LearningRate(value, f"recipe {config.train.recipe!r}, {method} at width {width}{where}")
 
 
 def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
