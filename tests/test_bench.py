@@ -1,7 +1,5 @@
 """The referee of `rankwise bench`, its arithmetic, its data, and whether peers and floor do what their names say."""
 
-import io
-import json
 import sys
 from pathlib import Path
 
@@ -15,9 +13,7 @@ from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS
 from rankwise.bench.coordinator import Record, compete
 from rankwise.bench.floor import products
-from rankwise.bench.measurement import bench, resolve
-from rankwise.bench.progress import BenchProgress
-from rankwise.bench.worker import compete as take_part
+from rankwise.bench.measurement import resolve
 from rankwise.bench.worker import heaviest, make_plan
 from rankwise.errors import RankwiseError
 from tiny import CONFIGS
@@ -227,47 +223,3 @@ def test_peft_peers_train_their_adapters_on_the_padding_they_are_named_for(tiny_
     else:
         assert widths == longest
         assert runner.model.config._attn_implementation == name.split()[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["peft lora eager", "trainer full", "rankwise lora", "rankwise full"])
-def test_contenders_really_learn(tiny_roberta, name):
-    config = resolve(BenchConfig(random_weights=tiny_roberta, batch_size=8, lengths="5", dtype="float32"))
-    runner = _enter(name, config)
-    rows = lengths.random_rows(np.full(8, 5), runner.model.config, np.random.default_rng(0))
-
-    def loss() -> float:
-        runner.model.eval()
-        batch = torch.tensor(rows.input_ids.reshape(8, 5)).long()
-        return runner.model(input_ids=batch, labels=torch.tensor(rows.labels)).loss.item()
-
-    before = loss()
-    runner.train(rows, [np.arange(8)] * 60, lambda: None)
-    assert loss() < before - 0.01
-
-
-@pytest.mark.slow
-def test_a_worker_reports_every_turn(tiny_roberta):
-    config = resolve(BenchConfig(random_weights=tiny_roberta, rows=16, repeats=2, batch_size=8, threads=1))
-    wire = io.StringIO()
-    take_part("floor", config, io.StringIO("go\n" * 3), wire)
-    ready, *repeats, memory = map(json.loads, wire.getvalue().splitlines())
-    assert ready == {"ready": True}
-    assert len(repeats) == 2
-    assert all(r["rows_per_second"] == pytest.approx(16 / r["seconds"]) for r in repeats)
-    assert memory["peak_memory_mb"] > 0
-
-
-@pytest.mark.slow
-def test_a_measurement_from_end_to_end(tiny_roberta):
-    names = ("rankwise lora", "peft lora eager", "floor")
-    config = BenchConfig(random_weights=tiny_roberta, rows=16, repeats=2, threads=1, contenders=names)
-    shown = io.StringIO()
-    with BenchProgress(shown) as progress:
-        result = bench(config, progress)
-    assert [row["name"] for row in result["rows"]] == list(names)
-    assert result["ratios"].keys() == {"lora_vs_peft_best", "step_vs_floor"}
-    assert result["failed"] == {}
-    assert json.loads(json.dumps(result)) == result
-    assert "[1/12] peft lora eager: starting" in shown.getvalue()
-    assert len(results.tables(result)) == 2
