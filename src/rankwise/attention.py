@@ -9,6 +9,7 @@ by far, in backward above all. Boundaries travel as the keyword argument `layout
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from rankwise.dropout import Key, dropout, keep_mask, rounded
 from rankwise.errors import RankwiseError
 from rankwise.packing import Layout, pack
-from rankwise.readout import packed_logits
+from rankwise.readout import packed_logits, pool_rows
 
 NAME = "rankwise_packed"
 SOFTMAX_BLOCK = 1 << 18
@@ -38,11 +39,22 @@ _NOT_PACKED = {
 
 
 class _Mode:
-    """What a model's modules share while it is packed: which module is which, and the layout now passing through."""
+    """What a model's modules share while it is packed: which module is which, and the layout now passing through.
+
+    Each thread has its own layout, so that several can run the model side by side.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.site = {module: i for i, module in enumerate(model.modules())}
-        self.layout: Layout | None = None
+        self._here = threading.local()
+
+    @property
+    def layout(self) -> Layout:
+        return self._here.layout
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        self._here.layout = layout
 
     def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Forward pre-hook of the backbone: every call while packed must say where its rows lie."""
@@ -58,9 +70,9 @@ class _Mode:
         """Stands in for `nn.Dropout.forward`: masks keyed by module and by the token's (or row's) place in the batch."""
         if not module.training or module.p == 0.0:
             return x
-        layout = cast(Layout, self.layout)
+        layout = self.layout
         leading = x.numel() // x.shape[-1]
-        if leading == layout.tokens:
+        if leading == layout.tokens + layout.filler:
             first = layout.first_token
         elif leading == len(layout):
             first = layout.first_row
@@ -73,12 +85,15 @@ class _Mode:
 def packed(model: nn.Module) -> Iterator[None]:
     """Inside this block `model` takes packed batches; after it, it is exactly what it was.
 
-    Attention goes through `attend`, and in training every `nn.Dropout` draws its mask from the batch's key. May be nested,
-    also for the same model.
+    Attention goes through `attend`, and in training every `nn.Dropout` draws its mask from the batch's key. A block inside a
+    block for the same model changes nothing.
 
     Args:
         model: a Transformers model that `can_pack` accepts.
     """
+    if cast(Any, model).config._attn_implementation == NAME:
+        yield
+        return
     mode = _Mode(model)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
     dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
@@ -87,20 +102,14 @@ def packed(model: nn.Module) -> Iterator[None]:
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = NAME
         for module in dropouts:
-            undo.callback(_restore, module, module.__dict__.get("forward"))
+            undo.callback(module.__dict__.pop, "forward")
             setattr(module, "forward", partial(mode.dropout, module))  # noqa: B010 (a method, as types see it)
         undo.callback(
             cast(Any, model).base_model.register_forward_pre_hook(mode.enter, with_kwargs=True).remove
         )
+        if pooling := pool_rows(model, lambda: mode.layout):
+            undo.callback(pooling.remove)
         yield
-
-
-def _restore(module: nn.Module, forward: Any) -> None:
-    """Gives a module its own `forward` back, or the one an outer block had put there."""
-    if forward is None:
-        del module.__dict__["forward"]
-    else:
-        module.__dict__["forward"] = forward
 
 
 def can_pack(model: nn.Module) -> tuple[bool, str]:
@@ -292,7 +301,8 @@ class _Attention(torch.autograd.Function):
         heads, kv_heads = query.shape[1], key.shape[1]
         q, k, v = (_by_token(x) for x in (query, key, value))
         keep = _keep(layout, heads, p, stream, query)
-        out = query.new_empty(layout.tokens, heads, value.shape[3])
+        out = query.new_empty(layout.tokens + layout.filler, heads, value.shape[3])
+        out[layout.tokens :] = 0.0
         kept = []
         for group, slots, kv_slots, mask in _zip(layout, heads, kv_heads, masks):
             K, V = (_gather(x, kv_slots, group.rows * kv_heads) for x in (k, v))
@@ -325,9 +335,12 @@ class _Attention(torch.autograd.Function):
         c = rounded(p)[1]
         needs = ctx.needs_input_grad[:3]
         dq, dk, dv = (
-            x.new_empty(layout.tokens, x.shape[1], x.shape[3]) if need else None
+            x.new_empty(layout.tokens + layout.filler, x.shape[1], x.shape[3]) if need else None
             for x, need in zip((query, key, value), needs, strict=True)
         )
+        for d in (dq, dk, dv):
+            if d is not None:
+                d[layout.tokens :] = 0.0
         for (group, slots, kv_slots, _), P in zip(_zip(layout, heads, kv_heads), kept, strict=True):
             batch = group.rows * kv_heads
             dO = _gather(do, slots, batch)

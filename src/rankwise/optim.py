@@ -37,7 +37,7 @@ def schedule_factor(schedule: Schedule, steps: int, warmup: float) -> Callable[[
     def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / rise
-        done = (step - rise) / max(1, steps - rise)
+        done = min(1.0, (step - rise) / max(1, steps - rise))
         if schedule == "linear":
             return 1.0 - done
         if schedule == "cosine":

@@ -7,15 +7,15 @@ Encoders keep their own forward: what leaves the encoder is swapped for one toke
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from rankwise.packing import PackedBatch
+from rankwise.packing import Layout, PackedBatch
 
 
 def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows classes"]:
@@ -39,35 +39,39 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows c
         hidden = hf.base_model(**inputs).last_hidden_state[0]
         logits = hf.score(hidden[_last(batch, hf.config.get_text_config().pad_token_id)])
     else:
-        with _one_token_a_row(hf, batch):
-            logits = hf(**inputs).logits
+        logits = hf(**inputs).logits
     return logits[batch.order]
 
 
-@contextmanager
-def _one_token_a_row(model: Any, batch: PackedBatch) -> Iterator[None]:
-    """Swaps what leaves the encoder, [1, tokens, d], for [rows, 1, d]."""
+def pool_rows(model: nn.Module, layout: Callable[[], Layout]) -> RemovableHandle | None:
+    """Swaps what leaves the encoder of a packed model, [1, tokens, d], for [rows, 1, d].
+
+    Args:
+        model: a Transformers sequence classifier.
+        layout: gives the layout that is now passing through.
+
+    Returns:
+        What undoes it; None for causal models, whose rows are pooled by `packed_logits`.
+    """
+    if hasattr(model, "score"):
+        return None
+    hf = cast(Any, model)
     # ModernBERT says how its head pools; where there is an `encoder`, BERT's pooler stands behind it.
-    mean = getattr(model.config, "classifier_pooling", "cls") == "mean"
+    mean = getattr(hf.config, "classifier_pooling", "cls") == "mean"
 
     def swap(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output.last_hidden_state[0]
-        pooled = _mean(hidden, batch) if mean else hidden[batch.cu_seqlens[:-1]]
+        hidden, rows = output.last_hidden_state[0], layout()
+        pooled = _mean(hidden, rows) if mean else hidden[rows.cu_seqlens[:-1]]
         output.last_hidden_state = pooled.unsqueeze(1)
         return output
 
-    body = model.base_model
-    handle = getattr(body, "encoder", body).register_forward_hook(swap)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return getattr(hf.base_model, "encoder", hf.base_model).register_forward_hook(swap)
 
 
-def _mean(hidden: Float[Tensor, "tokens d"], batch: PackedBatch) -> Float[Tensor, "rows d"]:
-    lengths = batch.cu_seqlens.diff()
-    row = torch.repeat_interleave(torch.arange(len(batch), device=hidden.device), lengths)
-    total = hidden.new_zeros(len(batch), hidden.shape[1]).index_add(0, row, hidden)
+def _mean(hidden: Float[Tensor, "tokens d"], layout: Layout) -> Float[Tensor, "rows d"]:
+    lengths = layout.cu_seqlens.diff()
+    row = torch.repeat_interleave(torch.arange(len(layout), device=hidden.device), lengths)
+    total = hidden.new_zeros(len(layout), hidden.shape[1]).index_add(0, row, hidden)
     return total / lengths.unsqueeze(1)
 
 
@@ -77,5 +81,5 @@ def _last(batch: PackedBatch, pad_id: int | None) -> Tensor:
     if pad_id is None:
         return end - 1
     place = torch.arange(batch.tokens, device=first.device)
-    real = torch.where(batch.input_ids[0] != pad_id, place, -1).cummax(0).values
+    real = torch.where(batch.input_ids[0, : batch.tokens] != pad_id, place, -1).cummax(0).values
     return torch.maximum(real[end - 1], first)

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from rankwise.attention import can_pack, packed
 from rankwise.config import TrainOptions
 from rankwise.data import Encoded
+from rankwise.dropout import Key
 from rankwise.errors import RankwiseError
 from rankwise.measure import Speed
 from rankwise.optim import build_optimizer, clip_gradients, schedule_factor, set_lr
-from rankwise.packing import batch_order, pack, pad, token_batches
+from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.readout import packed_logits
 from rankwise.streams import seed_torch, stream_seed
+from rankwise.workers import Workers
 
 Padding = Literal["packed", "longest", "max_length"]
 WARMUP_STEPS = 3
@@ -37,8 +39,16 @@ WARMUP_STEPS = 3
 
 
 @dataclass(frozen=True)
+class PaddedBatch:
+    """Rows of a batch as padded model inputs, with their labels."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
 class Compute:
-    """How a model is run: where, in which number type, packed or padded.
+    """How a model is run: where, in which number type, packed or padded, on how many threads side by side.
 
     Attributes:
         device: of the model and its batches.
@@ -46,6 +56,7 @@ class Compute:
         padding: `packed`, `longest` or `max_length`.
         max_length: what `max_length` pads to.
         pad_id: the id that fills padding.
+        workers: what packed batches are divided over.
     """
 
     device: torch.device
@@ -53,18 +64,41 @@ class Compute:
     padding: Padding
     max_length: int
     pad_id: int
+    workers: Workers = field(default_factory=Workers)
 
-    def logits(self, model: nn.Module, rows: Encoded, which: np.ndarray) -> Tensor:
-        """Logits [len(which), classes] of some rows, in float32."""
-        cast_to = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-        with cast_to:
-            if self.padding == "packed":
-                return packed_logits(model, pack(rows, which, model=model).to(self.device)).float()
-            to = self.max_length if self.padding == "max_length" else "longest"
-            batch = {
-                k: v.to(self.device) for k, v in pad(rows, which, self.pad_id, to).items() if k != "labels"
-            }
-            return model(**batch).logits.float()
+    def batches(
+        self, model: nn.Module, rows: Encoded, which: np.ndarray, *, key: Key | None = None, parts: int = 1
+    ) -> list[PackedBatch] | list[PaddedBatch]:
+        """Some rows as `parts` model inputs or more, on the device.
+
+        Args:
+            model: whose inputs they will be.
+            rows: where they are.
+            which: their numbers.
+            key: names dropout's random stream where rows are packed.
+            parts: about equal parts, at least; fewer where there are fewer rows.
+        """
+        if self.padding == "packed":
+            batches = pack(rows, which, model=model, key=key).divide(parts)
+            return [
+                (batch.fill() if self.device.type == "cpu" else batch).to(self.device) for batch in batches
+            ]
+        to = self.max_length if self.padding == "max_length" else "longest"
+        return [
+            self._padded(pad(rows, part, self.pad_id, to))
+            for part in np.array_split(which, min(parts, len(which)))
+        ]
+
+    def _padded(self, batch: dict[str, Tensor]) -> PaddedBatch:
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved)
+
+    def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Tensor:
+        """Logits [rows, classes] in float32, in the order of the batch's labels. Call it inside `running(model)`."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            if isinstance(batch, PackedBatch):
+                return packed_logits(model, batch).float()
+            return model(**batch.inputs).logits.float()
 
     @contextlib.contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
@@ -192,15 +226,32 @@ class Training:
         return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds)
 
     def _backward(self, batch: np.ndarray) -> float:
-        """Gradients of the mean loss over the batch, in `accumulate` parts; returns that loss."""
-        labels = torch.from_numpy(cast(np.ndarray, self.rows.labels)[batch]).to(self.compute.device)
-        total = 0.0
-        for part in np.array_split(np.arange(len(batch)), min(self.options.accumulate, len(batch))):
-            logits = self.compute.logits(self.model, self.rows, batch[part])
-            loss = F.cross_entropy(logits, labels[part], reduction="sum") / len(batch)
-            loss.backward()
-            total += loss.item()
-        return total
+        """Gradients of the mean loss over the batch; returns that loss."""
+        workers = self.compute.workers
+        parts = max(self.options.accumulate, workers.count if self.compute.padding == "packed" else 1)
+        batches = self.compute.batches(
+            self.model, self.rows, batch, key=(self.seed, self.step_number), parts=parts
+        )
+        trained = [p for _, p in self._trained()]
+        losses = []
+        for loss, gradients in workers.map(lambda part: self._gradients(part, len(batch), trained), batches):
+            losses.append(loss)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if parameter.grad is None or gradient is None:
+                    parameter.grad = parameter.grad if gradient is None else gradient
+                else:
+                    parameter.grad.add_(gradient)
+        return sum(losses)
+
+    def _gradients(
+        self, part: PackedBatch | PaddedBatch, rows: int, trained: list[nn.Parameter]
+    ) -> tuple[float, tuple[Tensor | None, ...]]:
+        """One part's share of the mean loss over `rows` rows, and its gradients."""
+        loss = (
+            F.cross_entropy(self.compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
+            / rows
+        )
+        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""
@@ -255,7 +306,8 @@ def predict_logits(
     done = 0
     with compute.running(model):
         for batch in batches:
-            parts.append(compute.logits(model, rows, batch).cpu().numpy())
+            (inputs,) = compute.batches(model, rows, batch)
+            parts.append(compute.logits(model, inputs).cpu().numpy())
             done += len(batch)
             on_progress(done, len(rows))
     order = np.concatenate(batches)
