@@ -346,4 +346,4 @@ def _result(
 
 def describe(event: dict[str, Any]) -> str:
     """An event as the line of JSON a worker prints."""
-    return json.dumps(event, ensure_ascii=False, allow_nan=True)
+    return json.dumps(event, allow_nan=True)  # ASCII, whatever encoding the worker's stdout has
