@@ -62,13 +62,13 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
     make_folder(config.out)
     lock = FileLock(config.out / ".lock")
     try:
-        lock.acquire(timeout=0)
+        at_work = lock.acquire(timeout=0)
     except Timeout:
         raise RankwiseError(
             f"Another rankwise is at work in {config.out}. Wait for it, or give another --out."
         ) from None
-    with lock:
-        runs = [_cell(config, run) for run in config.runs()]
+    with at_work:
+        runs = _cells(config)
         refuse_changes(config.out, runs)
         _remember(config)
         waiting = []
@@ -76,25 +76,35 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
             listen(run.name, {"event": "planned"})
             if run.folder.finished:
                 listen(run.name, {"event": "kept", **run.folder.read_result()})
+                run.folder.remove_checkpoint()  # where a kill came between the result and its removal
             else:
                 waiting.append(run)
         return _run_all(config, waiting, listen, command)
 
 
-def _cell(config: CompareConfig, run: RunConfig) -> Run:
-    name = run_name(run.task, run.method, run.seed)
-    return Run(name, run, RunFolder(config.out / name))
+def _cells(config: CompareConfig) -> list[Run]:
+    """Every run once, in order, also where a task or method was named twice."""
+    runs: dict[str, Run] = {}
+    for run in config.runs():
+        name = run_name(run.task, run.method, run.seed)
+        other = runs.setdefault(name, Run(name, run, RunFolder(config.out / name)))
+        if other.config != run:
+            raise RankwiseError(
+                f"{other.config.method} and {run.method} would share the folder {name}. "
+                "Give one of them a grid of its own with --out."
+            )
+    return list(runs.values())
 
 
 def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
     """Refuses a grid whose folder holds runs asked for with other settings.
 
     Raises:
-        RankwiseError: naming each setting that differs, once.
+        RankwiseError: naming each setting that differs, once; or a finished run doesn't say any more what it was.
     """
     found: dict[str, None] = {}
     for run in runs:
-        if run.folder.has_run:
+        if run.folder.has_run or run.folder.finished:
             found |= dict.fromkeys(differences(run.folder.read_run()["requested"], to_json(run.config)))
     if found:
         raise RankwiseError(
@@ -140,10 +150,11 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
 
 
 def _ask(config: CompareConfig, run: Run) -> None:
-    """Writes the request; what an earlier start was assigned stays, because resuming is exact."""
+    """Writes the request; threads that an earlier start was assigned stay, because resuming is exact."""
     known = run.folder.read_run() if run.folder.has_run else {}
     threads = config.model.threads or max(1, cores() // config.jobs)
-    assigned = known.get("assigned") or {"threads": threads, "shared_machine": config.jobs > 1}
+    assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
+    assigned["shared_machine"] |= config.jobs > 1
     run.folder.write_request(to_json(run.config), {**assigned, "keep_model": config.keep_models})
     run.folder.update_run_json(failed=None)
 
@@ -177,10 +188,10 @@ class _Child:
             self._error = event["message"]
 
     def end(self) -> str | None:
-        """Why the run failed, or None."""
+        """Why the run failed, or None; with its result written it hasn't, whatever the process ended on."""
         code = self._process.wait()
         self._close()
-        if self._run.folder.finished and code == 0:
+        if self._run.folder.finished:
             return None
         if self._error:
             return self._error

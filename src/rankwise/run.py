@@ -4,6 +4,7 @@ A run tells what it does through events (plain dicts: start, step, evaluate, res
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel
 
@@ -23,7 +25,7 @@ from rankwise.measure import PeakRss
 from rankwise.methods import METHODS, parse
 from rankwise.metrics import score
 from rankwise.models import Source
-from rankwise.store import RunFolder
+from rankwise.store import RunFolder, damaged
 from rankwise.streams import stream_seed
 from rankwise.tasks import Dataset
 from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
@@ -31,7 +33,9 @@ from rankwise.train import Compute, Training, choose_padding, mean_loss, predict
 Emit = Callable[[dict[str, Any]], None]
 
 CHECKPOINT_SECONDS = 20.0
-"""Time between checkpoints at least; they also never take more than 2 % of a run."""
+"""Time between checkpoints at least."""
+CHECKPOINT_SHARE = 0.02
+"""Share of a run's time that checkpoints may take."""
 HELD_OUT = 0.1
 """Share of the training rows that early stopping is decided on, 1,000 rows at most."""
 
@@ -70,14 +74,17 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     )
     checkpoint = folder.checkpoint
     if checkpoint is not None:
-        training.load(checkpoint)
+        try:
+            training.load(checkpoint)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise damaged(checkpoint, error, "Remove it to begin this run anew.") from None
         run.notes.append(f"Continued from step {training.step_number}.")
     stopping = Stopping(config.train.patience)
     stopping.load(folder, training.step_number)
     emit(
         {
             "event": "start",
-            "task": config.task,
+            "task": run.dataset.task.name,
             "method": config.method,
             "seed": config.seed,
             "steps": training.steps,
@@ -105,7 +112,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     threads = facts.get("threads") or config.model.threads or assigned.get("threads") or machine.cores()
     torch.set_num_threads(threads)
     device = machine.choose_device(config.model.device)
-    dtype, why = machine.choose_dtype(config.model.dtype, device)
+    dtype, why = machine.choose_dtype(facts.get("dtype") or config.model.dtype, device)
+    why = "as this run began" if facts else why
 
     dataset = tasks.load(config)
     source = models.locate(config.model.model or models.EMBEDDED, config.data.max_length)
@@ -128,7 +136,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     method.prepare(model, config, new_modules)
     model.to(device)  # pyright: ignore[reportArgumentType]
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
-    padding, padding_why = choose_padding(model, config.train.padding or "packed")
+    padding, padding_why = choose_padding(model, facts.get("padding") or config.train.padding or "packed")
     config = replace(config, train=replace(config.train, lr=lr.value, padding=padding))
     compute = Compute(
         device=device,
@@ -244,7 +252,7 @@ def _checkpoint(training: Training, folder: RunFolder) -> float:
 
 
 class _Pace:
-    """When to report (twice a second) and when to write a checkpoint (not more than 2 % of the time)."""
+    """When to report (twice a second) and when to write a checkpoint (each `CHECKPOINT_SECONDS`, or less often where it takes long)."""
 
     def __init__(self) -> None:
         self._reported = 0.0
@@ -262,7 +270,10 @@ class _Pace:
         return time.perf_counter() - self._written >= self._interval
 
     def spent(self, seconds: float) -> None:
-        self._written, self._interval = time.perf_counter(), max(CHECKPOINT_SECONDS, 50 * seconds)
+        self._written, self._interval = (
+            time.perf_counter(),
+            max(CHECKPOINT_SECONDS, seconds / CHECKPOINT_SHARE),
+        )
 
 
 def _labels(rows: Encoded) -> np.ndarray:
@@ -280,7 +291,13 @@ def _evaluate(run: Prepared, split: str, emit: Emit) -> tuple[np.ndarray, dict[s
         on_progress=lambda done, of: emit({"event": "evaluate", "split": split, "done": done, "of": of}),
     )
     scores = score(run.dataset.task.metrics, _labels(rows), logits)
-    return logits, scores | {"loss": mean_loss(logits, _labels(rows))}
+    loss = mean_loss(logits, _labels(rows))
+    if not math.isfinite(loss):
+        raise RankwiseError(
+            f"The loss on the {split} rows is {loss} after step {run.training.step_number} of {run.training.steps}. "
+            f"Lower --lr (now {run.training.peak_lr:g}), or use --dtype float32."
+        )
+    return logits, scores | {"loss": loss}
 
 
 def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: Emit) -> dict[str, Any]:
@@ -316,7 +333,7 @@ def _result(
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     ranks = {path: layer.rank for path, layer in layers.items()}
     return {
-        "task": config.task,
+        "task": task.name,
         "method": config.method,
         "seed": config.seed,
         "model": run.source.name,
@@ -346,4 +363,4 @@ def _result(
 
 def describe(event: dict[str, Any]) -> str:
     """An event as the line of JSON a worker prints."""
-    return json.dumps(event, ensure_ascii=False, allow_nan=True)
+    return json.dumps(event, allow_nan=True)  # ASCII, whatever encoding the worker's stdout has

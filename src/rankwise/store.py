@@ -2,7 +2,7 @@
 
 run.json                 what was asked for, what it was resolved to, versions, hardware
 steps.jsonl              one line an optimizer step
-checkpoint-<step>/       the latest state of training; removed when the run ends well
+checkpoint-<n>/          the latest state of training; removed when the run ends well
 predictions.parquet      idx, label, prediction, logits of the validation rows
 result.json              written last: its presence means "finished"
 """
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
+
+RESULT = (
+    *("task", "method", "seed", "model", "metric", "score", "scores", "n_train", "n_validation"),
+    *("trainable_params", "total_params", "adapter_params"),
+    *("train_seconds", "samples_per_second", "peak_rss_mb"),
+)
+"""What a result.json has at least, and a report counts on."""
 
 
 def run_name(task: str, method: str, seed: int) -> str:
@@ -66,8 +73,12 @@ class RunFolder:
         _write_json(self._run, {**known, "requested": requested, "assigned": assigned or {}})
 
     def read_run(self) -> dict[str, Any]:
-        """run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started."""
-        return _read_json(self._run)
+        """run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        return _read_json(self._run, ("requested",))
 
     def update_run_json(self, **entries: Any) -> None:
         """Sets entries of run.json."""
@@ -81,16 +92,22 @@ class RunFolder:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def read_steps(self) -> list[dict[str, Any]]:
-        """Every whole line of steps.jsonl; a last line cut short by a kill is left out."""
+        """Every whole line of steps.jsonl; a last line cut short by a kill is left out.
+
+        Raises:
+            RankwiseError: another line is damaged.
+        """
         if not self._steps.is_file():
             return []
-        lines = self._steps.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise damaged(self._steps, error) from None
+        lines = self._steps.read_bytes().split(b"\n")[:-1]
+        steps = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                steps.append(json.loads(line))
+                steps[-1]["step"]
+            except (ValueError, KeyError, TypeError):
+                raise damaged(self._steps, f"line {number} is no step") from None
+        return steps
 
     def truncate_steps(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a resumed run's log reads like an undisturbed one's."""
@@ -162,17 +179,17 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
-        result = _read_json(self._result)
-        missing = {"task", "method", "seed", "score", "metric"} - result.keys()
-        if missing:
-            raise damaged(self._result, f"it lacks {', '.join(sorted(missing))}")
-        return result
+        return _read_json(self._result, RESULT)
 
 
 def read_grid(out: Path) -> dict[str, Any]:
-    """grid.json of a grid's folder; empty where there is none yet."""
+    """grid.json of a grid's folder; empty where there is none yet.
+
+    Raises:
+        RankwiseError: it is damaged.
+    """
     file = out / "grid.json"
-    return _read_json(file) if file.is_file() else {}
+    return _read_json(file, remedy="Remove this file; the runs beside it stay.") if file.is_file() else {}
 
 
 def write_grid(out: Path, document: dict[str, Any]) -> None:
@@ -182,7 +199,8 @@ def write_grid(out: Path, document: dict[str, Any]) -> None:
 
 def run_folders(out: Path) -> list[RunFolder]:
     """Every run folder of a grid, finished or not, by name."""
-    return [RunFolder(path.parent) for path in sorted(out.glob("*/run.json"))]
+    found = {path.parent for file in ("run.json", "result.json") for path in out.glob(f"*/{file}")}
+    return [RunFolder(path) for path in sorted(found)]
 
 
 def make_folder(path: Path) -> None:
@@ -202,21 +220,27 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
-def damaged(file: Path, why: object) -> RankwiseError:
+def damaged(file: Path, why: object, remedy: str = "Remove its folder to run it again.") -> RankwiseError:
     """The error for a file that isn't what was written there."""
     if not file.exists():
-        return RankwiseError(f"{file} is missing. Remove its folder to run it again.")
-    reason = str(why).strip().splitlines()[0]
-    return RankwiseError(f"{file} is damaged ({reason}). Remove its folder to run it again.")
+        return RankwiseError(f"{file} is missing. {remedy}")
+    reason = (str(why).strip() or type(why).__name__).splitlines()[0]
+    return RankwiseError(f"{file} is damaged ({reason}). {remedy}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(
+    file: Path, keys: Sequence[str] = (), remedy: str = "Remove its folder to run it again."
+) -> dict[str, Any]:
+    """A JSON object that has all these keys."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise damaged(file, error) from None
+        raise damaged(file, error, remedy) from None
     if not isinstance(document, dict):
-        raise damaged(file, "not a JSON object")
+        raise damaged(file, "not a JSON object", remedy)
+    missing = [key for key in keys if key not in document]
+    if missing:
+        raise damaged(file, f"it lacks {', '.join(missing)}", remedy)
     return document
 
 

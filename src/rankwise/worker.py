@@ -4,12 +4,13 @@ import sys
 
 from rankwise.errors import RankwiseError
 from rankwise.grid import die_with_parent
-from rankwise.run import describe, execute
-from rankwise.store import RunFolder
 
 
 def main() -> None:
     die_with_parent()
+    from rankwise.run import describe, execute  # after the watch has begun: torch takes seconds to import
+    from rankwise.store import RunFolder
+
     try:
         execute(RunFolder(sys.argv[1]), lambda event: print(describe(event), flush=True))
     except RankwiseError as error:

@@ -14,6 +14,8 @@ from rankwise.config import RunConfig, TrainOptions
 from rankwise.errors import RankwiseError, nearest
 
 NAMES = ("lora-paper", "poster", "rankwise")
+NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
+"""What training can't begin without; the learning rate may follow the model's width."""
 
 
 @cache
@@ -38,12 +40,21 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
     Args:
         config: as asked for; what is set there wins.
         method: the method's plain name (`lora` for `lora:rank=4`).
+
+    Raises:
+        RankwiseError: no such recipe, or one that leaves something open for this task and method.
     """
     data = recipe(config.train.recipe)
     known = data["defaults"] | data.get("methods", {}).get(method, {})
     known |= data.get("tasks", {}).get(config.task, {}).get(method, {})
     unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
     max_length = known.get("max_length") if config.data.max_length is None else config.data.max_length
+    missing = sorted(unset.intersection(NEEDED) - known.keys())
+    if missing:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise RankwiseError(
+            f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {flags}."
+        )
     return replace(
         config,
         train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),

@@ -77,6 +77,7 @@ def collect(out: Path) -> Document:
                 continue
             results[folder.path.name] = folder.read_result()
             folder.read_predictions()
+            folder.read_run()
             folders.append(folder)
         except RankwiseError as error:
             results.pop(folder.path.name, None)
@@ -84,15 +85,15 @@ def collect(out: Path) -> Document:
     if not folders:
         raise RankwiseError(" ".join([f"{out} holds no finished run.", *left_out]))
     grid = read_grid(out)
-    rows = _rows(folders, results, grid)
+    rows, unpaired = _rows(folders, results, grid)
     return Document(
         out=out,
         rows=rows,
         runs=list(results.values()),
         left_out=left_out,
-        notes=_notes(rows),
+        notes=[*_notes(rows), *unpaired],
         published=_published(results.values()),
-        settings=_settings(folders, grid),
+        settings=_settings(folders, results, grid),
     )
 
 
@@ -101,7 +102,10 @@ def _unfinished(folder: RunFolder) -> str:
     return f"{folder.path.name} failed: {failed}" if failed else f"{folder.path.name} is not finished."
 
 
-def _rows(folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: dict[str, Any]) -> list[Row]:
+def _rows(
+    folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: dict[str, Any]
+) -> tuple[list[Row], list[str]]:
+    """The table's rows, and a sentence for each that can't be compared with full fine-tuning."""
     cells: dict[tuple[str, str], dict[int, RunFolder]] = {}
     for folder in folders:
         result = results[folder.path.name]
@@ -109,6 +113,7 @@ def _rows(folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: di
     order = {name: i for i, name in enumerate([*grid.get("tasks", []), *grid.get("methods", [])])}
     ordered = sorted(cells, key=lambda cell: (order.get(cell[0], 99), order.get(cell[1], 99), cell))
     tested: dict[tuple[str, str], float] = {}
+    unpaired: dict[tuple[str, str], str] = {}
     for task, method in ordered:
         reference = cells.get((task, REFERENCE), {})
         shared = sorted(cells[task, method].keys() & reference.keys())
@@ -116,9 +121,13 @@ def _rows(folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: di
             pairs = [
                 (cells[task, method][s].read_predictions(), reference[s].read_predictions()) for s in shared
             ]
-            tested[task, method] = stats.mcnemar(pairs).p
+            try:
+                tested[task, method] = stats.mcnemar(pairs).p
+            except RankwiseError as error:
+                unpaired[task, method] = f"{task} {method} has no difference to full. {error}"
     corrected = dict(zip(tested, stats.holm(list(tested.values())), strict=True))
-    return [_row(cell, cells, results, corrected.get(cell)) for cell in ordered]
+    rows = [_row(cell, cells, results, corrected.get(cell), paired=cell not in unpaired) for cell in ordered]
+    return rows, list(unpaired.values())
 
 
 def _row(
@@ -126,6 +135,8 @@ def _row(
     cells: dict[tuple[str, str], dict[int, RunFolder]],
     results: dict[str, dict[str, Any]],
     p: float | None,
+    *,
+    paired: bool,
 ) -> Row:
     def of(which: tuple[str, str]) -> dict[int, dict[str, Any]]:
         return {seed: results[folder.path.name] for seed, folder in cells.get(which, {}).items()}
@@ -142,7 +153,7 @@ def _row(
         metric=one["metric"],
         score=stats.estimate(list(scores.values())),
         more={name: statistics.fmean(_further(r, name) for r in mine.values()) for name in sorted(further)},
-        difference=stats.paired_difference(scores, reference) if cell[1] != REFERENCE else None,
+        difference=stats.paired_difference(scores, reference) if paired and cell[1] != REFERENCE else None,
         p=p,
         trainable=one["trainable_params"],
         share=one["trainable_params"] / (one["total_params"] - one["adapter_params"]),
@@ -174,7 +185,9 @@ def _notes(rows: list[Row]) -> list[str]:
     if seeds[0] == 1:
         notes.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")
     if any(row.rows_per_second is None for row in rows):
-        notes.append("Runs that shared the machine (--jobs) have no speed: it would mislead.")
+        notes.append(
+            "Runs that shared the machine (--jobs) or took very few steps have no speed: it would mislead."
+        )
     notes.append("Peak memory: resident, above the level before the model was loaded (1 MB = 10⁶ bytes).")
     return notes
 
@@ -190,29 +203,37 @@ def _published(results: Iterable[dict[str, Any]]) -> list[str]:
     return list(lines)
 
 
-def _settings(folders: list[RunFolder], grid: dict[str, Any]) -> dict[str, str]:
-    run = folders[0].read_run()
-    resolved, facts = run.get("resolved") or run["requested"], run.get("facts") or {}
-    hardware, train = run.get("hardware") or {}, resolved["train"]
+def _settings(
+    folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: dict[str, Any]
+) -> dict[str, str]:
+    """What was set: said once where every run has it, else with the tasks and methods that have it."""
+    said: dict[str, dict[str, dict[str, None]]] = {}
+    for folder in folders:
+        result = results[folder.path.name]
+        for name, value in _setting(folder.read_run(), result).items():
+            said.setdefault(name, {}).setdefault(value, {})[f"{result['task']} {result['method']}"] = None
     shown = {
-        "model": resolved["model"]["model"],
-        "recipe": train["recipe"],
-        "training": f"{train['epochs']:g} epochs, batches of {train['batch_size']}, {train['optimizer']}, "
-        f"{train['schedule']} schedule, warm-up {train['warmup']:g}, weight decay {train['weight_decay']:g}",
-        "learning rates": ", ".join(_learning_rates(folders)),
+        name: next(iter(values))
+        if len(values) == 1
+        else "; ".join(f"{', '.join(cells)}: {value}" for value, cells in values.items())
+        for name, values in said.items()
+    }
+    return shown | ({"command": str(grid["command"])} if grid.get("command") else {})
+
+
+def _setting(run: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    resolved, facts, hardware = run.get("resolved"), run.get("facts") or {}, run.get("hardware") or {}
+    shown: dict[str, str] = {"model": result["model"]}
+    if resolved:
+        train = resolved["train"]
+        shown |= {
+            "recipe": train["recipe"],
+            "training": f"{train['epochs']:g} epochs, batches of {train['batch_size']}, {train['optimizer']}, "
+            f"{train['schedule']} schedule, warm-up {train['warmup']:g}, weight decay {train['weight_decay']:g}",
+            "learning rate": f"{train['lr']:g}",
+        }
+    return shown | {
         "computed in": f"{facts.get('dtype')}, {facts.get('padding')} batches, {facts.get('threads')} threads",
         "machine": f"{hardware.get('processor')}, {hardware.get('cores')} cores, {hardware.get('device')}",
         "versions": ", ".join(f"{name} {number}" for name, number in (run.get("versions") or {}).items()),
     }
-    if grid.get("command"):
-        shown["command"] = grid["command"]
-    return {name: str(value) for name, value in shown.items()}
-
-
-def _learning_rates(folders: list[RunFolder]) -> list[str]:
-    rates: dict[str, None] = {}
-    for folder in folders:
-        result = folder.read_result()
-        if result.get("lr") is not None:
-            rates[f"{result['method']} {result['lr']:g}"] = None
-    return list(rates)

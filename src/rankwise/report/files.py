@@ -23,11 +23,17 @@ def write(out: Path) -> Document:
         partial.write_text(markdown(document), encoding="utf-8")
         partial.replace(out / "report.md")
         partial = out / "results.parquet.partial"
-        pq.write_table(pa.Table.from_pylist([scalars(run) for run in document.runs]), partial)
+        pq.write_table(_table([scalars(run) for run in document.runs]), partial)
         partial.replace(out / "results.parquet")
     except OSError as error:
         raise RankwiseError(f"{out} can't be written: {error.strerror or error}.") from None
     return document
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """A column for every name that any row has; pyarrow alone would take the first row's."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def scalars(result: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +51,9 @@ def markdown(document: Document) -> str:
     lines += [f"| {' | '.join(HEADERS)} |", f"|{'---|' * len(HEADERS)}"]
     lines += [f"| {' | '.join(_escaped(cell) for cell in cells(row))} |" for row in document.rows]
     lines += ["", *(f"- {_escaped(note)}" for note in document.notes)]
-    lines += [f"- {task}: {n:,} training rows, {m:,} validation rows." for task, n, m in sorted(tasks)]
+    lines += [
+        f"- {_escaped(task)}: {n:,} training rows, {m:,} validation rows." for task, n, m in sorted(tasks)
+    ]
     if document.published:
         lines += ["", "## Published", "", *(f"- {_escaped(line)}" for line in document.published)]
     if document.left_out:
@@ -61,6 +69,6 @@ def markdown(document: Document) -> str:
 
 def _escaped(text: str) -> str:
     """Text that comes from data or folders, harmless inside a Markdown table."""
-    for character in "\\`|<>[]*_":
+    for character in "\\`|<>[]*_~#&":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

@@ -46,7 +46,7 @@ def _count(n: int) -> str:
 
 
 def show(document: Document, stream: TextIO) -> None:
-    """Prints the table and what belongs beside it; on a stream that is no terminal without colours or boxes."""
+    """Prints the table and what belongs beside it; on a stream that is no terminal without colours, a sentence a line."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, width=160)
@@ -58,9 +58,11 @@ def show(document: Document, stream: TextIO) -> None:
     console.print()
     console.print(table)
     console.print()
+    plain = not console.is_terminal
     for line in [*document.notes, *document.published, *document.left_out]:
-        console.print(Text(line), style="dim")
-    console.print(Text(f"Written: {document.out / 'report.md'}, {document.out / 'results.parquet'}"))
+        console.print(Text(line), style="dim", soft_wrap=plain)
+    written = f"Written: {document.out / 'report.md'}, {document.out / 'results.parquet'}"
+    console.print(Text(written), soft_wrap=plain)
 
 
 def to_json(document: Document) -> dict[str, Any]:
