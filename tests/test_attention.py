@@ -72,8 +72,13 @@ def rows_of(lengths, seed=0, types=False):
 
 
 def model_of(family, method, **config):
-    """A float64 model whose adapters have a random B, with the family's eager attention."""
+    """A float64 model whose adapters have a random B, with the family's eager attention.
+
+    Its matrices are large, so that attention is far from uniform and a mistake in its scores is seen in the logits.
+    """
     model = tiny.classifier(family, num_labels=3, **config).double()
+    for parameter in model.parameters():
+        parameter.data.mul_(5 if parameter.ndim == 2 else 1)
     model.config._attn_implementation = "eager"
     model.config.pad_token_id = PAD
     if method == "lora":

@@ -58,9 +58,8 @@ def classifier(family: str, num_labels: int = 2, seed: int = 0, **settings: Any)
     `settings` take the place of the family's in `CONFIGS`, and of what its config derives from them.
     """
     torch.manual_seed(seed)
-    known = CONFIGS[family].to_dict()
-    if settings:
-        known = {key: value for key, value in known.items() if key != "layer_types"}
+    derived = {"id2label", "label2id"} | ({"layer_types"} if settings else set())
+    known = {key: value for key, value in CONFIGS[family].to_dict().items() if key not in derived}
     config = type(CONFIGS[family])(**{**known, "num_labels": num_labels, **settings})
     model = hf.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
