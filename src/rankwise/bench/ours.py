@@ -58,7 +58,8 @@ class Ours:
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
         """Steps of a `Training`."""
         options = TrainOptions(
-            epochs=1,
+            epochs=len(batches)
+            / -(-len(rows) // self.config.batch_size),  # one step a batch, whichever rows they hold
             batch_size=self.config.batch_size,
             lr=1e-4,
             optimizer="adamw",
