@@ -1,6 +1,9 @@
 """The referee of `rankwise bench`, its arithmetic, its data, and whether peers and floor do what their names say."""
 
+import json
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,15 @@ from transformers import AutoModelForSequenceClassification
 
 from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS
+from rankwise.bench.contenders import CONTENDERS, MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record, compete
 from rankwise.bench.floor import products
 from rankwise.bench.measurement import resolve
 from rankwise.bench.worker import heaviest, make_plan
+from rankwise.cli import main
+from rankwise.config import to_json
 from rankwise.errors import RankwiseError
+from rankwise.packing import pad
 from tiny import CONFIGS
 
 ACTOR = """
@@ -197,10 +203,163 @@ def test_the_floor_has_the_products_of_a_lora_step(tiny_roberta):
     assert [p.per_token for p in found] == [True] * 12 + [False] * 2
 
 
-def _enter(name: str, config: BenchConfig):
-    from importlib import import_module
+def test_variants_take_part_only_when_they_are_named(tiny_roberta):
+    default = resolve(BenchConfig(random_weights=tiny_roberta)).contenders
+    named = {
+        "rankwise lora",
+        "rankwise full",
+        "peft lora sdpa",
+        "peft lora eager",
+        "peft lora pad128",
+        "trainer full",
+        "floor",
+    }
+    assert named <= set(default)
+    assert "rankwise lora padded" in CONTENDERS
+    assert "rankwise lora padded" not in default
+    asked = BenchConfig(random_weights=tiny_roberta, contenders=("rankwise lora padded", "floor", "floor"))
+    assert resolve(asked).contenders == ("rankwise lora padded", "floor")
 
+
+def test_every_ratio_compares_rows_of_the_table():
+    names = {*CONTENDERS, "rankwise lora lean"}
+    assert {first for first, _ in RATIOS.values()} <= names
+    assert {second for _, seconds in RATIOS.values() for second in seconds} <= names
+    assert {name for pair in MEMORY_RATIOS.values() for name in pair} <= names
+
+
+def _result():
+    records = [
+        _record("rankwise lora", [20, 30]),
+        _record("peft lora sdpa", [10, 10]),
+        Record("floor", failure="[1] no"),
+    ]
+    spreads = results.ratios(records)
+    return {
+        "title": "a model",
+        "rows": results.rows(records),
+        "ratios": {name: spread.median for name, spread in spreads.items()},
+        "ratio_spreads": {name: vars(spread) for name, spread in spreads.items()},
+        "memory_ratios": results.memory_ratios(records),
+        "failed": {record.name: record.failure for record in records if record.failure},
+    }
+
+
+def test_people_see_a_row_a_contender_why_one_dropped_out_and_the_ratios(capfd):
+    results.show(_result(), sys.stdout)
+    shown = capfd.readouterr().out
+    lines = shown.splitlines()
+    assert lines[0] == "a model"
+    assert next(line for line in lines if line.startswith("rankwise lora")).split()[2:6] == [
+        "25.0",
+        "20.0",
+        "–",
+        "30.0",
+    ]
+    assert "floor dropped out: [1] no" in shown
+    assert next(line for line in lines if line.startswith("lora_vs_peft_best")).split()[1] == "2.50×"
+    assert "\x1b" not in shown, "no control characters outside a terminal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--contenders", "rankwise lor"], "There is no contender 'rankwise lor'. Did you mean 'rankwise lora'?"),
+        (["--random-weights", "roberta-bas"], "Did you mean 'roberta-base'?"),
+        (["--model", "no/such/folder/here"], "No model 'no/such/folder/here'"),
+        (["--random-weights", "roberta-base", "--lengths", "sst"], "Did you mean 'sst2'?"),
+        (["--random-weights", "roberta-base", "--lengths", "513"], "takes 512 tokens at most; --lengths 513 is more."),
+        (["--random-weights", "roberta-base", "--rows", "0"], "at least 1"),
+        (["--random-weights", "roberta-base", "--threads", "-1"], "at least 1"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_bad_input_in_one_sentence(arguments, says, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    out, error = capfd.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_the_command_line_is_loaded_without_torch():
+    check = "import sys, rankwise.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def _enter(name: str, config: BenchConfig):
     return import_module(CONTENDERS[name].module).enter(config, **CONTENDERS[name].settings)
+
+
+def _loss(model, rows):
+    """Mean cross-entropy of rows by Transformers' own padded call, dropout off."""
+    batch = pad(rows, np.arange(len(rows)), model.config.pad_token_id)
+    model.eval()
+    with torch.no_grad():
+        return float(model(**batch).loss)
+
+
+def _train_for_a_while(name, tiny_roberta):
+    """Trains contender `name` on 24 rows, over and over; its weights before, its runner, and its loss before and after."""
+    settings = {"batch_size": 8, "rows": 24, "repeats": 1, "lengths": "rte", "dtype": "float32"}
+    config = resolve(BenchConfig(random_weights=tiny_roberta, **settings))
+    runner = _enter(name, config)
+    plan = make_plan(runner, config, CONTENDERS[name].max_length)
+    rows, steps = plan.rows.select(np.concatenate(plan.repeats[0])), []
+    first = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
+    before = _loss(runner.model, rows)
+    batches = [np.arange(i, i + 8) for i in range(0, 24, 8)] * 20
+    runner.train(rows, batches, lambda: steps.append(1))
+    assert len(steps) == len(batches)
+    return runner, first, before, _loss(runner.model, rows)
+
+
+def _moved(runner, first):
+    return {n for n, p in runner.model.named_parameters() if not torch.equal(p.detach(), first[n])}
+
+
+@pytest.mark.parametrize("name", ["rankwise lora", "rankwise lora padded"])
+def test_our_lora_contenders_train_adapters_and_head_and_their_loss_falls(tiny_roberta, name):
+    runner, first, before, after = _train_for_a_while(name, tiny_roberta)
+    assert after < before - 0.001
+    moved = _moved(runner, first)
+    assert {n for n in first if "lora_" in n} <= moved
+    assert all("lora_" in n or n.startswith("classifier.") for n in moved)
+    assert runner.compute.padding == ("longest" if name.endswith("padded") else "packed")
+
+
+def test_our_full_contender_trains_every_weight_and_its_loss_falls(tiny_roberta):
+    runner, first, before, after = _train_for_a_while("rankwise full", tiny_roberta)
+    assert after < before - 0.001
+    assert {n for n in first if not n.endswith("key.bias")} <= _moved(
+        runner, first
+    )  # a key's bias has no gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["peft lora sdpa", "peft lora eager", "peft lora pad128", "trainer full"])
+def test_the_peers_learn_too(tiny_roberta, name):
+    runner, first, before, after = _train_for_a_while(name, tiny_roberta)
+    assert after < before - 0.001
+    moved = _moved(runner, first)
+    if name == "trainer full":
+        assert {n for n in first if not n.endswith("key.bias")} <= moved
+    else:
+        assert {n for n in first if "lora_" in n} <= moved
+        assert all("lora_" in n or "modules_to_save" in n for n in moved)
+
+
+@pytest.mark.slow
+def test_padded_like_the_peers_means_their_very_own_batches(tiny_roberta):
+    settings = {"batch_size": 8, "rows": 64, "repeats": 2, "lengths": "qnli", "dtype": "float32"}
+    config = resolve(BenchConfig(random_weights=tiny_roberta, **settings))
+    ours, peers = (
+        make_plan(_enter(name, config), config) for name in ("rankwise lora padded", "peft lora sdpa")
+    )
+    np.testing.assert_array_equal(ours.rows.input_ids, peers.rows.input_ids)
+    assert [b.tolist() for b in ours.batches] == [b.tolist() for b in peers.batches]
 
 
 @pytest.mark.slow
@@ -223,3 +382,102 @@ def test_peft_peers_train_their_adapters_on_the_padding_they_are_named_for(tiny_
     else:
         assert widths == longest
         assert runner.model.config._attn_implementation == name.split()[-1]
+
+
+def _worker(name, config):
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "rankwise.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    worker.stdin.write(json.dumps({"contender": name, "config": to_json(config)}) + "\n")
+    worker.stdin.flush()
+    return worker
+
+
+@pytest.mark.slow
+def test_a_contenders_process_says_one_line_a_turn_and_ends_after_the_last(tiny_roberta):
+    settings = {"batch_size": 4, "rows": 8, "repeats": 2, "lengths": "sst2", "threads": 1}
+    config = resolve(BenchConfig(random_weights=tiny_roberta, **settings))
+    with _worker("rankwise lora", config) as worker:
+        said = [json.loads(worker.stdout.readline())]
+        for _ in range(config.repeats + 1):
+            assert worker.poll() is None, "it waits for its turn"
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            said.append(json.loads(worker.stdout.readline()))
+        assert worker.communicate()[0] == ""
+        assert worker.returncode == 0
+    ready, *repeats, memory = said
+    assert ready == {"ready": True}
+    for repeat in repeats:
+        assert repeat.keys() == {"rows_per_second", "tokens_per_second", "step_seconds", "seconds"}
+        assert repeat["rows_per_second"] * repeat["seconds"] == pytest.approx(8)
+        assert (
+            repeat["step_seconds"]["min"] <= repeat["step_seconds"]["median"] <= repeat["step_seconds"]["max"]
+        )
+    assert memory.keys() == {"peak_memory_mb", "peak_rss_mb"}
+    assert memory["peak_memory_mb"] > 0
+
+
+@pytest.mark.slow
+def test_a_contenders_process_ends_when_nobody_is_left_to_tell(tiny_roberta):
+    config = resolve(BenchConfig(random_weights=tiny_roberta, batch_size=4, rows=8, repeats=2, threads=1))
+    with _worker("floor", config) as worker:
+        assert json.loads(worker.stdout.readline()) == {"ready": True}
+        worker.stdin.close()
+        assert worker.wait(60) == 1
+
+
+ROW = {"name", "rows_per_second", "tokens_per_second", "step_seconds", "peak_memory_mb", "peak_rss_mb"}
+
+
+@pytest.mark.slow
+def test_the_command_prints_one_object_with_every_row_and_ratio(tiny_roberta):
+    names = [
+        "rankwise lora",
+        "rankwise full",
+        "rankwise lora padded",
+        "peft lora sdpa",
+        "peft lora eager",
+        "trainer full",
+        "floor",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "rankwise",
+        "bench",
+        "--json",
+        "--random-weights",
+        tiny_roberta,
+        "--threads",
+        "1",
+    ]
+    command += ["--rows", "16", "--repeats", "2", "--lengths", "rte", "--contenders", *names]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)  # one object and nothing else
+    assert result["failed"] == {}
+    assert [row["name"] for row in result["rows"]] == names
+    for row in result["rows"]:
+        assert row.keys() >= ROW
+        speed = row["rows_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        assert row["peak_memory_mb"] > 0
+    ours = [
+        "lora_vs_peft_best",
+        "lora_padded_vs_peft_best",
+        "lora_vs_full",
+        "full_vs_trainer_full",
+        "step_vs_floor",
+    ]
+    assert list(result["ratios"]) == ours
+    for name, spread in result["ratio_spreads"].items():
+        assert 0 < spread["min"] <= result["ratios"][name] <= spread["max"]
+    assert result["memory_ratios"].keys() == {
+        "trainer_full_vs_lora",
+        "peft_sdpa_vs_lora",
+        "peft_eager_vs_lora",
+    }
+    assert result["config"]["rows"] == 16
+    assert f"[{7 * 4}/{7 * 4}] done" in ended.stderr
+    assert "lora_vs_peft_best" in ended.stderr

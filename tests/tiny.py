@@ -1,6 +1,7 @@
 """Tiny models of every family with random weights, and a word-level tokenizer: what tests train in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -47,13 +48,19 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "llama": hf.LlamaConfig(**_LLAMA),
     "qwen2": hf.Qwen2Config(**{k: v for k, v in _LLAMA.items() if k != "head_dim"}),
     "gemma": hf.GemmaConfig(**_LLAMA),
+    "mistral": hf.MistralConfig(**_LLAMA, sliding_window=4),
 }  # fmt: skip
 
 
-def classifier(family: str, num_labels: int = 2, seed: int = 0) -> hf.PreTrainedModel:
-    """A classifier of a family, in eval mode, with every weight random (also those a fresh model has at 0 or 1)."""
+def classifier(family: str, num_labels: int = 2, seed: int = 0, **settings: Any) -> hf.PreTrainedModel:
+    """A classifier of a family, in eval mode, with every weight random (also those a fresh model has at 0 or 1).
+
+    `settings` take the place of the family's in `CONFIGS`, and of what its config derives from them.
+    """
     torch.manual_seed(seed)
-    config = type(CONFIGS[family])(**{**CONFIGS[family].to_dict(), "num_labels": num_labels})
+    derived = {"id2label", "label2id"} | ({"layer_types"} if settings else set())
+    known = {key: value for key, value in CONFIGS[family].to_dict().items() if key not in derived}
+    config = type(CONFIGS[family])(**{**known, "num_labels": num_labels, **settings})
     model = hf.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
+from rankwise.bench.config import BenchConfig
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
 
@@ -30,6 +31,7 @@ Json = Annotated[
 ]
 Config = Annotated[CompareConfig, Parameter(name="*")]
 OneRun = Annotated[RunConfig, Parameter(name="*")]
+Measured = Annotated[BenchConfig, Parameter(name="*")]
 Base = Annotated[
     str | None, Parameter(name="--model", help="The base model, where it isn't the one the adapter names.")
 ]
@@ -266,6 +268,25 @@ def merge(
     )
     if json:
         _print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
+
+
+@app.command
+def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Measure training on this machine: ours beside PEFT + Trainer, full fine-tuning and the floor.
+
+    Each contender is a process of its own, and they take turns; the table has medians over the turns. Without another
+    --model or --random-weights it is the embedded model that is trained, on rows of random tokens.
+
+    Example: rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "peft lora sdpa" floor
+    """
+    from rankwise.bench import measurement, results
+    from rankwise.bench.progress import BenchProgress
+
+    with BenchProgress(_people(json)) as progress:
+        result = measurement.bench(config, progress)
+    results.show(result, _people(json))
+    if json:
+        _print_json(result)
 
 
 def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:

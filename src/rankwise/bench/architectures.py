@@ -1,5 +1,4 @@
-"""Models for a measurement: loaded, or built from their architecture alone with random weights, so that no
-hub is needed."""
+"""Models for a measurement: loaded, or built from their architecture alone with random weights, which needs no hub."""
 
 import json
 from functools import cache
@@ -17,14 +16,12 @@ from rankwise.errors import RankwiseError, nearest
 
 @cache
 def known() -> dict[str, dict[str, Any]]:
-    """The shipped architectures: name → the fields of its published config.json that matter for size and
-    speed."""
+    """The shipped architectures: name → the fields of its published config.json that matter for size and speed."""
     return json.loads(files("rankwise.bench").joinpath("architectures.json").read_text())["models"]
 
 
 def architecture(name: str) -> Any:
-    """The Transformers config of a shipped architecture (`roberta-base`, `FacebookAI/roberta-base`) or of a
-    folder's config.json.
+    """The Transformers config of a shipped architecture (`roberta-base`, `FacebookAI/roberta-base`) or of a folder.
 
     Raises:
         RankwiseError: there is neither.

@@ -1,7 +1,7 @@
 """Who takes part: one entry a row of the table, and what is compared with what.
 
-A contender is a function of a module in this package, `enter(config, **settings)`, which builds its model and
-returns a `Runner`. Everything else (turns, clocks, memory) is the worker's.
+A contender is a function of a module in this package, `enter(config, **settings)`, which builds its model and returns a
+`Runner`. Everything else (turns, clocks, memory) is the worker's.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,14 @@ class Contender:
         settings: keyword arguments of its `enter`.
         max_length: rows are cut to this many tokens.
         needs: packages it can't do without, beyond rankwise's own dependencies.
+        optional: it takes part only where it is asked for by name (a variant of ours, one part of the engine left out).
     """
 
     module: str
     settings: dict[str, Any] = field(default_factory=dict)
     max_length: int | None = None
     needs: tuple[str, ...] = ()
+    optional: bool = False
 
 
 _PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
@@ -53,11 +55,21 @@ CONTENDERS: dict[str, Contender] = {
     "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_PEER),
     "trainer full": Contender(settings={"lora": False}, **_PEER),
     "floor": Contender("rankwise.bench.floor"),
+    "rankwise lora padded": Contender(
+        "rankwise.bench.ours", {"method": "lora", "padding": "longest"}, optional=True
+    ),
 }
+
+
+def standard() -> tuple[str, ...]:
+    """Who takes part where nobody is named."""
+    return tuple(name for name, contender in CONTENDERS.items() if not contender.optional)
+
 
 RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora_vs_peft_best": ("rankwise lora", ("peft lora sdpa", "peft lora eager")),
     "lora_vs_peft_pad128": ("rankwise lora", ("peft lora pad128",)),
+    "lora_padded_vs_peft_best": ("rankwise lora padded", ("peft lora sdpa", "peft lora eager")),
     "lora_vs_full": ("rankwise lora", ("rankwise full",)),
     "full_vs_trainer_full": ("rankwise full", ("trainer full",)),
     "lean_vs_lora": ("rankwise lora lean", ("rankwise lora",)),

@@ -1,9 +1,7 @@
-"""The referee: starts each contender in a process of its own, and lets one compute at a time, turn and turn
-about.
+"""The referee: starts each contender in a process of its own, and lets one compute at a time, turn and turn about.
 
-repeat 0:  A B C D      so that what drifts on the machine (heat, neighbours) meets all alike, and a ratio is
-    taken
-repeat 1:  B C D A      between turns that lie next to each other
+repeat 0:  A B C D      so that what drifts on the machine (heat, neighbours) meets all alike,
+repeat 1:  B C D A      and a ratio is taken between turns that lie next to each other
 repeat 2:  C D A B
 """
 
@@ -23,8 +21,7 @@ Command = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class Progress:
-    """What is going on: `done` of `total` turns; `seconds_left` is unknown until every contender has had a
-    turn."""
+    """What is going on: `done` of `total` turns; `seconds_left` is unknown until every contender has had a turn."""
 
     done: int
     total: int

@@ -1,12 +1,11 @@
 """The floor of a LoRA step: its matrix products alone, at the true number of tokens, in the dtype of the run.
 
     forward    X Wᵀ of every Linear,  Q Kᵀ and P V of every sequence
-    backward   dY W where anything below is trained,  four products per attention,  dY B, (dY B)A, dA, dB of
-    every adapter
+    backward   dY W where anything below is trained,  four products per attention,
+               dY B, (dY B)A, dA, dB of every adapter
 
-No step can be faster than these with this machine's matrix products. Which products a step has is read off
-the model itself: one small forward pass records each Linear in order, and whether a gradient has to go
-through it.
+No step can be faster than these with this machine's matrix products. Which products a step has is read off the model
+itself: one small forward pass records each Linear in order, and whether a gradient has to go through it.
 """
 
 from collections import Counter

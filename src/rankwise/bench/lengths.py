@@ -11,6 +11,8 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rankwise.data import Encoded
 from rankwise.errors import RankwiseError, nearest
@@ -23,8 +25,7 @@ def _histograms() -> dict[str, dict[int, int]]:
 
 
 def histogram(name: str) -> dict[int, int]:
-    """Rows of a task's training split by their number of tokens, special tokens included; `{n: 1}` for a
-    number n.
+    """Rows of a task's training split by their number of tokens, special tokens included; `{n: 1}` for a number n.
 
     Raises:
         RankwiseError: `name` is neither a task nor a positive number.
@@ -51,9 +52,24 @@ def epoch(name: str, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.repeat(np.array(list(counts)), list(counts.values())))
 
 
+def length_grouped(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Batches of rows of like length, as Trainer makes them of a large data set.
+
+    Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only because it is a
+    piece of a measurement, so it is sorted as a large data set would be.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows a batch; the last may have fewer.
+        seed: of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = get_length_grouped_indices(lengths.tolist(), batch_size, 50, generator)
+    return [np.array(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+
+
 def random_rows(lengths: np.ndarray, model_config: Any, rng: np.random.Generator) -> Encoded:
-    """Rows of random token ids, never the padding token (which moves RoBERTa's positions), with random
-    labels.
+    """Rows of random token ids, never the padding token (which moves RoBERTa's positions), with random labels.
 
     Args:
         lengths: tokens of each row.

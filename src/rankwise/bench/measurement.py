@@ -8,7 +8,7 @@ from typing import Any
 from rankwise import machine
 from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS
+from rankwise.bench.contenders import CONTENDERS, standard
 from rankwise.bench.coordinator import Progress, compete
 from rankwise.config import to_json
 from rankwise.errors import RankwiseError, nearest
@@ -24,10 +24,9 @@ def bench(
         on_progress: told before each contender's turn.
 
     Returns:
-        `rows`: name, rows_per_second {median, min, max}, tokens_per_second, step_seconds, peak_memory_mb,
-        peak_rss_mb; `ratios`: medians over paired repeats, above 1 where the first is faster (step_vs_floor:
-        step time over floor), with `ratio_spreads`; `memory_ratios`; `failed`: why a contender dropped out;
-        and what was measured, where.
+        `rows`: name, rows_per_second {median, min, max}, tokens_per_second, step_seconds, peak_memory_mb, peak_rss_mb;
+        `ratios`: medians over paired repeats, above 1 where the first is faster (step_vs_floor: step time over floor),
+        with `ratio_spreads`; `memory_ratios`; `failed`: why a contender dropped out; and what was measured, where.
 
     Raises:
         RankwiseError: an unknown contender, model or length; a package is missing; nobody finished.
@@ -68,7 +67,7 @@ def resolve(config: BenchConfig) -> BenchConfig:
     for name in config.contenders:
         if name not in CONTENDERS:
             raise RankwiseError(f"There is no contender {name!r}.{nearest(name, CONTENDERS)}")
-    contenders = config.contenders or tuple(CONTENDERS)
+    contenders = tuple(dict.fromkeys(config.contenders)) or standard()
     missing = {
         p for name in contenders for p in CONTENDERS[name].needs if importlib.util.find_spec(p) is None
     }
@@ -76,11 +75,14 @@ def resolve(config: BenchConfig) -> BenchConfig:
         raise RankwiseError(
             f"The peers need {' and '.join(sorted(missing))}: pip install 'rankwise[peft]', or name --contenders without them."
         )
-    if min(config.rows, config.repeats, config.batch_size, config.rank) < 1:
-        raise RankwiseError("Rows, repeats, batch size and rank are at least 1.")
+    if min(config.rows, config.repeats, config.batch_size, config.rank, config.threads or 1) < 1:
+        raise RankwiseError("Rows, repeats, batch size, rank and threads are at least 1.")
     lengths.histogram(config.lengths)
-    if config.random_weights:
-        architectures.architecture(config.random_weights)
+    longest = architectures.longest(architectures.model_config(config))
+    if config.lengths.isdecimal() and int(config.lengths) > longest:
+        raise RankwiseError(
+            f"{config.random_weights or config.model} takes {longest} tokens at most; --lengths {config.lengths} is more."
+        )
     device = machine.choose_device(config.device)
     dtype, _ = machine.choose_dtype(config.dtype, device)
     return replace(

@@ -9,20 +9,22 @@ import torch
 
 from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
+from rankwise.bench.lengths import length_grouped
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.data import Encoded
 from rankwise.methods import METHODS
 from rankwise.packing import batch_order
-from rankwise.train import Compute, Training, choose_padding
+from rankwise.train import Compute, Padding, Training, choose_padding
 
 
-def enter(config: BenchConfig, *, method: str) -> "Ours":
+def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "Ours":
     """Builds the model as a run of `method` does: a frozen base in the run's own dtype, otherwise float32
     under autocast.
 
     Args:
         config: resolved (device and dtype are named).
         method: `lora` or `full`.
+        padding: `packed` where the model allows it, or `longest`: the padded batches of the peers.
     """
     dtype, frozen_base = getattr(torch, config.dtype), METHODS[method].frozen_base
     model: Any = architectures.build(config, dtype=dtype if frozen_base else torch.float32)
@@ -32,7 +34,7 @@ def enter(config: BenchConfig, *, method: str) -> "Ours":
     compute = Compute(
         device=torch.device(config.device),
         autocast=dtype if not frozen_base and dtype != torch.float32 else None,
-        padding=choose_padding(model, "packed")[0],
+        padding=choose_padding(model, padding)[0],
         max_length=architectures.longest(model.config),
         pad_id=model.config.pad_token_id,
     )
@@ -48,14 +50,16 @@ class Ours:
     compute: Compute
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """As a run orders its rows: at random where it is packed, by like length where it is padded."""
-        grouped = self.compute.padding == "longest"
-        return batch_order(lengths, self.config.batch_size, seed=seed, group_by_length=grouped)
+        """At random, as a run does, where it is packed; the peers' very own batches where it is padded."""
+        if self.compute.padding == "packed":
+            return batch_order(lengths, self.config.batch_size, seed=seed)
+        return length_grouped(lengths, self.config.batch_size, seed)
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
         """Steps of a `Training`."""
         options = TrainOptions(
-            epochs=1,
+            epochs=len(batches)
+            / -(-len(rows) // self.config.batch_size),  # one step a batch, whichever rows they hold
             batch_size=self.config.batch_size,
             lr=1e-4,
             optimizer="adamw",

@@ -23,10 +23,10 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
+from rankwise.bench.lengths import length_grouped
 from rankwise.data import Encoded
 from rankwise.inject import find_targets
 
@@ -63,17 +63,11 @@ class Peer:
     pad_to: int | None
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """As Trainer orders a large data set: by like length, or at random where all rows are padded alike.
-
-        Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only
-        because it is a piece of a measurement, so it is sorted as a large data set would be.
-        """
-        generator, size = torch.Generator().manual_seed(seed), self.config.batch_size
-        if self.pad_to:
-            order = torch.randperm(len(lengths), generator=generator).tolist()
-        else:
-            order = get_length_grouped_indices(lengths.tolist(), size, 50, generator)
-        return [np.array(order[i : i + size]) for i in range(0, len(order), size)]
+        """As Trainer orders a large data set: by like length, or at random where all rows are padded alike."""
+        if not self.pad_to:
+            return length_grouped(lengths, self.config.batch_size, seed)
+        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
+        return [order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
         """One `Trainer.train()` over all batches."""

@@ -1,15 +1,17 @@
 """From what contenders reported to what is said about them: medians with their range, and paired ratios.
 
-A ratio is taken repeat by repeat, between turns that lie next to each other on the same rows; its median and
-range are over the repeats.
+A ratio is taken repeat by repeat, between turns that lie next to each other on the same rows; its median and range are
+over the repeats.
 """
 
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record
@@ -54,37 +56,53 @@ def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
     return {name: peaks[a] / peaks[b] for name, (a, b) in MEMORY_RATIOS.items() if a in peaks and b in peaks}
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
-    """A result as tables for people: the contenders, then the ratios."""
-    contenders = Table(title=result["title"], title_justify="left", caption_justify="left")
-    contenders.add_column("")
-    for column in ("rows/s", "min – max", "tokens/s", "ms/step", "peak MB", "RSS MB"):
-        contenders.add_column(column, justify="right")
+def show(result: dict[str, Any], stream: TextIO) -> None:
+    """Prints a result for people: the contenders, who dropped out, then the ratios."""
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, width=160)
+    console.print(Text(result["title"]))
+    console.print()
+    console.print(_contenders(result))
+    for name, reason in result["failed"].items():
+        console.print(Text(f"{name} dropped out: {reason}"), style="red")
+    if result["ratios"] or result["memory_ratios"]:
+        console.print()
+        console.print(_compared(result))
+
+
+def _contenders(result: dict[str, Any]) -> Table:
+    table = _table("", "rows/s", "min – max", "tokens/s", "ms/step", "peak MB", "RSS MB")
     for row in result["rows"]:
         speed = row["rows_per_second"]
-        contenders.add_row(
+        table.add_row(
             row["name"],
             f"{speed['median']:.1f}",
             f"{speed['min']:.1f} – {speed['max']:.1f}",
             f"{row['tokens_per_second']['median']:,.0f}",
-            f"{1000 * row['step_seconds']['median']:,.0f}",
+            f"{1000 * row['step_seconds']['median']:,.1f}",
             f"{row['peak_memory_mb']:,.0f}",
             "" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f}",
         )
-    for name, reason in result["failed"].items():
-        contenders.add_row(name, f"[red]dropped out[/]: {reason}")
-    if not result["ratios"] and not result["memory_ratios"]:
-        return [contenders]
-    compared = Table(title="Ratios of paired repeats (above 1: the first is faster)", title_justify="left")
-    compared.add_column("")
-    compared.add_column("median", justify="right")
-    compared.add_column("min – max", justify="right")
+    return table
+
+
+def _compared(result: dict[str, Any]) -> Table:
+    table = _table("above 1: the first is faster, or needs more memory", "median", "min – max")
     for name, ratio in result["ratios"].items():
         spread = result["ratio_spreads"][name]
-        compared.add_row(name, f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")
+        table.add_row(name, f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")
     for name, ratio in result["memory_ratios"].items():
-        compared.add_row(f"memory: {name}", f"{ratio:.2f}×", "")
-    return [contenders, compared]
+        table.add_row(f"memory: {name}", f"{ratio:.2f}×", "")
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _spread(record: Record, key: str) -> dict[str, float]:

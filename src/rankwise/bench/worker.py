@@ -1,5 +1,4 @@
-"""One contender in a process of its own, taking turns: `python -m rankwise.bench.worker`, spoken to by
-`coordinator.py`.
+"""One contender in a process of its own, taking turns: `python -m rankwise.bench.worker`, spoken to by `coordinator.py`.
 
     stdin   {"contender", "config"}     go      go      …  go
     stdout            ready ◄───────────┘       │          │
@@ -58,8 +57,7 @@ def compete(name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO) -> No
 
 
 class Plan:
-    """What one contender trains on: warm-up, repeats, and the heaviest batches of a whole epoch, one after
-    the other."""
+    """What one contender trains on: warm-up, repeats, and the heaviest batches of a whole epoch, one after the other."""
 
     def __init__(self, rows: Any, parts: list[list[np.ndarray]]) -> None:
         self.rows = rows
@@ -68,8 +66,7 @@ class Plan:
 
 
 def make_plan(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Plan:
-    """The rows of every repeat are the same for all contenders; each makes batches of them by its own
-    protocol."""
+    """The rows of every repeat are the same for all contenders; each makes batches of them by its own protocol."""
     model_config = architectures.model_config(config)
     longest = min(architectures.longest(model_config), max_length or 10**9)
     per_repeat = -(-config.rows // config.batch_size) * config.batch_size
@@ -94,8 +91,7 @@ def make_plan(runner: Runner, config: BenchConfig, max_length: int | None = None
 
 
 def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndarray]:
-    """The batches of an epoch in which memory can peak: with most tokens and most attention, padded or
-    not."""
+    """The batches of an epoch in which memory can peak: with most tokens and most attention, padded or not."""
     costs = (
         lambda n: n.sum(),
         lambda n: (n**2).sum(),
