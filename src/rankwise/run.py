@@ -18,6 +18,7 @@ from rankwise import adapter_io, machine, models, recipes, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.errors import RankwiseError
+from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
 from rankwise.measure import PeakRss
 from rankwise.methods import METHODS, parse
@@ -77,7 +78,7 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     emit(
         {
             "event": "start",
-            "task": config.task,
+            "task": run.dataset.task.name,
             "method": config.method,
             "seed": config.seed,
             "steps": training.steps,
@@ -108,7 +109,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     dtype, why = machine.choose_dtype(config.model.dtype, device)
 
     dataset = tasks.load(config)
-    source = models.locate(config.model.model or models.EMBEDDED, config.data.max_length)
+    source = models.locate(config.model.model or EMBEDDED, config.data.max_length)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
     validation = {
@@ -147,7 +148,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
     if cut:
-        notes.append(f"{cut:,} texts were longer than {source.max_length} tokens and were truncated.")
+        were = "text was" if cut == 1 else "texts were"
+        notes.append(f"{cut:,} {were} longer than {source.max_length} tokens and truncated.")
     facts = {
         "threads": threads,
         "dtype": dtype_name,
@@ -293,8 +295,9 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
     if METHODS[run.method].frozen_base:
         adapter_io.save(run.model, folder.path, base_model=run.source.name)
     elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
-        run.model.save_pretrained(folder.path)
-        run.source.tokenizer.save_pretrained(folder.path)
+        with models.quiet():
+            run.model.save_pretrained(folder.path)
+            run.source.tokenizer.save_pretrained(folder.path)
     result = _result(
         run,
         scores,
@@ -316,7 +319,7 @@ def _result(
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     ranks = {path: layer.rank for path, layer in layers.items()}
     return {
-        "task": config.task,
+        "task": task.name,
         "method": config.method,
         "seed": config.seed,
         "model": run.source.name,
