@@ -258,6 +258,8 @@ def _encode(
     labelled: bool,
 ) -> Encoded:
     entries = list(table)
+    if not entries:
+        raise RankwiseError("There are no rows: the table is empty.")
     text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
     pair = (
         [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None
