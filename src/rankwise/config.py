@@ -39,7 +39,7 @@ class DataOptions:
     limit_train: MaybeWhole = None
     """Train on this many rows, drawn by the seed 0 for every method alike."""
     limit_eval: MaybeWhole = None
-    """Evaluate on the first rows of the validation split."""
+    """Evaluate on this many rows of the validation split, drawn likewise."""
     max_length: MaybeWhole = None
     """Tokens a text (or pair) is truncated to. Default: the model's own limit, 512 at most."""
 

@@ -176,12 +176,14 @@ def load(config: RunConfig) -> Dataset:
     own = config.table.train_file is not None
     dataset = _load_table(config.table) if own else _load_named(named(config.task), limits.data)
     train, validation = dataset.train, dataset.validation
+    # Drawn by a seed of their own: every run of a grid has the same rows. The first rows would not do, since files go by label.
     if limits.limit_train is not None:
-        # Drawn by a seed of its own: every run of a grid trains on the same rows.
         train = train.select(np.random.default_rng(0).permutation(len(train))[: limits.limit_train])
     if limits.limit_eval is not None:
-        first = np.arange(limits.limit_eval)
-        validation = {split: rows.select(first[: len(rows)]) for split, rows in validation.items()}
+        validation = {
+            split: rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[: limits.limit_eval]))
+            for split, rows in validation.items()
+        }
     return replace(dataset, train=train, validation=validation)
 
 
