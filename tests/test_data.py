@@ -89,7 +89,7 @@ def test_a_row_is_found_again_by_the_line_it_begins_at(tmp_path):
         ("t.jsonl", b" \n\n", "t.jsonl is empty"),
         ("t.csv", b"text,label\n", "has a header and no rows"),
         ("t.csv", "text,label\ngut,1\nschön,0\n".encode("latin-1"), "isn't UTF-8: byte 0xf6 on line 3"),
-        ("t.csv", "text,label\na,1\n".encode("utf-16"), "isn't UTF-8: byte 0xff on line 1"),
+        ("t.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16, not UTF-8"),
         ("t.csv", b'{"text": "a"}\n', "isn't CSV: by its content it is JSONL"),
         ("t.csv", b"text\tlabel\na\t1\n", "isn't CSV: by its content it is TSV"),
         ("t.jsonl", b"text,label\na,1\n", "isn't JSONL: by its content it is CSV"),

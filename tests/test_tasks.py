@@ -195,8 +195,17 @@ def test_limits_take_the_same_rows_every_time(tmp_path):
     few, more = limited(limit_train=5), limited(limit_train=12, limit_eval=4, seed=3)
     assert more.train.idx[:5].tolist() == few.train.idx.tolist()
     assert len(set(more.train.idx.tolist())) == 12
-    assert more.validation["validation"].idx.tolist() == [1000, 1001, 1002, 1003]
+    drawn = more.validation["validation"].idx.tolist()
+    assert len(set(drawn)) == 4
+    assert set(drawn) < set(few.validation["validation"].idx.tolist())
+    assert limited(limit_eval=4, seed=1).validation["validation"].idx.tolist() == drawn
     assert len(limited(limit_train=99, limit_eval=99).train) == 40
+
+
+def test_a_limit_on_movies_which_go_by_label_keeps_both_labels():
+    rows = load(RunConfig(data=DataOptions(limit_train=200, limit_eval=200)))
+    for labels in (rows.train.labels, rows.validation["validation"].labels):
+        assert 0.4 < labels.mean() < 0.6
 
 
 # A table of one's own

@@ -10,18 +10,20 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise import adapter_io, machine, models, recipes
+from rankwise import adapter_io, hub, machine, models, recipes
 from rankwise.config import RunConfig, TrainOptions
 from rankwise.data import Encoded, Rows, encode
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.metrics import score
+from rankwise.store import RunFolder, make_folder, run_folders
 from rankwise.train import Compute, Step, Training, choose_padding, mean_loss, predict_logits
 
 Table = Iterable[Mapping[str, Any]]
@@ -155,10 +157,8 @@ def load(
     """
     folder = Path(folder)
     if not (folder / adapter_io.CONFIG).is_file():
-        if not (folder / "config.json").is_file():
-            raise RankwiseError(
-                f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
-            )
+        if not (folder / hub.CONFIG).is_file():
+            raise RankwiseError(_nothing_trained(folder))
         source = models.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
         return models.load(source, labels, dtype=dtype, seed=0)[0]
@@ -166,7 +166,11 @@ def load(
     name = base or adapter.base_model
     if name is None:
         raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
-    source = models.locate(name)
+    try:
+        source = models.locate(name)
+    except RankwiseError as error:
+        why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
+        raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or [f"LABEL_{i}" for i in range(adapter.num_labels or 2)]
     model, _ = models.load(source, labels, dtype=dtype, seed=0)
     return cast(PreTrainedModel, adapter_io.attach(model, adapter)).eval()
@@ -178,19 +182,54 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
     Raises:
         RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
     """
+    folder, out = Path(folder), Path(out)
+    if not (folder / adapter_io.CONFIG).is_file():
+        raise RankwiseError(
+            f"{folder} holds a whole model, not an adapter: there is nothing to merge, Transformers loads it as it is."
+            if (folder / hub.CONFIG).is_file()
+            else _nothing_trained(folder)
+        )
+    if out.exists() and out.samefile(folder):
+        raise RankwiseError(f"{out} holds the adapter itself. Name another folder with --out.")
     adapter = adapter_io.read(folder)
     model = load(folder, base=base, dtype=torch.float32)
     source = models.locate(base or cast(str, adapter.base_model))
     merged = cast(PreTrainedModel, adapter_io.merge(model))
-    out = Path(out)
+    make_folder(out)
     try:
-        merged.save_pretrained(out)
-        source.tokenizer.save_pretrained(out)
+        # The files appear whole or not at all: a model cut short would load with weights missing.
+        with TemporaryDirectory(dir=out, prefix=".merging-") as workspace, models.quiet():
+            merged.save_pretrained(workspace)
+            source.tokenizer.save_pretrained(workspace)
+            for file in Path(workspace).iterdir():
+                file.replace(out / file.name)
     except OSError as error:
         raise RankwiseError(
             f"{out} can't be written: {error.strerror or error}. Name another folder with --out."
         ) from None
     return merged
+
+
+def _nothing_trained(folder: Path) -> str:
+    """Why a folder can't be loaded, and what could be."""
+    if not folder.is_dir():
+        return (
+            f"There is no folder {folder}."
+            if not folder.exists()
+            else f"{folder} is a file; name the folder that `rankwise train` wrote."
+        )
+    run = RunFolder(folder)
+    if run.finished:
+        return (
+            f"{folder} is a finished run whose model was not kept. `rankwise compare --keep-models` keeps fully fine-tuned models, "
+            "`rankwise train --method full` always does."
+        )
+    if run.has_run:
+        return f"{folder} is a run that has not finished. Give the command that began it again; it continues."
+    inside = ", ".join(str(part.path) for part in run_folders(folder) if part.finished)
+    if inside:
+        return f"{folder} is a grid of several runs. Name one of them: {inside}."
+    return f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
 
 
 def label_names(model: PreTrainedModel) -> list[str]:
@@ -219,6 +258,8 @@ def _encode(
     labelled: bool,
 ) -> Encoded:
     entries = list(table)
+    if not entries:
+        raise RankwiseError("There are no rows: the table is empty.")
     text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
     pair = (
         [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None

@@ -5,24 +5,44 @@ line on stderr and exit code 2.
 """
 
 import json as json_format
+import os
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 
 from rankwise.bench.config import BenchConfig
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, nearest
+
+
+def _shown_default(value: Any) -> str | None:
+    """A default as one would type it; nothing for a flag that is off or a list that is empty."""
+    if value is None or value in ((), False):
+        return None
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
 
 app = App(
     name="rankwise",
     version=version("rankwise"),
     help="LoRA that finds its own rank, and the harness that proves it against full fine-tuning.",
-    default_parameter=Parameter(negative=(), consume_multiple=True),
+    suppress_keyboard_interrupt=False,  # `main` says how to continue
+    default_parameter=Parameter(negative=(), consume_multiple=True, show_default=_shown_default),
 )
 app.register_install_completion_command()
 
@@ -45,24 +65,44 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RankwiseError, CycloptsError) as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
+        _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt:
-        _fail("Interrupted. The same command continues from here.", 130)
-    except BrokenPipeError:
+        _fail("Interrupted. The same command continues from here.", 130, debug)
+    except BrokenPipeError:  # whoever read our output has enough; nothing is left to flush at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if debug:
-            raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        _fail(f"rankwise stopped on an error it has no sentence for ({what}). Give --debug to see where.", 1)
+        _fail(
+            f"rankwise stopped on an error it has no sentence for ({what}). Give --debug to see where.",
+            1,
+            debug,
+        )
     sys.exit(0)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(code)
+
+
+def _sentence(error: Exception, arguments: list[str]) -> str:
+    """What to put right in a command line, for the errors that cyclopts leaves a person guessing about."""
+    if not isinstance(error, CycloptsError):
+        return str(error)
+    command = " ".join(["rankwise", *(error.command_chain or ())])
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name, what = error.argument.name, str(error.argument.parameter.help or "").rstrip(".")
+        needs = f"{name} needs a value" if name in arguments else f"{command} needs {name}"
+        return f"{needs}: {what}. See {command} --help."
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        left = ", ".join(repr(token) for token in error.unused_tokens)
+        return f"{command} has no use for {left}. See {command} --help."
+    if isinstance(error, UnknownCommandError) and arguments[0].startswith("-"):
+        return f"Unknown option: {arguments[0]}.{nearest(arguments[0], ('--help', '--version', '--install-completion'))}"
+    return str(error)
 
 
 @app.command
@@ -78,17 +118,23 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
     from rankwise.progress import GridProgress
 
     _check_names(config.tasks, config.methods, config.train.recipe)
+    _fetch(config)
     with GridProgress(_people(json)) as progress:
         failed = grid.run_grid(config, progress)
-    _report(config.out, json)
+    n = len(config.runs())
+    if len(failed) < n:
+        _report(config.out, json)
+    elif json:
+        _print_json({"out": str(config.out), "failed": failed})
     if failed:
-        raise RankwiseError(
-            f"{len(failed)} of {len(config.runs())} runs failed: {'; '.join(failed.values())}"
-        )
+        whys = "; ".join(dict.fromkeys(failed.values()))
+        raise RankwiseError(f"{len(failed)} of {n} run{'s' * (n != 1)} failed: {whys}")
 
 
 @app.command
-def report(out: Path, *, json: Json = False) -> None:
+def report(
+    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")], /, *, json: Json = False
+) -> None:
     """Make the table, report.md and results.parquet again from the run folders of a grid.
 
     Example: rankwise report runs/first
@@ -124,6 +170,8 @@ def train(
     """
     from rankwise.store import RunFolder
 
+    if file is None:
+        _refuse_table_options(config)
     config = replace(config, table=replace(config.table, train_file=file))
     _check_names([config.task] if file is None else [], [config.method], config.train.recipe)
     folder = RunFolder(out)
@@ -132,6 +180,7 @@ def train(
         _refuse_other(folder, request)
         result = folder.read_result()
     else:
+        _find_model(config)
         result = _train(folder, request, json)
     _say(
         json,
@@ -143,20 +192,46 @@ def train(
 
 def _train(folder: Any, request: dict[str, Any], json: bool) -> dict[str, Any]:
     from rankwise.progress import RunProgress
-    from rankwise.run import execute
 
-    if folder.has_run:
+    if folder.checkpoint is not None:
         _refuse_other(folder, request)
-    folder.write_request(request)
-    with RunProgress(_people(json)) as progress:
-        return execute(folder, progress)
+    with _nothing_half_written(folder):
+        if folder.has_run and folder.checkpoint is None:
+            folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
+        folder.write_request(request)
+        from rankwise.run import execute  # slow to import: here, that the folder can be written is known
+
+        with RunProgress(_people(json)) as progress:
+            return execute(folder, progress)
+
+
+@contextmanager
+def _nothing_half_written(folder: Any) -> Iterator[None]:
+    """Takes back a folder that a run made, where it ended before its first checkpoint: there is nothing to continue from."""
+    new = not folder.path.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder.checkpoint is None and not folder.finished:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
     differing = differences(folder.read_run()["requested"], request)
     if differing:
         raise RankwiseError(
-            f"{folder.path} holds a run with other settings ({'; '.join(differing)}). Give another --out, or these settings."
+            f"{folder.path} holds a run with other settings ({'; '.join(differing)}). "
+            "Give another --out, these settings, or remove that folder."
+        )
+
+
+def _refuse_table_options(config: RunConfig) -> None:
+    given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise RankwiseError(
+            f"{flag} is for a table of one's own, and no file is given: rankwise train reviews.csv {flag} …"
         )
 
 
@@ -171,7 +246,7 @@ Label = Annotated[str | None, Parameter(name="--label", help="Column of the labe
 def evaluate(
     adapter: Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")],
     file: Annotated[
-        Path | None, Parameter(help="Labelled rows; without it the validation split of the run's own task.")
+        Path | None, Parameter(help="Labelled rows; without it those that the run was scored on.")
     ] = None,
     /,
     *,
@@ -192,7 +267,7 @@ def evaluate(
     split
         Split of the run's own task, where no file is given.
     data
-        Folder of Parquet files of that task, as in training.
+        Folder of Parquet files of that task. Default: as in training.
     """
     from rankwise import scoring
     from rankwise.progress import Bar
@@ -234,6 +309,7 @@ def predict(
     from rankwise import scoring
     from rankwise.progress import Bar
 
+    scoring.check_out(out, file)
     trained = scoring.open_trained(adapter, base=model, text=text, text_pair=text_pair)
     with Bar(_people(json), "Predicting") as bar:
         result = scoring.predict_file(trained, file, out, bar)
@@ -299,6 +375,26 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
         tasks.named(name)
     for spec in methods:
         known_methods.parse(spec, LoraOptions())
+
+
+def _find_model(config: CompareConfig | RunConfig) -> str:
+    """Refuses a model that isn't there before anything slow is started; returns its name."""
+    from rankwise import hub, recipes
+
+    name = config.model.model or recipes.recipe(config.train.recipe)["model"]
+    if name != hub.EMBEDDED:
+        hub.find(name)
+    return name
+
+
+def _fetch(config: CompareConfig) -> None:
+    """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
+    from rankwise import embedded, hub, tasks
+
+    if _find_model(config) == hub.EMBEDDED:
+        embedded.model_folder()
+    if tasks.MOVIES in config.tasks:
+        embedded.movies_file()
 
 
 def _people(json: bool) -> TextIO:

@@ -3,15 +3,31 @@
 `None` means "the recipe decides" (see `recipes/`); `recipes.resolve` fills every `None` in, and both forms are kept in `run.json`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from rankwise.errors import RankwiseError
+
+
+def _whole(kind: Any, tokens: Sequence[Token]) -> int:
+    """A whole number; the command line would otherwise round 4.5 to 4 without a word."""
+    (token,) = tokens
+    try:
+        return int(token.value)
+    except ValueError:
+        raise RankwiseError(
+            f"{token.keyword or 'This setting'} must be a whole number; it is {token.value!r}."
+        ) from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +36,11 @@ class DataOptions:
 
     data: Path | None = None
     """Folder with one sub-folder of Parquet files a task. Without it GLUE tasks come from the hub."""
-    limit_train: int | None = None
+    limit_train: MaybeWhole = None
     """Train on this many rows, drawn by the seed 0 for every method alike."""
-    limit_eval: int | None = None
-    """Evaluate on the first rows of the validation split."""
-    max_length: int | None = None
+    limit_eval: MaybeWhole = None
+    """Evaluate on this many rows of the validation split, drawn likewise."""
+    max_length: MaybeWhole = None
     """Tokens a text (or pair) is truncated to. Default: the model's own limit, 512 at most."""
 
     def __post_init__(self) -> None:
@@ -42,7 +58,7 @@ class ModelOptions:
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
     device: str = "auto"
     """auto: cuda, then mps, then cpu."""
-    threads: int | None = None
+    threads: MaybeWhole = None
     """CPU threads. Default: every core this process may use."""
 
     def __post_init__(self) -> None:
@@ -53,7 +69,7 @@ class ModelOptions:
 class LoraOptions:
     """The adapter: W0 + s·B·A on the targets."""
 
-    rank: int = 8
+    rank: Whole = 8
     """r: rows of A, columns of B."""
     alpha: float | None = None
     """s = alpha/r. Default: 2·rank, so s = 2."""
@@ -78,9 +94,9 @@ class TrainOptions:
     """Where the unset settings come from: `rankwise`, `poster` or `lora-paper`."""
     epochs: float | None = None
     """Passes over the training rows."""
-    batch_size: int | None = None
+    batch_size: MaybeWhole = None
     """Rows an optimizer step."""
-    accumulate: int = 1
+    accumulate: Whole = 1
     """Forward/backward passes a batch is split into, by rows."""
     lr: float | None = None
     """Peak learning rate of everything trained."""
@@ -97,9 +113,9 @@ class TrainOptions:
     padding: Literal["packed", "longest", "max_length"] | None = None
     """packed: no padding at all, where the model allows it. longest: to the longest of a batch, batches grouped by length.
     max_length: every text to `max_length`, the fixed protocol."""
-    evaluate_every: int | None = None
+    evaluate_every: MaybeWhole = None
     """Evaluate on the validation rows every so many steps too (reported as a curve; the score is the final step's)."""
-    patience: int | None = None
+    patience: MaybeWhole = None
     """Stop early when the loss on rows held out of training has not improved for so many checks (one an epoch)."""
 
     def __post_init__(self) -> None:
@@ -129,11 +145,11 @@ class TableOptions:
 
 
 def _at_least(smallest: float, **settings: float | None) -> None:
-    _require(lambda value: value >= smallest, f"{smallest} or more", settings)
+    _require(lambda value: smallest <= value < math.inf, f"a number, {smallest} or more", settings)
 
 
 def _above_zero(**settings: float | None) -> None:
-    _require(lambda value: value > 0, "more than 0", settings)
+    _require(lambda value: 0 < value < math.inf, "a number above 0", settings)
 
 
 def _share(**settings: float | None) -> None:
@@ -162,7 +178,7 @@ class RunConfig:
     """sst2, rte, mrpc, qnli, mnli, qqp or movies; a table of one's own instead when a file is given."""
     method: str = "lora"
     """A method's name, with options of its own behind a colon: `full`, `lora`, `lora:rank=4,targets=all-linear`."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the new head, the adapter's A, the order of rows, and dropout."""
     table: Table = field(default_factory=TableOptions)
     data: Data = field(default_factory=DataOptions)
@@ -179,11 +195,11 @@ class CompareConfig:
     """sst2, rte, mrpc, qnli, mnli, qqp, movies."""
     methods: tuple[str, ...] = ("full", "lora")
     """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`."""
-    seeds: int = 2
+    seeds: Whole = 2
     """Seeds 0 … n−1."""
     out: Path = Path("runs/compare")
     """Folder of the grid; give it again to continue or add to it."""
-    jobs: int = 1
+    jobs: Whole = 1
     """Runs at a time. More than one shares the machine, so speed columns are left blank."""
     keep_models: bool = False
     """Keep the weights of fully fine-tuned models."""
@@ -194,6 +210,9 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, seeds=self.seeds, jobs=self.jobs)
+        for flag, names in (("--tasks", self.tasks), ("--methods", self.methods)):
+            if not names:
+                raise RankwiseError(f"{flag} names nothing to compare. Name one or more.")
 
     def runs(self) -> list[RunConfig]:
         """Every run of the grid; a seed is finished for all methods before the next begins, so a partial grid is paired."""
@@ -201,8 +220,8 @@ class CompareConfig:
         return [
             RunConfig(task=task, method=method, seed=seed, **shared)
             for seed in range(self.seeds)
-            for task in self.tasks
-            for method in self.methods
+            for task in dict.fromkeys(self.tasks)
+            for method in dict.fromkeys(self.methods)
         ]
 
 

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Int8, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rankwise.errors import RankwiseError
+
+if TYPE_CHECKING:
+    import transformers  # for its types alone: the grid's own process reads tasks and needs no tokenizer
 
 CACHE_FORMAT = 1
 """Part of every cache key; raise it when what `encode` stores changes."""
@@ -247,6 +249,15 @@ def _decode(name: str, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise RankwiseError(
+                f"{name} is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 {name}."
+            ) from error
+        if b"\0" in content[:4096]:
+            raise RankwiseError(
+                f"{name} isn't text, so it isn't UTF-8 either: byte 0x{error.object[error.start]:02x} at {error.start}. "
+                "Export it as CSV, TSV, JSONL or Parquet."
+            ) from error
         line = error.object.count(b"\n", 0, error.start) + 1
         raise RankwiseError(
             f"{name} isn't UTF-8: byte 0x{error.object[error.start]:02x} on line {line}. Save it as UTF-8, "
@@ -326,7 +337,7 @@ def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[s
 
 
 def encode(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path | None = None
+    rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
 ) -> Encoded:
     """Token ids of rows, truncated (the longer text of a pair first) and never padded.
 
@@ -361,7 +372,7 @@ def encode(
     return encoded
 
 
-def _tokenise(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+def _tokenise(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int) -> Encoded:
     ids: list[np.ndarray] = [np.empty(0, np.int32)]
     types: list[np.ndarray] = [np.empty(0, np.int8)]
     n_truncated = 0
@@ -392,7 +403,7 @@ def _tokenise(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 
 
 def _call(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+    rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int | None = None
 ) -> dict[str, list[list[int]]]:
     encoding = tokenizer(
         rows.text,
@@ -407,8 +418,10 @@ def _call(
     return dict(encoding)
 
 
-def _cache_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+def _cache_key(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int) -> str:
     """SHA-256 over all that token ids depend on."""
+    from transformers import PreTrainedTokenizerFast
+
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
         del vocabulary["truncation"], vocabulary["padding"]  # left over from whatever call came last

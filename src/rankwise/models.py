@@ -8,7 +8,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +22,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rankwise import embedded
+from rankwise import hub
 from rankwise.errors import RankwiseError
 from rankwise.streams import stream_seed
-
-EMBEDDED = "minilm"
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,9 @@ def locate(name: str, max_length: int | None = None) -> Source:
     Raises:
         RankwiseError: there is no such model, or it can't be reached.
     """
-    path = str(embedded.model_folder()) if name == EMBEDDED else name
-    with _quiet():
-        config = _from_pretrained(AutoConfig, path, name)
-        tokenizer = _from_pretrained(AutoTokenizer, path, name)
+    path = hub.find(name)
+    config = _from_pretrained(AutoConfig, path)
+    tokenizer = _from_pretrained(AutoTokenizer, path)
     limit = _limit(config, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
         raise RankwiseError(f"{name} takes {limit} tokens at most; --max-length {max_length} is more.")
@@ -75,25 +73,30 @@ def _limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return min(known) if known else None
 
 
-def _from_pretrained(kind: Any, path: str, name: str) -> Any:
-    try:
-        return kind.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as local:
-        if Path(path).is_dir():
+def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
+    """Transformers' `from_pretrained`, first without the hub; code that a model brings along is never run."""
+    here = Path(path).is_dir()
+    with quiet(), hub.quiet_hub():
+        try:
+            return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+        except UnpicklingError:
             raise RankwiseError(
-                f"The folder {path} holds no Transformers model: {_first_line(local)}"
+                f"The weights of {path} are a pickle that holds more than tensors, which could run anything. "
+                "Convert them to safetensors where you trust them."
             ) from None
-    try:
-        return kind.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise RankwiseError(
-            f"No model {name!r}: it is neither {EMBEDDED!r} nor a folder, and not in the local cache or reachable "
-            f"on the hub ({_first_line(error)}). Name a folder that holds it."
-        ) from None
+        except Exception as error:  # damaged files raise whatever their parsers raise
+            if here:
+                raise RankwiseError(f"The model in {path} can't be loaded: {_first_line(error)}") from error
+        try:
+            return kind.from_pretrained(path, trust_remote_code=False, **options)
+        except Exception as error:
+            raise RankwiseError(f"The model {path} can't be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if line.endswith(".") else f"{line}."
 
 
 def load(
@@ -116,10 +119,14 @@ def load(
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
     }
-    with _quiet():
-        model, info = cast(Any, AutoModelForSequenceClassification).from_pretrained(
-            source.path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    model, info = _from_pretrained(
+        AutoModelForSequenceClassification,
+        source.path,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
     new = {name.rpartition(".")[0] for name in info["missing_keys"]}
@@ -156,7 +163,7 @@ def width(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps Transformers' own bars and load reports off the terminal: rankwise says what it loads."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

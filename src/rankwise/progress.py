@@ -230,7 +230,8 @@ class Bar:
         return self
 
     def __exit__(self, *what: object) -> None:
-        self._progress.stop()
+        if self._task is not None:  # stopping what never started would print an empty line
+            self._progress.stop()
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()

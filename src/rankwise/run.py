@@ -20,6 +20,7 @@ from rankwise import adapter_io, machine, models, recipes, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.errors import RankwiseError
+from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
 from rankwise.measure import PeakRss
 from rankwise.methods import METHODS, parse
@@ -116,7 +117,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     why = "as this run began" if facts else why
 
     dataset = tasks.load(config)
-    source = models.locate(config.model.model or models.EMBEDDED, config.data.max_length)
+    source = models.locate(config.model.model or EMBEDDED, config.data.max_length)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
     validation = {
@@ -155,7 +156,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
     if cut:
-        notes.append(f"{cut:,} texts were longer than {source.max_length} tokens and were truncated.")
+        were = "text was" if cut == 1 else "texts were"
+        notes.append(f"{cut:,} {were} longer than {source.max_length} tokens and truncated.")
     facts = {
         "threads": threads,
         "dtype": dtype_name,
@@ -310,8 +312,9 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
     if METHODS[run.method].frozen_base:
         adapter_io.save(run.model, folder.path, base_model=run.source.name)
     elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
-        run.model.save_pretrained(folder.path)
-        run.source.tokenizer.save_pretrained(folder.path)
+        with models.quiet():
+            run.model.save_pretrained(folder.path)
+            run.source.tokenizer.save_pretrained(folder.path)
     result = _result(
         run,
         scores,

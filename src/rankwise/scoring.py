@@ -6,6 +6,7 @@ rows gives its own score.
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, api, machine, models, tasks
-from rankwise.config import from_json
+from rankwise.config import RunConfig, from_json
 from rankwise.data import Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
 from rankwise.metrics import score
@@ -37,6 +38,8 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     compute: Compute
+    config: RunConfig | None
+    """What was asked for, where rankwise trained it."""
 
 
 def open_trained(
@@ -76,7 +79,8 @@ def open_trained(
         max_length=facts.get("max_length") or models.text_limit(model.config, tokenizer),
         pad_id=models.pad_id(tokenizer),
     )
-    return Trained(model, tokenizer, task, compute)
+    asked = from_json(RunConfig, record["requested"]) if record else None
+    return Trained(model, tokenizer, task, compute, asked)
 
 
 def _task(record: dict[str, Any], folder: Path, label_names: list[str]) -> Task:
@@ -110,8 +114,26 @@ def evaluate_file(
 def evaluate_task(
     trained: Trained, split: str, folder: Path | None, on_progress: Progress = lambda done, of: None
 ) -> dict[str, Any]:
-    """The same for a split of a task by name (`folder` as in `--data`)."""
-    rows, notes = tasks.load_split(trained.task, split, folder)
+    """The same for a split of the run's own data; `validation` is what the run itself was scored on, limit and all.
+
+    Args:
+        trained: a run of rankwise's.
+        split: `validation`, or another of a task by name.
+        folder: as in `--data`; the run's own where not given.
+
+    Raises:
+        RankwiseError: no run of rankwise's, or its data aren't where they were.
+    """
+    config = trained.config
+    if config is None:
+        raise RankwiseError(
+            f"{trained.task.source} doesn't say what it was trained on. Name a file with labelled rows."
+        )
+    if split == "validation":
+        config = replace(config, data=replace(config.data, data=folder or config.data.data))
+        rows, notes = tasks.load(config).validation["validation"], ()
+    else:
+        rows, notes = tasks.load_split(trained.task, split, folder or config.data.data)
     return {**_scores(trained, rows, on_progress), "notes": list(notes)}
 
 
@@ -135,31 +157,55 @@ def predict_file(
         file: CSV, TSV, JSONL or Parquet.
         out: the same kinds, by its ending. `idx` in it is the row's position in `file`, from 0.
     """
-    if out.suffix not in WRITERS:
-        raise RankwiseError(f"Predictions can't be written as {out.suffix or 'a file without ending'!r}; name --out "
-                            f"with one of {', '.join(WRITERS)}.")  # fmt: skip
+    kind = check_out(out, file)
     rows, notes = tasks.read_rows(file, trained.task, labelled=False)
-    if not len(rows):
-        raise RankwiseError(f"{file} has no row with text to predict on.")
     logits = logits_of(trained, rows, on_progress)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     names = trained.task.label_names
-    columns: dict[str, Any] = {"idx": rows.idx, "label": [names[i] for i in logits.argmax(axis=1)]}
+    labels: list[Any] = list(names)
+    if tasks.all_integers(names) and all(name == str(int(name)) for name in names):
+        labels = [int(name) for name in names]  # a column of integers comes back as one
+    columns: dict[str, Any] = {"idx": rows.idx, "label": [labels[i] for i in logits.argmax(axis=1)]}
     columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
     columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(names)}
     table = pa.table(columns)
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[out.suffix](table, partial)
+        WRITERS[kind](table, partial)
         partial.replace(out)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise RankwiseError(
             f"{out} can't be written: {error.strerror or error}. Name another file with --out."
         ) from None
     counts = {name: int((logits.argmax(axis=1) == i).sum()) for i, name in enumerate(names)}
     return {"n": len(rows), "out": str(out), "predicted": counts, "notes": list(notes)}
+
+
+def check_out(out: Path, file: Path) -> str:
+    """The kind of file that predictions are written as, by its ending.
+
+    Raises:
+        RankwiseError: no ending of a known kind, a folder, a place that can't be written, or the rows' own file.
+    """
+    kind = out.suffix.lower()
+    if kind not in WRITERS:
+        found = f"as {out.suffix!r}" if out.suffix else f"to {str(out)!r}, which has no ending"
+        raise RankwiseError(
+            f"Predictions can't be written {found}; name --out with one of {', '.join(WRITERS)}."
+        )
+    if out.is_dir():
+        raise RankwiseError(f"{out} is a folder. Name a file in it with --out.")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise RankwiseError(
+            f"{out} holds the rows to predict on, which would be lost. Name another file with --out."
+        )
+    place = next((path for path in out.absolute().parents if path.exists()), out.absolute())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RankwiseError(f"{out} can't be written: {place} takes no files. Name another file with --out.")
+    return kind
 
 
 def _write_jsonl(table: pa.Table, path: Path) -> None:

@@ -21,6 +21,7 @@ from rankwise import embedded
 from rankwise.config import RunConfig, TableOptions
 from rankwise.data import Rows, Table, read_table
 from rankwise.errors import RankwiseError, nearest
+from rankwise.hub import quiet_hub
 
 HUB = "nyu-mll/glue"
 MOVIES = "movies"
@@ -175,12 +176,14 @@ def load(config: RunConfig) -> Dataset:
     own = config.table.train_file is not None
     dataset = _load_table(config.table) if own else _load_named(named(config.task), limits.data)
     train, validation = dataset.train, dataset.validation
+    # Drawn by a seed of their own: every run of a grid has the same rows. The first rows would not do, since files go by label.
     if limits.limit_train is not None:
-        # Drawn by a seed of its own: every run of a grid trains on the same rows.
         train = train.select(np.random.default_rng(0).permutation(len(train))[: limits.limit_train])
     if limits.limit_eval is not None:
-        first = np.arange(limits.limit_eval)
-        validation = {split: rows.select(first[: len(rows)]) for split, rows in validation.items()}
+        validation = {
+            split: rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[: limits.limit_eval]))
+            for split, rows in validation.items()
+        }
     return replace(dataset, train=train, validation=validation)
 
 
@@ -288,20 +291,16 @@ def _folder_table(task: Task, split: str, folder: Path) -> Table:
 
 def _hub_table(task: Task, split: str) -> Table:
     import datasets  # slow to import, and only the hub needs it
-    from huggingface_hub.utils import logging as hub_logging
 
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # its retries are said once, in our sentence
     try:
-        rows = datasets.load_dataset(HUB, task.name, split=split)
+        with quiet_hub():
+            rows = datasets.load_dataset(HUB, task.name, split=split)
     except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RankwiseError(
             f"{task.name} can't be loaded from the hub's {HUB} ({reason[0]}). "
             f"Give a folder that holds {task.name}/train.parquet with --data."
         ) from error
-    finally:
-        hub_logging.set_verbosity(verbosity)
     return Table(f"{HUB} {task.name} {split}", {name: list(rows[name]) for name in rows.column_names})
 
 
@@ -367,7 +366,7 @@ def _label_names(table: Table, task: Task) -> tuple[str, ...]:
         raise RankwiseError(
             f"{table.name} has {found} in column {task.label!r}; training takes two classes or more."
         )
-    return tuple(sorted(names, key=int) if _all_integers(names) else sorted(names))
+    return tuple(sorted(names, key=int) if all_integers(names) else sorted(names))
 
 
 def _shared(train: Rows, validation: Rows) -> int:
@@ -472,7 +471,8 @@ def _left_out(table: Table, rows: Bool[np.ndarray, "rows"], lacking: str) -> tup
     )
 
 
-def _all_integers(names: Iterable[str]) -> bool:
+def all_integers(names: Iterable[str]) -> bool:
+    """The classes are numbers, so that they go by size and not by spelling."""
     return all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names)
 
 

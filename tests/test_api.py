@@ -1,0 +1,239 @@
+"""The Python functions on ordinary Transformers models: they learn, and what they save is what Transformers and PEFT load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import rankwise
+import tiny
+from rankwise.errors import RankwiseError
+
+TRAIN, HELD_OUT = tiny.reviews(200), tiny.reviews(60, seed=1)
+OPTIONS = rankwise.TrainOptions(epochs=5, batch_size=16, lr=1e-2)
+LABELS = {0: "negative", 1: "positive"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.model_folder(tmp_path_factory.mktemp("models") / "bert")
+
+
+def classifier(base: Path, labels: dict[int, str] = LABELS, **config):
+    """The base with a new head, the same each time."""
+    torch.manual_seed(0)
+    ids = {name: i for i, name in labels.items()}
+    return AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(labels), id2label=labels, label2id=ids, **config
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(base):
+    """An adapted model after `fit`, and what `fit` returned."""
+    model = rankwise.adapt(classifier(base), 8, targets=("all-linear",))
+    return model, rankwise.fit(model, tiny.tokenizer(), TRAIN, HELD_OUT, options=OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def saved(fitted, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    rankwise.save(fitted[0], folder)
+    return folder
+
+
+def logits(model, rows=HELD_OUT) -> np.ndarray:
+    return rankwise.predict(model, tiny.tokenizer(), rows)
+
+
+def padded_logits(model, texts: list[str]) -> np.ndarray:
+    """What Transformers itself computes, one padded batch."""
+    with torch.no_grad():
+        return model(**tiny.tokenizer()(texts, padding=True, return_tensors="pt")).logits.numpy()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(rankwise, name).__name__ == name for name in rankwise.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'adpat'"):
+        rankwise.adpat  # noqa: B018
+
+
+def test_an_adapted_model_learns_and_its_base_does_not_change(base, fitted):
+    model, result = fitted
+    assert result.scores["accuracy"] >= 0.95
+    assert len(result.steps) == 5 * 13
+    assert result.steps[-1].loss < result.steps[0].loss
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    original = classifier(base).state_dict()
+    assert frozen
+    assert all(torch.equal(p, original[name]) for name, p in frozen.items())
+
+
+def test_a_whole_model_learns_without_adapt(base):
+    model = classifier(base)
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN, HELD_OUT, options=OPTIONS)
+    assert result.scores["accuracy"] >= 0.95
+
+
+def test_the_scores_of_fit_are_those_of_evaluate(fitted):
+    model, result = fitted
+    assert rankwise.evaluate(model, tiny.tokenizer(), HELD_OUT) == result.scores
+
+
+def test_predict_keeps_the_order_of_rows_and_equals_transformers(fitted):
+    model = fitted[0]
+    ours = logits(model)
+    assert relative(ours, padded_logits(model, [row["text"] for row in HELD_OUT])) <= 1e-5
+    np.testing.assert_allclose(logits(model, HELD_OUT[::-1])[::-1], ours, atol=1e-6)
+
+
+def test_predict_asks_for_no_labels_and_takes_pairs(fitted):
+    columns = rankwise.Columns(text="question", text_pair="answer")
+    rows = [{"question": "is the film good", "answer": "very good"}, {"question": "dull", "answer": "fine"}]
+    ours = rankwise.predict(fitted[0], tiny.tokenizer(), rows, columns=columns)
+    with torch.no_grad():
+        batch = tiny.tokenizer()(
+            [row["question"] for row in rows],
+            [row["answer"] for row in rows],
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids="token_type_ids" in tiny.tokenizer().model_input_names,
+        )
+        assert relative(ours, fitted[0](**batch).logits.numpy()) <= 1e-5
+
+
+def test_what_is_saved_loads_with_the_same_logits_and_label_names(fitted, saved):
+    loaded = rankwise.load(saved)
+    np.testing.assert_array_equal(logits(loaded), logits(fitted[0]))
+    assert loaded.config.id2label == LABELS
+
+
+def test_what_is_saved_loads_in_peft_with_the_same_logits(base, fitted, saved):
+    peft = PeftModel.from_pretrained(classifier(base), saved).eval()
+    texts = [row["text"] for row in HELD_OUT]
+    assert relative(padded_logits(peft, texts), logits(fitted[0])) <= 1e-5
+
+
+def test_a_merged_model_is_an_ordinary_transformers_folder_with_the_same_logits(fitted, saved, tmp_path):
+    rankwise.merge(saved, tmp_path / "merged")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    texts = [row["text"] for row in HELD_OUT]
+    assert not [name for name in model.state_dict() if "lora" in name]
+    assert relative(padded_logits(model, texts), logits(fitted[0])) <= 1e-5
+    assert model.config.id2label == LABELS
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "merged")(texts)["input_ids"]
+    assert tokens == tiny.tokenizer()(texts)["input_ids"]
+    assert not list((tmp_path / "merged").glob(".*"))
+    np.testing.assert_array_equal(logits(rankwise.load(tmp_path / "merged")), logits(model))
+
+
+def test_training_goes_on_from_what_was_saved(base, saved):
+    model = rankwise.load(saved)
+    before = rankwise.evaluate(model, tiny.tokenizer(), TRAIN)["loss"]
+    rankwise.fit(model, tiny.tokenizer(), TRAIN, options=OPTIONS, seed=1)
+    assert rankwise.evaluate(model, tiny.tokenizer(), TRAIN)["loss"] < before
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(base):
+    def trained(seed: int) -> np.ndarray:
+        model = rankwise.adapt(classifier(base), 4)
+        rankwise.fit(model, tiny.tokenizer(), TRAIN[:64], options=OPTIONS, seed=seed)
+        return logits(model)
+
+    np.testing.assert_array_equal(trained(0), trained(0))
+    assert not np.array_equal(trained(0), trained(1))
+
+
+def test_gradients_in_parts_are_those_of_the_whole_batch(base):
+    def losses(accumulate: int) -> list[float]:
+        model = classifier(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        rankwise.adapt(model, 4)
+        options = rankwise.TrainOptions(epochs=1, batch_size=16, lr=1e-3, accumulate=accumulate)
+        return [
+            step.loss for step in rankwise.fit(model, tiny.tokenizer(), TRAIN[:80], options=options).steps
+        ]
+
+    np.testing.assert_allclose(losses(5), losses(1), rtol=1e-5)
+
+
+def test_each_step_is_told_as_it_is_made(base):
+    heard = []
+    model = rankwise.adapt(classifier(base), 4)
+    options = rankwise.TrainOptions(epochs=2, batch_size=16)
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN[:40], options=options, on_step=heard.append)
+    assert heard == result.steps
+    assert [step.step for step in heard] == [1, 2, 3, 4, 5, 6]
+    assert sum(step.rows for step in heard) == 80
+
+
+def test_labels_are_ids_or_names(base):
+    numbered = [{**row, "label": int(row["label"] == "positive")} for row in TRAIN[:40]]
+
+    def trained(rows) -> np.ndarray:
+        model = rankwise.adapt(classifier(base), 4)
+        rankwise.fit(model, tiny.tokenizer(), rows, options=rankwise.TrainOptions(epochs=1, batch_size=8))
+        return logits(model)
+
+    np.testing.assert_array_equal(trained(numbered), trained(TRAIN[:40]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"text": "good", "label": "mixed"}], "Row 0 has the label 'mixed' in 'label'; the model knows"),
+        ([{"text": "good", "label": 0}, {"text": "bad", "label": 2}], "Row 1 has the label 2"),
+        ([{"text": "good"}], "Row 0 has the label None"),
+        ([{"review": "good", "label": 0}], "Row 0 has no text in 'text'; it has: review, label."),
+        ([{"text": None, "label": 0}], "Row 0 has no text in 'text'"),
+        ([], "There are no rows"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(base, rows, says):
+    model = rankwise.adapt(classifier(base), 4)
+    with pytest.raises(RankwiseError, match=says):
+        rankwise.fit(model, tiny.tokenizer(), rows)
+
+
+def test_no_rows_to_predict_on_or_score_are_a_sentence(fitted):
+    with pytest.raises(RankwiseError, match="There are no rows"):
+        rankwise.predict(fitted[0], tiny.tokenizer(), [])
+    with pytest.raises(RankwiseError, match="There are no rows"):
+        rankwise.evaluate(fitted[0], tiny.tokenizer(), [])
+
+
+def test_a_model_without_adapters_has_none_to_save(base, tmp_path):
+    with pytest.raises(RankwiseError, match=r"Call rankwise.adapt\(model\) first"):
+        rankwise.save(classifier(base), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_adapting_twice_is_refused(base):
+    with pytest.raises(RankwiseError, match="has LoRA layers already"):
+        rankwise.adapt(rankwise.adapt(classifier(base), 4), 4)
+
+
+def test_an_adapter_that_names_no_base_asks_for_one(base, saved, tmp_path):
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = PeftModel.from_pretrained(classifier(base), tmp_path)
+    model.peft_config["default"].base_model_name_or_path = None
+    model.save_pretrained(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(RankwiseError, match="doesn't name its base model"):
+        rankwise.load(tmp_path / "peft")
+    with pytest.raises(RankwiseError, match="doesn't name its base model"):
+        rankwise.merge(tmp_path / "peft", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    ours = rankwise.load(tmp_path / "peft", base=str(base))
+    assert relative(logits(ours), logits(rankwise.load(saved))) <= 1e-5
