@@ -266,7 +266,7 @@ def test_people_see_a_row_a_contender_why_one_dropped_out_and_the_ratios(capfd):
     [
         (["--contenders", "rankwise lor"], "There is no contender 'rankwise lor'. Did you mean 'rankwise lora'?"),
         (["--random-weights", "roberta-bas"], "Did you mean 'roberta-base'?"),
-        (["--model", "no/such/folder/here"], "No model 'no/such/folder/here'"),
+        (["--model", "no/such/folder/here"], "There is no model 'no/such/folder/here'"),
         (["--random-weights", "roberta-base", "--lengths", "sst"], "Did you mean 'sst2'?"),
         (["--random-weights", "roberta-base", "--lengths", "513"], "takes 512 tokens at most; --lengths 513 is more."),
         (["--random-weights", "roberta-base", "--rows", "0"], "at least 1"),

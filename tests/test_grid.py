@@ -300,10 +300,21 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
     assert read_grid(tmp_path)["train"]["epochs"] == 3.0
 
 
-def test_a_changed_setting_of_an_unfinished_run_is_refused_too(tmp_path):
+def test_a_changed_setting_of_a_run_with_a_checkpoint_is_refused_too(tmp_path):
     ran(grid(tmp_path, methods=("full",)), worker("sys.exit(1)"))
+    (tmp_path / "sst2.full.s0" / "checkpoint-1").mkdir()
     with pytest.raises(RankwiseError, match=r"lora\.rank: 8 there, 4 now"):
         ran(grid(tmp_path, methods=("full",), lora=LoraOptions(rank=4)))
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_asked_for_differently(tmp_path):
+    ran(grid(tmp_path, methods=("full",)), worker("sys.exit(1)"))
+    folder = RunFolder(tmp_path / "sst2.full.s0")
+    folder.update_run_json(facts={"threads": 77})
+    ran(grid(tmp_path, methods=("full",), lora=LoraOptions(rank=4)))
+    assert folder.finished
+    assert folder.read_run()["requested"]["lora"]["rank"] == 4
+    assert folder.read_run().get("facts") is None
 
 
 def test_jobs_and_kept_models_are_no_settings_of_a_run(tmp_path):

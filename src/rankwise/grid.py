@@ -104,7 +104,7 @@ def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
     """
     found: dict[str, None] = {}
     for run in runs:
-        if run.folder.has_run or run.folder.finished:
+        if run.folder.finished or (run.folder.has_run and run.folder.checkpoint):
             found |= dict.fromkeys(differences(run.folder.read_run()["requested"], to_json(run.config)))
     if found:
         raise RankwiseError(
@@ -152,11 +152,13 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
 def _ask(config: CompareConfig, run: Run) -> None:
     """Writes the request; threads that an earlier start was assigned stay, because resuming is exact."""
     known = run.folder.read_run() if run.folder.has_run else {}
+    if known.get("requested") != to_json(run.config):  # an earlier try failed before it had a checkpoint
+        known = {}
     threads = config.model.threads or max(1, cores() // config.jobs)
     assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
     assigned["shared_machine"] |= config.jobs > 1
     run.folder.write_request(to_json(run.config), {**assigned, "keep_model": config.keep_models})
-    run.folder.update_run_json(failed=None)
+    run.folder.update_run_json(failed=None, **({} if known else {"facts": None}))
 
 
 class _Child:

@@ -40,10 +40,11 @@ WARMUP_STEPS = 3
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Rows of a batch as padded model inputs, with their labels."""
+    """Rows of a batch as padded model inputs, with their numbers and labels."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,16 @@ class Compute:
             ]
         to = self.max_length if self.padding == "max_length" else "longest"
         return [
-            self._padded(pad(rows, part, self.pad_id, to))
+            self._padded(pad(rows, part, self.pad_id, to), part)
             for part in np.array_split(which, min(parts, len(which)))
         ]
 
-    def _padded(self, batch: dict[str, Tensor]) -> PaddedBatch:
+    def _padded(self, batch: dict[str, Tensor], rows: np.ndarray) -> PaddedBatch:
         moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved)
+        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows)
 
     def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Tensor:
-        """Logits [rows, classes] in float32, in the order of the batch's labels. Call it inside `running(model)`."""
+        """Logits [rows, classes] in float32, in the order of the batch's own rows and labels. Call it inside `running(model)`."""
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             if isinstance(batch, PackedBatch):
                 return packed_logits(model, batch).float()
@@ -209,9 +210,12 @@ class Training:
         seed_torch(self.seed, "dropout", self.step_number)
         loss = self._backward(batch)
         if not math.isfinite(loss):
+            half = self.compute.autocast is not None or any(
+                p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters()
+            )
             raise RankwiseError(
-                f"The loss is {loss} at step {self.step_number + 1} of {self.steps}. Lower --lr (now {self.peak_lr:g}), "
-                "or use --dtype float32."
+                f"The loss is {loss} at step {self.step_number + 1} of {self.steps}. Lower --lr (now {self.peak_lr:g})"
+                f"{', or use --dtype float32' if half else ''}."
             )
         norm = clip_gradients(self.model, self.clip)
         lr = self.peak_lr * self.factor(self.step_number)
@@ -282,7 +286,6 @@ class Training:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
-@torch.no_grad()
 def predict_logits(
     model: nn.Module,
     rows: Encoded,
@@ -300,20 +303,23 @@ def predict_logits(
         max_tokens: tokens a batch, padding included; batches go by length.
         on_progress: called with (rows done, of all) after each batch.
     """
+    if len(rows) == 0:
+        raise RankwiseError("There are no rows to run the model on.")
     model.eval()
-    parts: list[np.ndarray] = []
-    batches = token_batches(rows.lengths, max_tokens)
-    done = 0
+    done, result = 0, np.empty(0)
+
+    @torch.no_grad()
+    def run(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        (batch,) = compute.batches(model, rows, which)
+        return batch.rows, compute.logits(model, batch).cpu().numpy()
+
     with compute.running(model):
-        for batch in batches:
-            (inputs,) = compute.batches(model, rows, batch)
-            parts.append(compute.logits(model, inputs).cpu().numpy())
-            done += len(batch)
+        for some, logits in compute.workers.map(run, token_batches(rows.lengths, max_tokens)):
+            if done == 0:
+                result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
+            result[some] = logits
+            done += len(some)
             on_progress(done, len(rows))
-    order = np.concatenate(batches)
-    logits = np.concatenate(parts)
-    result = np.empty_like(logits)
-    result[order] = logits
     return result
 
 

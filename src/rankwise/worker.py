@@ -16,6 +16,10 @@ def main() -> None:
     except RankwiseError as error:
         print(describe({"event": "error", "message": str(error)}), flush=True)
         sys.exit(2)
+    except Exception as error:  # the parent says it; the traceback goes to the run's log
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(describe({"event": "error", "message": first_line}), flush=True)
+        raise
 
 
 if __name__ == "__main__":

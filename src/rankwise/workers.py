@@ -4,7 +4,7 @@ A matrix product of a few hundred tokens doesn't always divide well over cores, 
 instead does: every operation of a step then runs on all cores at once, with nothing to wait for but the other half.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,8 +30,6 @@ class Workers:
         if self.threads:
             torch.set_num_threads(self.threads)  # of this thread; others keep theirs
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """`function` of every item, in order; an exception of any comes out here."""
-        if self._pool is None:
-            return [function(item) for item in items]
-        return list(self._pool.map(function, items))
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`function` of every item, in order, as they are done; an exception of any comes out here."""
+        return map(function, items) if self._pool is None else self._pool.map(function, items)

@@ -15,6 +15,7 @@ from rankwise.data import Encoded
 from rankwise.methods import METHODS
 from rankwise.packing import batch_order
 from rankwise.train import Compute, Padding, Training, choose_padding
+from rankwise.workers import Workers
 
 
 def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "Ours":
@@ -37,6 +38,7 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "
         padding=choose_padding(model, padding)[0],
         max_length=architectures.longest(model.config),
         pad_id=model.config.pad_token_id,
+        workers=Workers(),
     )
     return Ours(config, model, compute)
 
