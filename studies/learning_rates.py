@@ -1,0 +1,131 @@
+"""The sweep behind the learning rates of recipes/rankwise.toml: as many trials for full fine-tuning as for LoRA, judged on rows held
+out of the training split.
+
+    python studies/learning_rates.py --data ../shared/data/glue          # runs what is missing, stores, prints
+    python studies/learning_rates.py --show                              # prints what is stored
+
+Each trial is `rankwise train` in a process of its own, with the recipe's other settings. A tenth of the training rows (1,000 at most,
+stratified) is held out; no validation split is read. Stored as studies/learning_rates.parquet, a row a trial.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankwise import tasks
+from rankwise.data import Rows
+
+HERE = Path(__file__).parent
+STORED = HERE / "learning_rates.parquet"
+RATES = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
+SEEDS = {"movies": (0, 1), "mrpc": (0, 1)}
+"""Seeds of each task, in the order in which tasks are run."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with one sub-folder of Parquet files a task")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/learning-rates"), help="where trials are kept"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    if not asked.show:
+        _run(asked.data, asked.work, asked.jobs)
+    _print(pq.read_table(STORED).to_pylist())
+
+
+def _run(data: Path | None, work: Path, jobs: int) -> None:
+    for task in SEEDS:
+        _split(task, data, work)
+    stored = pq.read_table(STORED).to_pylist() if STORED.exists() else []
+    known = {(row["task"], row["method"], row["lr"], row["seed"]) for row in stored}
+    lock = Lock()
+
+    def trial(which: tuple[str, str, float, int]) -> None:
+        row = _trial(work, *which)
+        with lock:
+            stored.append(row)
+            partial = STORED.with_suffix(".partial")
+            pq.write_table(pa.Table.from_pylist(stored), partial)
+            partial.replace(STORED)
+            print(f"{len(stored)}: {row}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(trial, (which for which in _trials() if which not in known)))
+
+
+def _trials() -> Iterator[tuple[str, str, float, int]]:
+    for task, seeds in SEEDS.items():
+        for seed in seeds:
+            for rates in zip(*RATES.values(), strict=True):
+                for method, lr in zip(RATES, rates, strict=True):
+                    yield task, method, lr, seed
+
+
+def _split(task: str, data: Path | None, work: Path) -> None:
+    """Writes the task's training rows without a held-out slice, and the slice."""
+    rows, _ = tasks.load_split(tasks.named(task), "train", data)
+    kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
+    (work / task).mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", kept), ("held_out", held_out)):
+        pq.write_table(_table(part), work / task / f"{name}.parquet")
+
+
+def _table(rows: Rows) -> pa.Table:
+    columns = {"text": rows.text, "label": rows.labels}
+    return pa.table(columns | ({"text_pair": rows.text_pair} if rows.text_pair else {}))
+
+
+def _trial(work: Path, task: str, method: str, lr: float, seed: int) -> dict[str, object]:
+    folder, out = work / task, work / task / f"{method}-{lr:g}-s{seed}"
+    pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
+    command = [sys.executable, "-m", "rankwise", "train", str(folder / "train.parquet"), *pair]
+    command += ["--validation", str(folder / "held_out.parquet"), "--method", method, "--lr", str(lr)]
+    command += ["--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:  # a loss that is not a number ends a trial: the rate is too high
+        return {"task": task, "method": method, "lr": lr, "seed": seed, "accuracy": None, "loss": None}
+    result = json.loads(done.stdout)
+    scores = result["scores"]["validation"]
+    return {
+        "task": task, "method": method, "lr": lr, "seed": seed,
+        "accuracy": scores["accuracy"], "loss": scores["loss"],
+        "n_train": result["n_train"], "n_held_out": result["n_validation"],
+    }  # fmt: skip
+
+
+def _print(rows: list[dict[str, object]]) -> None:
+    """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked."""
+    for task in SEEDS:
+        for method, rates in RATES.items():
+            means = {}
+            for lr in rates:
+                found = [r for r in rows if (r["task"], r["method"], r["lr"]) == (task, method, lr)]
+                scores = [r["accuracy"] for r in found if r["accuracy"] is not None]
+                losses = [r["loss"] for r in found if r["loss"] is not None]
+                if found and len(scores) == len(found):
+                    means[lr] = (sum(scores) / len(scores), sum(losses) / len(losses), len(found))
+            best = max(means, key=lambda lr: means[lr][0], default=None)
+            for lr, (accuracy, loss, n) in means.items():
+                mark = "  ←" if lr == best else ""
+                print(
+                    f"{task:7} {method:5} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
+                )
+
+
+if __name__ == "__main__":
+    main()
