@@ -27,7 +27,7 @@ from rankwise.data import Encoded
 from rankwise.dropout import Key
 from rankwise.errors import RankwiseError
 from rankwise.measure import Speed
-from rankwise.optim import build_optimizer, clip_gradients, schedule_factor, set_lr
+from rankwise.optim import Kind, Update, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.readout import packed_logits
 from rankwise.streams import seed_torch, stream_seed
@@ -170,11 +170,19 @@ class Training:
         self.step_number = 0
         self.seconds = 0.0
         self.speed = Speed(skip=WARMUP_STEPS)
-        kind, decay = cast(Literal["adamw", "adam"], options.optimizer), cast(float, options.weight_decay)
-        self.optimizer = build_optimizer(model, kind, self.peak_lr, decay)
+        self.update = self._update()
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
         self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def _update(self) -> Update:
+        trained = [p for _, p in self._trained()]
+        if not trained:
+            raise RankwiseError("Nothing of this model is trained. Call rankwise.adapt(model) first.")
+        small = 2 * sum(p.numel() for p in trained) < sum(p.numel() for p in self.model.parameters())
+        flat = small and len({p.dtype for p in trained}) == 1
+        kind, decay = cast(Kind, self.options.optimizer), cast(float, self.options.weight_decay)
+        return Update(trained, kind, self.peak_lr, decay, flat=flat)
 
     @property
     def done(self) -> bool:
@@ -217,11 +225,9 @@ class Training:
                 f"The loss is {loss} at step {self.step_number + 1} of {self.steps}. Lower --lr (now {self.peak_lr:g})"
                 f"{', or use --dtype float32' if half else ''}."
             )
-        norm = clip_gradients(self.model, self.clip)
+        norm = self.update.clip(self.clip)
         lr = self.peak_lr * self.factor(self.step_number)
-        set_lr(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.step(lr)
         self.step_number += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -236,34 +242,31 @@ class Training:
         batches = self.compute.batches(
             self.model, self.rows, batch, key=(self.seed, self.step_number), parts=parts
         )
-        trained = [p for _, p in self._trained()]
         losses = []
-        for loss, gradients in workers.map(lambda part: self._gradients(part, len(batch), trained), batches):
+        for loss, gradients in workers.map(lambda part: self._gradients(part, len(batch)), batches):
             losses.append(loss)
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                if parameter.grad is None or gradient is None:
-                    parameter.grad = parameter.grad if gradient is None else gradient
-                else:
-                    parameter.grad.add_(gradient)
+            self.update.add(gradients)
         return sum(losses)
 
     def _gradients(
-        self, part: PackedBatch | PaddedBatch, rows: int, trained: list[nn.Parameter]
+        self, part: PackedBatch | PaddedBatch, rows: int
     ) -> tuple[float, tuple[Tensor | None, ...]]:
         """One part's share of the mean loss over `rows` rows, and its gradients."""
         loss = (
             F.cross_entropy(self.compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
             / rows
         )
-        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True)
+        return loss.item(), torch.autograd.grad(loss, self.update.parameters, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._trained():
             tensors[f"model.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self.update.state(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        if self.update.flat:  # safetensors wants each tensor in memory of its own
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "training.safetensors")
         position = {"step": self.step_number, "seconds": self.seconds, "steps": self.steps}
         (folder / "training.json").write_text(json.dumps(position), encoding="utf-8")
@@ -275,11 +278,12 @@ class Training:
         with torch.no_grad():
             for name, parameter in self._trained():
                 parameter.copy_(tensors[f"model.{name}"])
-                self.optimizer.state[parameter] = {
-                    key.split(".", 2)[1]: value.to(parameter.device if value.ndim else "cpu")
+                state = {
+                    key.split(".", 2)[1]: value
                     for key, value in tensors.items()
                     if key.startswith("optimizer.") and key.split(".", 2)[2] == name
                 }
+                self.update.load_state(parameter, state)
         self.step_number, self.seconds = position["step"], position["seconds"]
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
