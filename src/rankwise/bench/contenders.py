@@ -49,6 +49,7 @@ _PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
 
 CONTENDERS: dict[str, Contender] = {
     "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
+    "rankwise lora lean": Contender("rankwise.bench.ours", {"method": "lora", "memory": "lean"}),
     "rankwise full": Contender("rankwise.bench.ours", {"method": "full"}),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
