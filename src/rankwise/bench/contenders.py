@@ -59,6 +59,18 @@ CONTENDERS: dict[str, Contender] = {
     "rankwise lora padded": Contender(
         "rankwise.bench.ours", {"method": "lora", "padding": "longest"}, optional=True
     ),
+} | {
+    f"without {part}": Contender("rankwise.bench.ablation", {"without": part}, optional=True)
+    for part in (
+        "packing",
+        "grouped attention",
+        "one function for LoRA",
+        "cheap dropout",
+        "a bfloat16 base",
+        "a flat optimizer",
+        "parts side by side",
+        "filling",
+    )
 }
 
 
