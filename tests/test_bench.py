@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rankwise import attention, dropout, lora, packing, train
 from rankwise.bench import architectures, lengths, results
+from rankwise.bench.ablation import PARTS
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record, compete
@@ -328,6 +330,28 @@ def test_our_lora_contenders_train_adapters_and_head_and_their_loss_falls(tiny_r
     assert {n for n in first if "lora_" in n} <= moved
     assert all("lora_" in n or n.startswith("classifier.") for n in moved)
     assert runner.compute.padding == ("longest" if name.endswith("padded") else "packed")
+
+
+PATCHED = [
+    (attention, "attend"), (attention, "keep_mask"), (dropout, "keep_mask"), (lora.LoRALinear, "forward"),
+    (packing.PackedBatch, "fill"), (train, "Update"), (train, "fastest"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name.startswith("without ")])
+def test_our_lora_without_one_part_trains_as_well_and_really_lacks_it(tiny_roberta, name, monkeypatch):
+    whole = {(module, attribute): getattr(module, attribute) for module, attribute in PATCHED}
+    for (module, attribute), value in whole.items():
+        monkeypatch.setattr(module, attribute, value)  # so that it is put back
+    runner, first, before, after = _train_for_a_while(name, tiny_roberta)
+    assert after < before - 0.001
+    assert {n for n in first if "lora_" in n} <= _moved(runner, first)
+    replaced = [where for where, value in whole.items() if getattr(*where) is not value]
+    assert replaced or runner.compute.padding == "longest" or name == "without a bfloat16 base"
+
+
+def test_every_part_that_can_be_left_out_is_a_contender():
+    assert [f"without {part}" for part in PARTS] == [n for n in CONTENDERS if n.startswith("without ")]
 
 
 def test_our_full_contender_trains_every_weight_and_its_loss_falls(tiny_roberta):

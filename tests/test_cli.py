@@ -17,6 +17,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 import tiny
 from rankwise.cli import app, main
@@ -605,3 +606,11 @@ def test_a_grid_goes_on_after_a_run_whose_loss_is_no_number(model):
     assert err.splitlines()[-1].count("The loss is nan") == 1
     assert is_plain(out + err)
     assert not list(Path("grid").glob("*/result.json"))
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(SystemExit) as ended:
+        main(["train", "--task", "movies", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "Another rankwise is at work in" in capsys.readouterr().err

@@ -7,6 +7,12 @@ import torch
 from torch import nn
 
 from rankwise.measure import MB, PeakRss, Speed, Spread, TensorMemory
+from rankwise.workers import Workers
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_to_collect():
+    gc.collect()
 
 
 def test_a_storage_counts_once_however_many_views_it_has():
@@ -31,7 +37,6 @@ def test_the_peak_stays_when_its_tensors_are_gone():
 
 
 def test_tensors_alive_before_count_from_the_start():
-    gc.collect()
     with TensorMemory() as without:
         pass
     weights = torch.zeros(1_000_000)
@@ -91,3 +96,16 @@ def test_speed_leaves_out_the_first_steps_and_pauses(monkeypatch):
     assert speed.rows_per_second == 30 / 5
     assert speed.tokens_per_second == 500 / 5
     assert speed.step_seconds == Spread(2.5, 2.0, 3.0)
+
+
+def test_what_workers_compute_is_followed_too():
+    def product(n):
+        return torch.ones(n, 1000) @ torch.ones(1000, 1000)
+
+    with TensorMemory() as memory:
+        before = memory.live_mb
+        kept = list(Workers(2).map(product, [100, 200]))
+        assert memory.live_mb - before == pytest.approx(300 * 1000 * 4 / MB)
+        assert memory.peak_mb - before >= (300 * 1000 * 4 + 1000 * 1000 * 4) / MB
+        del kept
+        assert memory.live_mb == before

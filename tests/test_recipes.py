@@ -125,14 +125,19 @@ def test_a_width_of_the_recipe_has_its_own_learning_rate(planted):
     [
         (362, 2e-3),  # half way from 256 to 512 in the logarithm: √(4e-3 · 1e-3)
         (724, math.sqrt(1e-3 * 5e-4)),
-        (128, 16e-3),  # a factor of 4 each doubling, carried on below
-        (2048, 2.5e-4),  # a factor of 2 above
     ],
 )
-def test_between_and_beyond_a_learning_rate_follows_straight_lines_in_the_logarithm(planted, width, lr):
+def test_between_known_widths_a_learning_rate_follows_straight_lines_in_the_logarithm(planted, width, lr):
     found = resolve_lr(planted, "lora", width)
     assert found.value == pytest.approx(lr, rel=0.005)
     assert found.why.endswith("carried over by width")
+
+
+@pytest.mark.parametrize(("width", "lr", "near"), [(32, 4e-3, 256), (4096, 5e-4, 1024)])
+def test_beyond_the_known_widths_the_nearest_ones_rate_counts_and_that_is_said(planted, width, lr, near):
+    found = resolve_lr(planted, "lora", width)
+    assert found.value == lr
+    assert f"at width {near}, the nearest width there is a rate for; this model's is {width}" in found.why
 
 
 def test_a_single_known_width_gives_its_learning_rate_to_every_width(planted):

@@ -85,6 +85,8 @@ def assert_same(folder: Path, undisturbed: Path, steps: int = STEPS):
     assert predictions.equals(expected[2])
     assert weights.keys() == expected[3].keys()
     assert [name for name in weights if weights[name] != expected[3][name]] == []
+    for adapter in undisturbed.glob("adapter_*"):
+        assert (folder / adapter.name).read_bytes() == adapter.read_bytes()
     assert sorted(path.name for path in folder.iterdir() if path.name != "log.txt") == sorted(
         path.name for path in undisturbed.iterdir() if path.name != "log.txt"
     )

@@ -135,12 +135,23 @@ def test_mcnemars_p_counts_every_way_the_examples_could_have_fallen(only_first, 
     assert found.p == pytest.approx(exact(only_first, only_second))
 
 
-def test_examples_of_several_seeds_are_pooled():
-    one = (predictions([1, 1, 0]), predictions([0, 1, 1]))
-    two = (predictions([1, 1, 1]), predictions([0, 0, 1]))
+def test_an_example_counts_once_however_many_seeds_have_seen_it():
+    # Margins by example over the two seeds: +2, +1, −1, 0.
+    one = (predictions([1, 1, 0, 1]), predictions([0, 1, 1, 0]))
+    two = (predictions([1, 1, 1, 0]), predictions([0, 0, 1, 1]))
     found = mcnemar([one, two])
-    assert (found.only_first, found.only_second, found.n) == (3, 1, 6)
-    assert found.p == pytest.approx(exact(3, 1))
+    assert (found.only_first, found.only_second, found.n) == (2, 1, 4)
+    assert found.p == pytest.approx(exact(2, 1))
+
+
+def test_a_hundred_copies_of_a_seed_are_no_more_evidence_than_one():
+    seed = (predictions([1] * 6 + [0]), predictions([0] * 6 + [1]))
+    assert mcnemar([seed] * 100) == mcnemar([seed])
+
+
+def test_seeds_of_different_rows_are_refused():
+    with pytest.raises(RankwiseError, match="differ in number"):
+        mcnemar([(predictions([1]), predictions([0])), (predictions([1, 0]), predictions([0, 1]))])
 
 
 def test_examples_are_matched_by_idx_whatever_order_they_are_stored_in():

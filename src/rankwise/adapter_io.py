@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
@@ -87,11 +87,22 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     document["target_modules"] = _shortest(model, list(layers))
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     partial = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, partial, metadata=metadata)
+    partial.write_bytes(_sorted_header(safetensors.torch.save(tensors, metadata=metadata)))
     partial.replace(folder / WEIGHTS)
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(folder / CONFIG)
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes it in another order in each process, and equal adapters
+    should be equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def peft_config(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, hub, machine, models, recipes
 from rankwise.config import RunConfig, TrainOptions
-from rankwise.data import Encoded, Rows, encode
+from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.metrics import score
@@ -64,6 +64,7 @@ def fit(
     options: TrainOptions | None = None,
     seed: int = 0,
     max_length: int | None = None,
+    memory: str = "fast",
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> FitResult:
     """Trains a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
@@ -77,6 +78,7 @@ def fit(
         options: what isn't set comes from the recipe.
         seed: of row order and dropout.
         max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+        memory: `fast`, `lean` or a size such as `2GB`; as in `--memory`.
         on_step: called after each optimizer step.
 
     Returns:
@@ -94,13 +96,14 @@ def fit(
     compute = _compute(model, tokenizer, padding, limit)
     rows = _encode(train, columns, tokenizer, limit, model, labelled=True)
     training = Training(model, rows, settings, compute, seed=seed)
+    engine = training.tune(memory, cache_folder())
     steps: list[Step] = []
-    with compute.running(model):
+    with training.compute.running(model):
         while not training.done:
             steps.append(training.step())
             on_step(steps[-1])
     model.eval()
-    notes = (f"{why}.", f"Learning rate {lr.value:g} ({lr.why}).")
+    notes = (f"{'; '.join(filter(None, [why, engine]))}.", f"Learning rate {lr.value:g} ({lr.why}).")
     scores = (
         evaluate(model, tokenizer, validation, columns=columns, max_length=limit)
         if validation is not None

@@ -195,7 +195,7 @@ def _train(folder: Any, request: dict[str, Any], json: bool) -> dict[str, Any]:
 
     if folder.checkpoint is not None:
         _refuse_other(folder, request)
-    with _nothing_half_written(folder):
+    with _nothing_half_written(folder), _alone(folder):
         if folder.has_run and folder.checkpoint is None:
             folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
         folder.write_request(request)
@@ -203,6 +203,28 @@ def _train(folder: Any, request: dict[str, Any], json: bool) -> dict[str, Any]:
 
         with RunProgress(_people(json)) as progress:
             return execute(folder, progress)
+
+
+@contextmanager
+def _alone(folder: Any) -> Iterator[None]:
+    """Refuses a second run in the same folder at the same time."""
+    from filelock import FileLock, Timeout
+
+    from rankwise.store import make_folder
+
+    make_folder(folder.path)
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RankwiseError(
+            f"Another rankwise is at work in {folder.path}. Wait for it, or give another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder.path / ".lock").unlink(missing_ok=True)
 
 
 @contextmanager

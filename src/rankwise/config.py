@@ -30,6 +30,28 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 MaybeWhole = Annotated[int | None, Parameter(converter=_whole)]
 
 
+UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_memory(text: str) -> int | str:
+    """`fast`, `lean`, or a size (`2GB`, `500 MB`, `1.5GiB`) as bytes.
+
+    Raises:
+        RankwiseError: it is none of these.
+    """
+    words = text.strip().lower()
+    if words in ("fast", "lean"):
+        return words
+    number = words.rstrip("bikmgt ")
+    try:
+        size = float(number) * UNITS[words[len(number) :].strip()]
+    except (ValueError, KeyError):
+        size = -1.0
+    if not 0 < size < math.inf:
+        raise RankwiseError(f"--memory takes fast, lean, or a size such as 2GB or 500MB, not {text!r}.")
+    return int(size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Where rows come from and how they become token ids."""
@@ -60,9 +82,13 @@ class ModelOptions:
     """auto: cuda, then mps, then cpu."""
     threads: MaybeWhole = None
     """CPU threads. Default: every core this process may use."""
+    memory: str = "fast"
+    """fast; lean, which runs layers again in backward instead of keeping what they made; or a size such as 2GB: the fastest way
+    that stays below it in tensor bytes (the Python process itself comes on top)."""
 
     def __post_init__(self) -> None:
         _at_least(1, threads=self.threads)
+        parse_memory(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

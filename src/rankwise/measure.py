@@ -9,6 +9,7 @@ import contextlib
 import gc
 import statistics
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ class TensorMemory(TorchDispatchMode):
     Tensors already alive (weights, optimizer moments) count from the start. A storage counts once, however
     many views it has, and for as long as anything holds it, autograd's saved tensors included. Scratch space
     inside a kernel is not a tensor and is not seen. Following every operation slows small ones down: time and
-    memory are measured in separate passes.
+    memory are measured in separate passes. What `Workers` compute is followed too.
 
     Args:
         device: whose memory. On CUDA the allocator keeps the count, and nothing is slowed down.
@@ -142,6 +143,7 @@ class TensorMemory(TorchDispatchMode):
         super().__init__()
         self.device = torch.device(device)
         self._live: dict[weakref.ref[Any], int] = {}
+        self._lock = threading.RLock()
         self._total = 0
         self._peak = 0
 
@@ -177,10 +179,11 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for thing in tree_iter((args, kwargs, result)):
-            if isinstance(thing, torch.Tensor):
-                self._follow(thing)
-        self._peak = max(self._peak, self._total)
+        with self._lock:
+            for thing in tree_iter((args, kwargs, result)):
+                if isinstance(thing, torch.Tensor):
+                    self._follow(thing)
+            self._peak = max(self._peak, self._total)
         return result
 
     def _follow(self, tensor: torch.Tensor) -> None:
@@ -194,4 +197,5 @@ class TensorMemory(TorchDispatchMode):
             self._total += storage.nbytes()
 
     def _forget(self, reference: weakref.ref[Any]) -> None:
-        self._total -= self._live.pop(reference, 0)
+        with self._lock:
+            self._total -= self._live.pop(reference, 0)

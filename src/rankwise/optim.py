@@ -1,27 +1,132 @@
-"""Optimizer and learning-rate schedule, from torch; biases and norms are never decayed."""
+"""Optimizer and learning-rate schedule, from torch; biases and norms are never decayed.
+
+Adapters are hundreds of small matrices, whose updates one by one take longer to start than to compute. So they live in a slab:
+
+    values     [ A₀ │ B₀ │ A₁ │ B₁ │ … │ biases ]      each nn.Parameter is a view of its stretch, and keeps its identity
+    gradients  [ …                              ]      likewise each parameter's .grad
+    moments    [ …                              ]      the optimizer's own, as it sees one matrix and one vector
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 Schedule = Literal["linear", "cosine", "constant"]
+Kind = Literal["adamw", "adam"]
+ALIGNED = 16
+"""Numbers a stretch of the slab is rounded up to, so that every view begins on a cache line."""
 
 
-def build_optimizer(
-    model: nn.Module, kind: Literal["adamw", "adam"], lr: float, weight_decay: float
-) -> Optimizer:
-    """AdamW (decoupled decay, Loshchilov & Hutter 2019) or Adam over everything trainable, with matrices decayed and vectors not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    make = {"adamw": AdamW, "adam": Adam}[kind]
-    return make([g for g in groups if g["params"]], lr=lr, fused=True)
+class Update:
+    """Gradients and optimizer of everything trained: add gradients up, clip, step.
+
+    Args:
+        parameters: what is trained.
+        kind: AdamW (decoupled decay, Loshchilov & Hutter 2019) or Adam.
+        lr: peak learning rate.
+        weight_decay: of matrices; vectors aren't decayed.
+        flat: keep values, gradients and moments in a slab each; for adapters, not for whole models, whose gradients would be
+            copied once more.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        kind: Kind,
+        lr: float,
+        weight_decay: float,
+        *,
+        flat: bool = False,
+    ) -> None:
+        self.parameters, self.flat = list(parameters), flat
+        self._slabs: list[Slab] = []
+        groups: list[dict[str, object]] = []
+        for matrices, decay in ((True, weight_decay), (False, 0.0)):
+            some = [p for p in self.parameters if (p.ndim >= 2) == matrices]
+            if some and flat:
+                self._slabs.append(Slab(some))
+                some = [self._slabs[-1].values]
+            if some:
+                groups.append({"params": some, "weight_decay": decay})
+        self.optimizer: Optimizer = {"adamw": AdamW, "adam": Adam}[kind](groups, lr=lr, fused=True)
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Adds gradients, one a parameter, to those since the last step."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+
+    @torch.no_grad()
+    def clip(self, largest: float) -> float:
+        """Scales the gradients down to the norm `largest` (0: leaves them) and returns the norm they had."""
+        whole = [s.values for s in self._slabs] or self.parameters
+        norm = nn.utils.get_total_norm([p.grad for p in whole if p.grad is not None])
+        if largest > 0:
+            nn.utils.clip_grads_with_norm_(whole, largest, norm)
+        return float(norm)
+
+    def step(self, lr: float) -> None:
+        """One update with the gradients added up, which are then forgotten."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self._slabs)
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The optimizer's state of a parameter: moments in its shape, and the steps taken."""
+        for slab in self._slabs:
+            if parameter in slab.place:
+                whole = self.optimizer.state[slab.values]
+                return {k: slab.view(v, parameter) if v.ndim else v for k, v in whole.items()}
+        return self.optimizer.state[parameter]
+
+    @torch.no_grad()
+    def load_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        """Sets what `state` gave."""
+        slab = next((s for s in self._slabs if parameter in s.place), None)
+        if slab is None:
+            self.optimizer.state[parameter] = {
+                k: v.to(parameter.device) if v.ndim else v for k, v in state.items()
+            }
+            return
+        whole = self.optimizer.state[slab.values]
+        for key, value in state.items():
+            if value.ndim:
+                target = whole.setdefault(key, torch.zeros_like(slab.values))
+                slab.view(target, parameter).copy_(value)
+            else:
+                whole[key] = value
+
+
+class Slab:
+    """Parameters in one stretch of memory: `values` is the whole of it, with `values.grad` the whole of their gradients."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.place: dict[nn.Parameter, int] = {}
+        size = 0
+        for parameter in parameters:
+            self.place[parameter] = size
+            size += -(-parameter.numel() // ALIGNED) * ALIGNED
+        like = parameters[0]
+        self.values = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
+        self.values.grad = torch.zeros_like(self.values)
+        for parameter in parameters:
+            view = self.view(self.values.data, parameter)
+            parameter.data = view.copy_(parameter.data)
+            parameter.grad = self.view(self.values.grad, parameter)
+
+    def view(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The stretch of a parameter, in its shape."""
+        start = self.place[parameter]
+        return whole[start : start + parameter.numel()].view(parameter.shape)
 
 
 def schedule_factor(schedule: Schedule, steps: int, warmup: float) -> Callable[[int], float]:
@@ -45,18 +150,3 @@ def schedule_factor(schedule: Schedule, steps: int, warmup: float) -> Callable[[
         return 1.0
 
     return factor
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-@torch.no_grad()
-def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Scales the gradient down to the norm `largest` (0: leaves it) and returns the norm it had."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if largest > 0:
-        nn.utils.clip_grads_with_norm_(trained, largest, norm)
-    return float(norm)

@@ -293,11 +293,17 @@ class PackedBatch:
         cuts = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
         return self._parts(np.unique(np.concatenate([[0], cuts, [len(self)]])).tolist())
 
-    def split(self, max_tokens: int) -> list["PackedBatch"]:
-        """Parts of at most `max_tokens` tokens (or one row) each, as `divide` makes them."""
-        edges, offsets = [0], self.layout.offsets
+    def split(self, most: float, costs: np.ndarray | None = None) -> list["PackedBatch"]:
+        """Parts that cost at most `most` (or have one row) each, as `divide` makes them.
+
+        Args:
+            most: of a part.
+            costs: of each row, in packed order; its tokens where not given.
+        """
+        upto = np.concatenate([[0], np.cumsum(self.layout.lengths if costs is None else costs)])
+        edges = [0]
         while edges[-1] < len(self):
-            last = int(np.searchsorted(offsets, offsets[edges[-1]] + max_tokens, side="right")) - 1
+            last = int(np.searchsorted(upto, upto[edges[-1]] + most, side="right")) - 1
             edges.append(max(last, edges[-1] + 1))
         return self._parts(edges)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from rankwise import adapter_io, machine, models, recipes, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
+from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
@@ -145,11 +146,18 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         padding=padding,
         max_length=source.max_length,
         pad_id=models.pad_id(source.tokenizer),
+        threads=threads,
     )
     training = Training(model, train, config.train, compute, seed=config.seed)
+    if facts.get("engine"):
+        training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
+        engine_why = "run as this run began"
+    else:
+        engine_why = training.tune(config.model.memory, cache)
     dtype_name = str(dtype).removeprefix("torch.")
     notes = [
-        f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); {padding_why}.",
+        f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); "
+        f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
         *dataset.notes,
@@ -163,6 +171,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "dtype": dtype_name,
         "padding": padding,
         "max_length": source.max_length,
+        "engine": training.compute.engine.to_json(),
         "learning_rate_from": lr.why,
     }
     return Prepared(

@@ -55,10 +55,10 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 
 @dataclass(frozen=True)
 class McNemar:
-    """The examples on which exactly one of two methods is right.
+    """The examples on which one of two methods is right more often.
 
     Attributes:
-        only_first, only_second: how many.
+        only_first, only_second: how many; with one seed, those on which only the first (the second) is right.
         p: two-sided exact binomial probability of such a split, were both equally good.
         n: examples compared.
     """
@@ -70,23 +70,30 @@ class McNemar:
 
 
 def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
-    """Exact McNemar test (McNemar 1947) over stored predictions, pooled over seeds.
+    """Exact McNemar test (McNemar 1947) over stored predictions.
+
+    With several seeds an example counts once, for the method that is right on it in more of them (an exact sign test): the same example
+    seen by several seeds is no several examples.
 
     Args:
-        pairs: for each seed the two methods' predictions (idx, label, prediction).
+        pairs: for each seed the two methods' predictions (idx, label, prediction), of the same examples in all.
 
     Raises:
         RankwiseError: two tables are not of the same examples.
     """
-    only_first = only_second = n = 0
+    ahead: np.ndarray | None = None
     for first, second in pairs:
         right_first, right_second = _aligned(first, second)
-        only_first += int((right_first & ~right_second).sum())
-        only_second += int((~right_first & right_second).sum())
-        n += len(right_first)
-    discordant = only_first + only_second
-    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return McNemar(only_first, only_second, p, n)
+        margin = right_first.astype(np.int64) - right_second
+        if ahead is not None and len(ahead) != len(margin):
+            raise RankwiseError("Two seeds can't be put together: their validation rows differ in number.")
+        ahead = margin if ahead is None else ahead + margin
+    if ahead is None:
+        raise ValueError("no predictions to compare")
+    only_first, only_second = int((ahead > 0).sum()), int((ahead < 0).sum())
+    decided = only_first + only_second
+    p = float(binomtest(only_first, decided).pvalue) if decided else 1.0
+    return McNemar(only_first, only_second, p, len(ahead))
 
 
 def _aligned(first: pa.Table, second: pa.Table) -> tuple[np.ndarray, np.ndarray]:

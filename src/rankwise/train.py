@@ -11,7 +11,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -20,14 +21,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise import machine
 from rankwise.attention import can_pack, packed
-from rankwise.config import TrainOptions
+from rankwise.config import TrainOptions, parse_memory
 from rankwise.data import Encoded
 from rankwise.dropout import Key
+from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.measure import Speed
-from rankwise.optim import build_optimizer, clip_gradients, schedule_factor, set_lr
+from rankwise.optim import Kind, Update, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.readout import packed_logits
 from rankwise.streams import seed_torch, stream_seed
@@ -57,7 +62,8 @@ class Compute:
         padding: `packed`, `longest` or `max_length`.
         max_length: what `max_length` pads to.
         pad_id: the id that fills padding.
-        workers: what packed batches are divided over.
+        engine: how a batch is cut and run.
+        threads: CPU threads in all.
     """
 
     device: torch.device
@@ -65,7 +71,14 @@ class Compute:
     padding: Padding
     max_length: int
     pad_id: int
-    workers: Workers = field(default_factory=Workers)
+    engine: Engine = field(default_factory=Engine)
+    threads: int | None = None
+
+    @cached_property
+    def workers(self) -> Workers:
+        """What parts of a batch run on."""
+        count = self.engine.workers
+        return Workers(count, max(1, (self.threads or torch.get_num_threads()) // count))
 
     def batches(
         self, model: nn.Module, rows: Encoded, which: np.ndarray, *, key: Key | None = None, parts: int = 1
@@ -80,32 +93,72 @@ class Compute:
             parts: about equal parts, at least; fewer where there are fewer rows.
         """
         if self.padding == "packed":
-            batches = pack(rows, which, model=model, key=key).divide(parts)
+            batches = self.engine.cut(pack(rows, which, model=model, key=key), parts)
             return [
                 (batch.fill() if self.device.type == "cpu" else batch).to(self.device) for batch in batches
             ]
         to = self.max_length if self.padding == "max_length" else "longest"
-        return [
-            self._padded(pad(rows, part, self.pad_id, to), part)
-            for part in np.array_split(which, min(parts, len(which)))
-        ]
+        parts = min(max(parts, self.engine.pieces(self.lengths(rows, which))), len(which))
+        return [self._padded(pad(rows, part, self.pad_id, to), part) for part in np.array_split(which, parts)]
+
+    def lengths(self, rows: Encoded, which: np.ndarray) -> np.ndarray:
+        """Tokens of a batch's rows as the model sees them, padding included where it does."""
+        lengths = rows.lengths[which]
+        if self.padding == "packed":
+            return lengths
+        return np.full_like(lengths, self.max_length if self.padding == "max_length" else lengths.max())
 
     def _padded(self, batch: dict[str, Tensor], rows: np.ndarray) -> PaddedBatch:
         moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
         return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows)
 
     def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Tensor:
-        """Logits [rows, classes] in float32, in the order of the batch's own rows and labels. Call it inside `running(model)`."""
+        """Logits [rows, classes] in float32 (float64 of a float64 model), in the order of the batch's own rows and labels.
+
+        Call it inside `running(model)`.
+        """
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if isinstance(batch, PackedBatch):
-                return packed_logits(model, batch).float()
-            return model(**batch.inputs).logits.float()
+            logits = (
+                packed_logits(model, batch)
+                if isinstance(batch, PackedBatch)
+                else model(**batch.inputs).logits
+            )
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @contextlib.contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
-        """Switches a model to packed attention for a block of code, and back."""
-        with packed(model) if self.padding == "packed" else contextlib.nullcontext():
+        """Switches a model to packed attention, and to recomputing its layers where the engine says so, for a block of code."""
+        with contextlib.ExitStack() as stack:
+            if self.padding == "packed":
+                stack.enter_context(packed(model))
+            if self.engine.recompute:
+                stack.enter_context(_recomputing(model, keep_random_state=self.padding != "packed"))
             yield
+
+
+@contextlib.contextmanager
+def _recomputing(model: nn.Module, *, keep_random_state: bool) -> Iterator[None]:
+    """Makes layers run again in backward instead of keeping what they made, in training, for a block of code.
+
+    Raises:
+        RankwiseError: the model has no layers that can.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise RankwiseError(
+            f"{type(model).__name__} can't recompute its layers, which --memory asks for. Take --memory fast."
+        )
+    again = partial(
+        checkpoint, use_reentrant=False, preserve_rng_state=keep_random_state, determinism_check="none"
+    )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        setattr(layer, "_gradient_checkpointing_func", again)  # noqa: B010 (a function, as types see it)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
 
 
 def choose_padding(model: nn.Module, asked: Padding) -> tuple[Padding, str]:
@@ -170,11 +223,19 @@ class Training:
         self.step_number = 0
         self.seconds = 0.0
         self.speed = Speed(skip=WARMUP_STEPS)
-        kind, decay = cast(Literal["adamw", "adam"], options.optimizer), cast(float, options.weight_decay)
-        self.optimizer = build_optimizer(model, kind, self.peak_lr, decay)
+        self.update = self._update()
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
         self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def _update(self) -> Update:
+        trained = [p for _, p in self._trained()]
+        if not trained:
+            raise RankwiseError("Nothing of this model is trained. Call rankwise.adapt(model) first.")
+        small = 2 * sum(p.numel() for p in trained) < sum(p.numel() for p in self.model.parameters())
+        flat = small and len({p.dtype for p in trained}) == 1
+        kind, decay = cast(Kind, self.options.optimizer), cast(float, self.options.weight_decay)
+        return Update(trained, kind, self.peak_lr, decay, flat=flat)
 
     @property
     def done(self) -> bool:
@@ -188,15 +249,78 @@ class Training:
     def batch(self) -> np.ndarray:
         """Row numbers of the next step."""
         if self._epoch_batches[0] != self.epoch:
-            grouped = self.compute.padding == "longest"
-            order = batch_order(
-                self.rows.lengths,
-                self.batch_size,
-                seed=stream_seed(self.seed, "order", self.epoch),
-                group_by_length=grouped,
-            )
-            self._epoch_batches = (self.epoch, order)
+            self._epoch_batches = (self.epoch, self._batches(self.epoch))
         return self._epoch_batches[1][self.step_number % self.steps_per_epoch]
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        return batch_order(
+            self.rows.lengths,
+            self.batch_size,
+            seed=stream_seed(self.seed, "order", epoch),
+            group_by_length=self.compute.padding == "longest",
+        )
+
+    def tune(self, memory: str = "fast", cache: Path | None = None) -> str:
+        """Chooses how batches are run, by measuring, and says what it took, for the first lines of a run.
+
+        Args:
+            memory: `fast`, `lean`, or a size; see `engine.parse_memory`.
+            cache: folder where what was measured on this machine is kept.
+
+        Raises:
+            RankwiseError: the size is too small for the longest row.
+        """
+        typical = self.batch()
+        engine = Engine()
+        threads = self.compute.threads or torch.get_num_threads()
+        if self.compute.device.type == "cpu" and self.compute.padding == "packed":
+            octave = int(self.rows.lengths[typical].sum()).bit_length()
+            key = f"{machine.hardware(self.compute.device)['processor']}, {threads} threads, torch {torch.__version__}: "
+            key += f"{type(self.model).__name__} of {sum(p.numel() for p in self.model.parameters())}, "
+            key += f"{sum(p.numel() for p in self.update.parameters)} trained, {self._dtype()}, 2^{octave} tokens"
+            engine = fastest(self._try, typical, threads, cache, key)
+        limit = parse_memory(memory)
+        if isinstance(limit, str):
+            engine = replace(engine, recompute=limit == "lean")
+        else:
+            engine = within(
+                limit, self._try, partial(self.compute.lengths, self.rows), self.rows.lengths, self._heaviest(),
+                self._fixed(), engine.workers, self.compute.device.type,
+            )  # fmt: skip
+        self.compute = replace(self.compute, engine=engine)
+        return self._say(engine, memory)
+
+    def _say(self, engine: Engine, memory: str) -> str:
+        parts = [f"{engine.workers} parts side by side"] if engine.workers > 1 else []
+        parts += ["layers recomputed in backward"] if engine.recompute else []
+        if engine.cost is not None:
+            pieces = engine.pieces(self.compute.lengths(self.rows, self._heaviest()))
+            parts += [f"the heaviest batch in {max(pieces, engine.workers)} parts to stay below {memory}"]
+        return "; ".join(parts)
+
+    def _try(self, engine: Engine, rows: np.ndarray) -> None:
+        """Gradients of some rows, forgotten."""
+        compute, self.model = replace(self.compute, engine=engine), self.model.train()
+        with compute.running(self.model):
+            batches = compute.batches(self.model, self.rows, rows, key=(0, 0))
+            for _ in compute.workers.map(lambda part: self._gradients(part, len(rows), compute), batches):
+                pass
+
+    def _heaviest(self) -> np.ndarray:
+        """Rows of the batch with most tokens, over the epochs of the run."""
+        batches = (
+            b for epoch in range(math.ceil(self.steps / self.steps_per_epoch)) for b in self._batches(epoch)
+        )
+        return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
+
+    def _fixed(self) -> float:
+        """Bytes that are there all the time: weights, and a gradient and two moments of what is trained."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
+        return weights + 3 * sum(p.nbytes for p in self.update.parameters)
+
+    def _dtype(self) -> torch.dtype:
+        return self.compute.autocast or next(p for p in self.model.parameters() if p.ndim >= 2).dtype
 
     def step(self) -> Step:
         """One optimizer step. Call it inside `compute.running(model)`.
@@ -217,11 +341,9 @@ class Training:
                 f"The loss is {loss} at step {self.step_number + 1} of {self.steps}. Lower --lr (now {self.peak_lr:g})"
                 f"{', or use --dtype float32' if half else ''}."
             )
-        norm = clip_gradients(self.model, self.clip)
+        norm = self.update.clip(self.clip)
         lr = self.peak_lr * self.factor(self.step_number)
-        set_lr(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.step(lr)
         self.step_number += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -231,39 +353,37 @@ class Training:
 
     def _backward(self, batch: np.ndarray) -> float:
         """Gradients of the mean loss over the batch; returns that loss."""
-        workers = self.compute.workers
-        parts = max(self.options.accumulate, workers.count if self.compute.padding == "packed" else 1)
         batches = self.compute.batches(
-            self.model, self.rows, batch, key=(self.seed, self.step_number), parts=parts
+            self.model, self.rows, batch, key=(self.seed, self.step_number), parts=self.options.accumulate
         )
-        trained = [p for _, p in self._trained()]
         losses = []
-        for loss, gradients in workers.map(lambda part: self._gradients(part, len(batch), trained), batches):
+        for loss, gradients in self.compute.workers.map(
+            lambda part: self._gradients(part, len(batch)), batches
+        ):
             losses.append(loss)
-            for parameter, gradient in zip(trained, gradients, strict=True):
-                if parameter.grad is None or gradient is None:
-                    parameter.grad = parameter.grad if gradient is None else gradient
-                else:
-                    parameter.grad.add_(gradient)
+            self.update.add(gradients)
         return sum(losses)
 
     def _gradients(
-        self, part: PackedBatch | PaddedBatch, rows: int, trained: list[nn.Parameter]
+        self, part: PackedBatch | PaddedBatch, rows: int, compute: Compute | None = None
     ) -> tuple[float, tuple[Tensor | None, ...]]:
         """One part's share of the mean loss over `rows` rows, and its gradients."""
+        compute = compute or self.compute
         loss = (
-            F.cross_entropy(self.compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
+            F.cross_entropy(compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
             / rows
         )
-        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True)
+        return loss.item(), torch.autograd.grad(loss, self.update.parameters, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._trained():
             tensors[f"model.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self.update.state(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        if self.update.flat:  # safetensors wants each tensor in memory of its own
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "training.safetensors")
         position = {"step": self.step_number, "seconds": self.seconds, "steps": self.steps}
         (folder / "training.json").write_text(json.dumps(position), encoding="utf-8")
@@ -275,11 +395,12 @@ class Training:
         with torch.no_grad():
             for name, parameter in self._trained():
                 parameter.copy_(tensors[f"model.{name}"])
-                self.optimizer.state[parameter] = {
-                    key.split(".", 2)[1]: value.to(parameter.device if value.ndim else "cpu")
+                state = {
+                    key.split(".", 2)[1]: value
                     for key, value in tensors.items()
                     if key.startswith("optimizer.") and key.split(".", 2)[2] == name
                 }
+                self.update.load_state(parameter, state)
         self.step_number, self.seconds = position["step"], position["seconds"]
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -291,7 +412,7 @@ def predict_logits(
     rows: Encoded,
     compute: Compute,
     *,
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> np.ndarray:
     """Logits of every row, float32 [rows, classes], in the rows' own order.
@@ -310,11 +431,14 @@ def predict_logits(
 
     @torch.no_grad()
     def run(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        (batch,) = compute.batches(model, rows, which)
-        return batch.rows, compute.logits(model, batch).cpu().numpy()
+        (batch,) = whole.batches(model, rows, which)
+        return batch.rows, whole.logits(model, batch).cpu().numpy()
 
+    whole = replace(compute, engine=Engine())
     with compute.running(model):
-        for some, logits in compute.workers.map(run, token_batches(rows.lengths, max_tokens)):
+        for some, logits in compute.workers.map(
+            run, token_batches(rows.lengths, compute.engine.tokens(max_tokens))
+        ):
             if done == 0:
                 result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
             result[some] = logits

@@ -6,9 +6,17 @@ instead does: every operation of a step then runs on all cores at once, with not
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,4 +40,15 @@ class Workers:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`function` of every item, in order, as they are done; an exception of any comes out here."""
-        return map(function, items) if self._pool is None else self._pool.map(function, items)
+        if self._pool is None:
+            return map(function, items)
+        return self._pool.map(partial(_under, _get_current_dispatch_mode_stack(), function), items)
+
+
+def _under(modes: list[TorchDispatchMode], function: Callable[[Item], Result], item: Item) -> Result:
+    """Calls a function under the dispatch modes of the thread that asked for it: each thread has a stack of its own."""
+    with ExitStack() as stack:
+        for mode in modes:
+            _push_mode(mode)
+            stack.callback(_pop_mode)
+        return function(item)

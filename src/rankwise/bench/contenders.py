@@ -49,6 +49,7 @@ _PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
 
 CONTENDERS: dict[str, Contender] = {
     "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
+    "rankwise lora lean": Contender("rankwise.bench.ours", {"method": "lora", "memory": "lean"}),
     "rankwise full": Contender("rankwise.bench.ours", {"method": "full"}),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
@@ -58,6 +59,18 @@ CONTENDERS: dict[str, Contender] = {
     "rankwise lora padded": Contender(
         "rankwise.bench.ours", {"method": "lora", "padding": "longest"}, optional=True
     ),
+} | {
+    f"without {part}": Contender("rankwise.bench.ablation", {"without": part}, optional=True)
+    for part in (
+        "packing",
+        "grouped attention",
+        "one function for LoRA",
+        "cheap dropout",
+        "a bfloat16 base",
+        "a flat optimizer",
+        "parts side by side",
+        "filling",
+    )
 }
 
 

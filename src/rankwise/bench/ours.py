@@ -15,10 +15,9 @@ from rankwise.data import Encoded
 from rankwise.methods import METHODS
 from rankwise.packing import batch_order
 from rankwise.train import Compute, Padding, Training, choose_padding
-from rankwise.workers import Workers
 
 
-def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "Ours":
+def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memory: str = "fast") -> "Ours":
     """Builds the model as a run of `method` does: a frozen base in the run's own dtype, otherwise float32
     under autocast.
 
@@ -26,6 +25,7 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "
         config: resolved (device and dtype are named).
         method: `lora` or `full`.
         padding: `packed` where the model allows it, or `longest`: the padded batches of the peers.
+        memory: as in `--memory`.
     """
     dtype, frozen_base = getattr(torch, config.dtype), METHODS[method].frozen_base
     model: Any = architectures.build(config, dtype=dtype if frozen_base else torch.float32)
@@ -38,9 +38,9 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed") -> "
         padding=choose_padding(model, padding)[0],
         max_length=architectures.longest(model.config),
         pad_id=model.config.pad_token_id,
-        workers=Workers(),
+        threads=config.threads,
     )
-    return Ours(config, model, compute)
+    return Ours(config, model, compute, memory)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Ours:
     config: BenchConfig
     model: Any
     compute: Compute
+    memory: str
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
         """At random, as a run does, where it is packed; the peers' very own batches where it is padded."""
@@ -73,8 +74,9 @@ class Ours:
         )
         training = _Given(self.model, rows, options, self.compute, seed=self.config.seed)
         training.given = batches
+        training.tune(self.memory)
         for _ in batches:
-            with self.compute.running(self.model):
+            with training.compute.running(self.model):
                 training.step()
             after_step()
 

@@ -84,15 +84,20 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
             f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
         )
     points = sorted((int(w), lr) for w, lr in table.items())
-    value = _log_interpolate(points, width)
+    near = min(max(width, points[0][0]), points[-1][0])
     where = "" if width in dict(points) else ", carried over by width"
-    return LearningRate(value, f"recipe {config.train.recipe!r}, {method} at width {width}{where}")
+    if near != width:
+        where = f", the nearest width there is a rate for; this model's is {width}"
+    return LearningRate(
+        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {method} at width {near}{where}"
+    )
 
 
 def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
-    if len(points) == 1 or width in dict(points):
-        return dict(points).get(width, points[0][1])
-    right = next((i for i in range(1, len(points)) if points[i][0] >= width), len(points) - 1)
+    """A straight line in log-log between the points around `width`, which lies among them."""
+    if width in dict(points):
+        return dict(points)[width]
+    right = next(i for i in range(1, len(points)) if points[i][0] >= width)
     (w0, y0), (w1, y1) = points[right - 1], points[right]
     slope = math.log(y1 / y0) / math.log(w1 / w0)
     return float(f"{y0 * (width / w0) ** slope:.3g}")

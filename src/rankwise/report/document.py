@@ -23,7 +23,7 @@ class Row:
         score: of `metric`, over seeds.
         more: further metrics' means.
         difference: to full fine-tuning, over the seeds both have; None for full itself and where full is missing.
-        p: exact McNemar probability against full over pooled examples, Holm-corrected over the table.
+        p: exact McNemar probability against full (over seeds: sign test by example), Holm-corrected over the table.
         trainable, share: trained parameters, and their share of the plain model's.
         adapter_params: of the LoRA matrices alone.
         rows_per_second, peak_rss_mb, train_seconds: medians over seeds; None where they would mislead.
@@ -180,7 +180,8 @@ def _notes(rows: list[Row]) -> list[str]:
     seeds = sorted({row.score.n for row in rows})
     notes = [
         f"Score ± 95 % t interval over seeds (n = {', '.join(map(str, seeds))}); Δ full: paired difference to full "
-        "fine-tuning over the same seeds, in points; p: exact McNemar test over pooled validation rows, Holm-corrected."
+        "fine-tuning over the same seeds, in points; p: exact McNemar test over validation rows "
+        "(with several seeds a row counts once, for the method right on it in more of them), Holm-corrected."
     ]
     if seeds[0] == 1:
         notes.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")

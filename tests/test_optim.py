@@ -1,0 +1,95 @@
+"""The slab against torch's optimizer on separate tensors, and what a schedule promises."""
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.optim import Update, schedule_factor
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3), nn.LayerNorm(3))
+
+
+def gradients(net, step):
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=generator) for p in net.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_slab_updates_as_torch_updates_separate_tensors(kind, clip):
+    ours, theirs = model(), model()
+    update = Update(ours.parameters(), kind, 0.1, 0.2, flat=True)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.2},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](groups, lr=0.1)
+    for step in range(4):
+        update.add(gradients(ours, step))
+        for parameter, gradient in zip(theirs.parameters(), gradients(theirs, step), strict=True):
+            parameter.grad = gradient
+        norm = update.clip(clip)
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip or torch.inf)
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+        update.step(0.1 / (step + 1))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / (step + 1)
+        optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_gradients_add_up_until_a_step_and_are_then_forgotten(flat):
+    net = model()
+    before = [p.detach().clone() for p in net.parameters()]
+    update = Update(net.parameters(), "adamw", 0.1, 0.0, flat=flat)
+    one, other = gradients(net, 0), gradients(net, 1)
+    update.add([g.clone() for g in one])
+    update.add([None if i == 1 else g for i, g in enumerate(other)])
+    for i, (p, a, b) in enumerate(zip(net.parameters(), one, other, strict=True)):
+        torch.testing.assert_close(p.grad, a if i == 1 else a + b)
+    update.step(0.1)
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+    assert all(not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+def test_a_parameter_of_a_slab_stays_the_same_object_and_the_model_computes_with_it():
+    net = model()
+    weight = net[0].weight
+    update = Update(net.parameters(), "adamw", 0.1, 0.0, flat=True)
+    assert net[0].weight is weight
+    x = torch.ones(1, 5)
+    before = net(x)
+    update.add(gradients(net, 0))
+    update.step(0.1)
+    assert not torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_state_of_one_update_continues_in_another(flat):
+    first, second = model(), model()
+    a = Update(first.parameters(), "adamw", 0.1, 0.1, flat=flat)
+    for step in range(3):
+        a.add(gradients(first, step))
+        a.step(0.1)
+    second.load_state_dict(first.state_dict())
+    b = Update(second.parameters(), "adamw", 0.1, 0.1, flat=flat)
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        b.load_state(q, {k: v.clone() for k, v in a.state(p).items()})
+    for update, net in ((a, first), (b, second)):
+        update.add(gradients(net, 9))
+        update.step(0.1)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_learning_rate_rises_and_falls_to_zero_and_stays_there():
+    linear, cosine = schedule_factor("linear", 10, 0.2), schedule_factor("cosine", 10, 0.2)
+    assert [linear(i) for i in range(3)] == [0.5, 1.0, 1.0]
+    assert linear(6) == cosine(6) == pytest.approx(0.5)
+    assert linear(10) == linear(20) == 0.0
+    assert cosine(10) == cosine(20) == pytest.approx(0.0)
+    assert {schedule_factor("constant", 10, 0.0)(i) for i in range(20)} == {1.0}
