@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rankwise.dropout import Key
 
-GROUP_COST = 3000
+GROUP_COST = 8000
 HEAD_COST = 64
 """What attention costs per head, in scores: `length · (length + HEAD_COST)` a row and `GROUP_COST` a group. Fitted to measured
 times of the grouped products; the optimum is flat (a factor of 3 in either costs a few percent of attention)."""
