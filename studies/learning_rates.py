@@ -26,9 +26,11 @@ from rankwise.data import Rows
 
 HERE = Path(__file__).parent
 STORED = HERE / "learning_rates.parquet"
-RATES = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
-SEEDS = {"movies": (0, 1), "mrpc": (0, 1)}
-"""Seeds of each task, in the order in which tasks are run."""
+WIDE = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
+NEAR = {"full": (1e-4, 2e-4, 4e-4), "lora": (1e-3, 2e-3, 4e-3)}
+SWEEPS = [("movies", 3.0, WIDE), ("movies", 2.0, NEAR), ("mrpc", 3.0, WIDE)]
+"""Task, epochs, and the rates of each method: as many for one as for the other. `make compare` takes 2 epochs, the recipe 3."""
+SEEDS = (0, 1)
 
 
 def main() -> None:
@@ -48,13 +50,13 @@ def main() -> None:
 
 
 def _run(data: Path | None, work: Path, jobs: int) -> None:
-    for task in SEEDS:
+    for task in dict.fromkeys(task for task, _, _ in SWEEPS):
         _split(task, data, work)
     stored = pq.read_table(STORED).to_pylist() if STORED.exists() else []
-    known = {(row["task"], row["method"], row["lr"], row["seed"]) for row in stored}
+    known = {(row["task"], row["epochs"], row["method"], row["lr"], row["seed"]) for row in stored}
     lock = Lock()
 
-    def trial(which: tuple[str, str, float, int]) -> None:
+    def trial(which: tuple[str, float, str, float, int]) -> None:
         row = _trial(work, *which)
         with lock:
             stored.append(row)
@@ -67,12 +69,12 @@ def _run(data: Path | None, work: Path, jobs: int) -> None:
         list(pool.map(trial, (which for which in _trials() if which not in known)))
 
 
-def _trials() -> Iterator[tuple[str, str, float, int]]:
-    for task, seeds in SEEDS.items():
-        for seed in seeds:
-            for rates in zip(*RATES.values(), strict=True):
-                for method, lr in zip(RATES, rates, strict=True):
-                    yield task, method, lr, seed
+def _trials() -> Iterator[tuple[str, float, str, float, int]]:
+    for task, epochs, rates in SWEEPS:
+        for seed in SEEDS:
+            for pair in zip(*rates.values(), strict=True):
+                for method, lr in zip(rates, pair, strict=True):
+                    yield task, epochs, method, lr, seed
 
 
 def _split(task: str, data: Path | None, work: Path) -> None:
@@ -89,32 +91,33 @@ def _table(rows: Rows) -> pa.Table:
     return pa.table(columns | ({"text_pair": rows.text_pair} if rows.text_pair else {}))
 
 
-def _trial(work: Path, task: str, method: str, lr: float, seed: int) -> dict[str, object]:
-    folder, out = work / task, work / task / f"{method}-{lr:g}-s{seed}"
+def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: int) -> dict[str, object]:
+    folder, out = work / task, work / task / f"{method}-{lr:g}-{epochs:g}-epochs-s{seed}"
+    row: dict[str, object] = {"task": task, "epochs": epochs, "method": method, "lr": lr, "seed": seed}
     pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
     command = [sys.executable, "-m", "rankwise", "train", str(folder / "train.parquet"), *pair]
     command += ["--validation", str(folder / "held_out.parquet"), "--method", method, "--lr", str(lr)]
-    command += ["--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
+    command += ["--epochs", str(epochs), "--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:  # a loss that is not a number ends a trial: the rate is too high
-        return {"task": task, "method": method, "lr": lr, "seed": seed, "accuracy": None, "loss": None}
+        return {**row, "accuracy": None, "loss": None}
     result = json.loads(done.stdout)
-    scores = result["scores"]["validation"]
-    return {
-        "task": task, "method": method, "lr": lr, "seed": seed,
-        "accuracy": scores["accuracy"], "loss": scores["loss"],
-        "n_train": result["n_train"], "n_held_out": result["n_validation"],
-    }  # fmt: skip
+    scores, n = (
+        result["scores"]["validation"],
+        {"n_train": result["n_train"], "n_held_out": result["n_validation"]},
+    )
+    return {**row, "accuracy": scores["accuracy"], "loss": scores["loss"], **n}
 
 
 def _print(rows: list[dict[str, object]]) -> None:
     """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked."""
-    for task in SEEDS:
-        for method, rates in RATES.items():
+    for task, epochs, sweep in SWEEPS:
+        for method, rates in sweep.items():
             means = {}
             for lr in rates:
-                found = [r for r in rows if (r["task"], r["method"], r["lr"]) == (task, method, lr)]
+                asked = (task, epochs, method, lr)
+                found = [r for r in rows if (r["task"], r["epochs"], r["method"], r["lr"]) == asked]
                 scores = [r["accuracy"] for r in found if r["accuracy"] is not None]
                 losses = [r["loss"] for r in found if r["loss"] is not None]
                 if found and len(scores) == len(found):

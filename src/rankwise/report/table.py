@@ -45,18 +45,23 @@ def _count(n: int) -> str:
     return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k" if n >= 1e3 else str(n)
 
 
+def table(document: Document) -> Table:
+    """One row a task and method."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header in HEADERS:
+        made.add_column(header, justify="left" if header in ("task", "method", "score") else "right")
+    for row in document.rows:
+        made.add_row(*(Text(cell) for cell in cells(row)))
+    return made
+
+
 def show(document: Document, stream: TextIO) -> None:
     """Prints the table and what belongs beside it; on a stream that is no terminal without colours, a sentence a line."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, width=160)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for header in HEADERS:
-        table.add_column(header, justify="left" if header in ("task", "method", "score") else "right")
-    for row in document.rows:
-        table.add_row(*(Text(cell) for cell in cells(row)))
     console.print()
-    console.print(table)
+    console.print(table(document))
     console.print()
     plain = not console.is_terminal
     for line in [*document.notes, *document.published, *document.left_out]:
