@@ -160,7 +160,13 @@ def test_speed_memory_and_time_are_medians(tmp_path):
             tmp_path, seed=seed, samples_per_second=value, peak_rss_mb=value + 1, train_seconds=value + 2
         )
     row = row_of(collect(tmp_path), "lora")
-    assert (row.rows_per_second, row.peak_rss_mb, row.train_seconds) == (300.0, 301.0, 302.0)
+    assert (row.rows_per_second, row.peak_mb, row.train_seconds) == (300.0, 301.0, 302.0)
+
+
+def test_on_a_gpu_the_allocators_peak_is_the_memory_shown(tmp_path):
+    finished(tmp_path, peak_rss_mb=9999.0, peak_cuda_mb=123.0)
+    (row,) = collect(tmp_path).rows
+    assert row.peak_mb == 123.0
 
 
 def test_one_run_that_shared_the_machine_leaves_the_speed_blank(tmp_path):

@@ -129,6 +129,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         train, held_out = hold_out(train, config.seed)
 
     rss = PeakRss()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model, new_modules = models.load(
         source,
         list(dataset.task.label_names),
@@ -363,6 +365,7 @@ def _result(
         "samples_per_second": None if shared else training.speed.rows_per_second,
         "tokens_per_second": None if shared else training.speed.tokens_per_second,
         "peak_rss_mb": peak_rss_mb,
+        "peak_cuda_mb": _allocated(training.compute.device),
         "rank": ranks,
         "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
         "lr": config.train.lr,
@@ -371,6 +374,11 @@ def _result(
         "dtype": run.facts["dtype"],
         "threads": run.facts["threads"],
     }
+
+
+def _allocated(device: torch.device) -> float | None:
+    """The CUDA allocator's peak since the model was loaded, in MB; None on other devices."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
 
 def describe(event: dict[str, Any]) -> str:

@@ -4,10 +4,11 @@ A matrix product of a few hundred tokens doesn't always divide well over cores, 
 instead does: every operation of a step then runs on all cores at once, with nothing to wait for but the other half.
 """
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
+M_ARENA_MAX = -8
+"""glibc's number for that setting (malloc.h, mallopt(3))."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -32,6 +35,8 @@ class Workers:
 
     def __init__(self, count: int = 1, threads: int | None = None) -> None:
         self.count, self.threads = count, threads
+        if count > 1:
+            _share_memory()
         self._pool = ThreadPoolExecutor(count, "rankwise", self._begin) if count > 1 else None
 
     def _begin(self) -> None:
@@ -43,6 +48,14 @@ class Workers:
         if self._pool is None:
             return map(function, items)
         return self._pool.map(partial(_under, _get_current_dispatch_mode_stack(), function), items)
+
+
+@cache
+def _share_memory() -> None:
+    """Has glibc's allocator serve all threads from one heap: with one each, what one has freed is lost to the others, and a process
+    grows to twice its size. Other allocators don't need it."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _under(modes: list[TorchDispatchMode], function: Callable[[Item], Result], item: Item) -> Result:

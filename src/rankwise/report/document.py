@@ -26,7 +26,7 @@ class Row:
         p: exact McNemar probability against full (over seeds: sign test by example), Holm-corrected over the table.
         trainable, share: trained parameters, and their share of the plain model's.
         adapter_params: of the LoRA matrices alone.
-        rows_per_second, peak_rss_mb, train_seconds: medians over seeds; None where they would mislead.
+        rows_per_second, peak_mb, train_seconds: medians over seeds; None where they would mislead.
         n_train, n_validation: rows.
     """
 
@@ -41,7 +41,7 @@ class Row:
     share: float
     adapter_params: int
     rows_per_second: float | None
-    peak_rss_mb: float | None
+    peak_mb: float | None
     train_seconds: float
     n_train: int
     n_validation: int
@@ -159,7 +159,7 @@ def _row(
         share=one["trainable_params"] / (one["total_params"] - one["adapter_params"]),
         adapter_params=one["adapter_params"],
         rows_per_second=_median(r["samples_per_second"] for r in mine.values()),
-        peak_rss_mb=_median(r["peak_rss_mb"] for r in mine.values()),
+        peak_mb=_median(r.get("peak_cuda_mb") or r["peak_rss_mb"] for r in mine.values()),
         train_seconds=statistics.median(r["train_seconds"] for r in mine.values()),
         n_train=one["n_train"],
         n_validation=one["n_validation"],
@@ -189,7 +189,9 @@ def _notes(rows: list[Row]) -> list[str]:
         notes.append(
             "Runs that shared the machine (--jobs) or took very few steps have no speed: it would mislead."
         )
-    notes.append("Peak memory: resident, above the level before the model was loaded (1 MB = 10⁶ bytes).")
+    notes.append(
+        "Peak memory: on a GPU the allocator's; elsewhere resident memory above the level before the model was loaded (1 MB = 10⁶ bytes)."
+    )
     return notes
 
 

@@ -26,7 +26,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.p is None else (f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"),
         f"{_count(row.trainable)} ({_share(row.share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",
-        "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:,.0f}",
+        "" if row.peak_mb is None else f"{row.peak_mb:,.0f}",
         clock(row.train_seconds),
     )
 
