@@ -15,7 +15,9 @@ HEADING = "## What was measured"
 
 
 def main() -> None:
-    stored = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))]
+    stored = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))
+    ]
     page = PAGE.read_text(encoding="utf-8")
     before = page[: page.index(HEADING)]
     intro = (
