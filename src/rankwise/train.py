@@ -36,7 +36,7 @@ from rankwise.optim import Kind, Update, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.readout import packed_logits
 from rankwise.streams import seed_torch, stream_seed
-from rankwise.workers import Workers
+from rankwise.workers import Workers, side_by_side
 
 Padding = Literal["packed", "longest", "max_length"]
 WARMUP_STEPS = 3
@@ -78,7 +78,7 @@ class Compute:
     def workers(self) -> Workers:
         """What parts of a batch run on."""
         count = self.engine.workers
-        return Workers(count, max(1, (self.threads or torch.get_num_threads()) // count))
+        return side_by_side(count, max(1, (self.threads or torch.get_num_threads()) // count))
 
     def batches(
         self, model: nn.Module, rows: Encoded, which: np.ndarray, *, key: Key | None = None, parts: int = 1

@@ -51,6 +51,12 @@ class Workers:
 
 
 @cache
+def side_by_side(count: int, threads: int) -> Workers:
+    """The same workers for everybody who asks for as many: every thread keeps buffers of the math libraries for good."""
+    return Workers(count, threads)
+
+
+@cache
 def _share_memory() -> None:
     """Has glibc's allocator serve all threads from one heap: with one each, what one has freed is lost to the others, and a process
     grows to twice its size. Other allocators don't need it."""
