@@ -264,7 +264,7 @@ class Training:
         """Chooses how batches are run, by measuring, and says what it took, for the first lines of a run.
 
         Args:
-            memory: `fast`, `lean`, or a size; see `engine.parse_memory`.
+            memory: `fast`, `lean`, or a size; see `config.parse_memory`.
             cache: folder where what was measured on this machine is kept.
 
         Raises:
