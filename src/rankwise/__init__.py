@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.adapter_io import save
     from rankwise.api import Columns, FitResult, evaluate, fit, load, merge, predict
+    from rankwise.callback import RankCallback
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
     from rankwise.inject import adapt
+    from rankwise.rank import RankController
 
 _HOME = {
     "Columns": "api",
     "FitResult": "api",
+    "RankCallback": "callback",
+    "RankController": "rank",
     "RankwiseError": "errors",
     "TrainOptions": "config",
     "adapt": "inject",
@@ -30,6 +34,8 @@ _HOME = {
 __all__ = [
     "Columns",
     "FitResult",
+    "RankCallback",
+    "RankController",
     "RankwiseError",
     "TrainOptions",
     "adapt",

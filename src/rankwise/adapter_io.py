@@ -63,6 +63,7 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     layers = lora_layers(model)
     if not layers:
         raise RankwiseError("This model has no LoRA layers to save. Call rankwise.adapt(model) first.")
+    layers = {path: layer for path, layer in layers.items() if layer.rank} or _empty(layers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = getattr(model, "config", None)
@@ -81,7 +82,7 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
         "format": "pt",
         "base_model": base_model or base_path or "",
         "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
-        "base_fingerprint": fingerprint(model),
+        "base_fingerprint": fingerprint(layers),
     }
     document = peft_config(layers, saved, base_path or base_model)
     document["target_modules"] = _shortest(model, list(layers))
@@ -92,6 +93,14 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(folder / CONFIG)
+
+
+def _empty(layers: dict[str, LoRALinear]) -> dict[str, LoRALinear]:
+    """One layer of rank 1 that does nothing, where no layer has a rank: PEFT knows no adapter without layers."""
+    path, layer = next(iter(layers.items()))
+    empty = LoRALinear(layer, 1, scaling=layer.scaling, fan_in_fan_out=layer.fan_in_fan_out)
+    empty.lora_A.data.zero_()
+    return {path: empty}
 
 
 def _sorted_header(content: bytes) -> bytes:
@@ -246,7 +255,7 @@ def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
         adapter.scaling,
         dropout=adapter.dropout,
     )
-    if adapter.fingerprint and adapter.fingerprint != fingerprint(model):
+    if adapter.fingerprint and adapter.fingerprint != fingerprint(lora_layers(model)):
         raise RankwiseError(_other_base(adapter, "the layers it adapts hold other weights"))
     whole = {name.rpartition(".")[0] for name in adapter.trained}
     train_beside(
@@ -287,13 +296,13 @@ def _module_paths(model: nn.Module, names: list[str]) -> list[str]:
     return [path for path, _ in model.named_modules() if path and any(path.endswith(name) for name in names)]
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(layers: dict[str, LoRALinear]) -> str:
     """Identifies the frozen weights under the LoRA layers, whatever dtype they were loaded in.
 
     SHA-256 over up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16.
     """
     digest = hashlib.sha256()
-    for path, layer in lora_layers(model).items():
+    for path, layer in layers.items():
         weight = layer.weight.detach().reshape(-1)
         sample = weight[:: max(1, weight.numel() // 4096)].to("cpu", torch.bfloat16)
         digest.update(path.encode())

@@ -23,6 +23,7 @@ from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.metrics import score
+from rankwise.rank import Decision
 from rankwise.store import RunFolder, make_folder, run_folders
 from rankwise.train import Compute, Step, Training, choose_padding, mean_loss, predict_logits
 
@@ -47,11 +48,13 @@ class FitResult:
         steps: one entry an optimizer step.
         scores: metrics on the validation rows after the last step, `loss` among them; empty without validation rows.
         notes: what was taken (padding, dtype, learning rate), and why.
+        decisions: about ranks, where they were to be found.
     """
 
     steps: list[Step]
     scores: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
 
 def fit(
@@ -104,12 +107,13 @@ def fit(
             on_step(steps[-1])
     model.eval()
     notes = (f"{'; '.join(filter(None, [why, engine]))}.", f"Learning rate {lr.value:g} ({lr.why}).")
+    notes += tuple(filter(None, [training.rank_note]))
     scores = (
         evaluate(model, tokenizer, validation, columns=columns, max_length=limit)
         if validation is not None
         else {}
     )
-    return FitResult(steps, scores, notes)
+    return FitResult(steps, scores, notes, tuple(training.decisions))
 
 
 def predict(

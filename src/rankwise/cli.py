@@ -182,6 +182,12 @@ def train(
     else:
         _find_model(config)
         result = _train(folder, request, json)
+    if folder.read_ranks():
+        from rankwise import rank_map
+
+        for line in rank_map.draw(result["rank"]):
+            _say(json, line)
+        _say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
     _say(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
@@ -366,6 +372,76 @@ def merge(
     )
     if json:
         _print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
+
+
+@app.command
+def inspect(
+    adapter: Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")], /, *, json: Json = False
+) -> None:
+    """Show an adapter's ranks by layer, how they were found, and how its energy is spread.
+
+    Example: rankwise inspect my-adapter
+    """
+    from rankwise import inspection
+
+    found = inspection.inspect(adapter)
+    for line in inspection.describe(found):
+        _say(json, line)
+    if json:
+        _print_json(found)
+
+
+@app.command
+def compress(
+    adapter: Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")],
+    file: Annotated[
+        Path | None,
+        Parameter(help="Labelled rows that it was not trained on; without it the run's own, by --split."),
+    ] = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
+    split: str = "validation",
+    data: Path | None = None,
+    model: Base = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    json: Json = False,
+) -> None:
+    """Cut a trained adapter to the smallest size that held-out rows don't tell from the whole.
+
+    Example: rankwise compress my-adapter held_out.csv --out smaller
+
+    Parameters
+    ----------
+    split
+        Split of the run's own task, where no file is given.
+    data
+        Folder of Parquet files of that task. Default: as in training.
+    """
+    from rankwise import compression, rank_map, scoring
+    from rankwise.progress import Bar
+
+    trained = scoring.open_trained(adapter, base=model, text=text, text_pair=text_pair, label=label)
+    rows = scoring.labelled_rows(trained, file, split, data)
+    with Bar(_people(json), "Compressing") as bar:
+        result = compression.compress(trained, rows, out, bar)
+    for point in result["curve"]:
+        verdict = "kept" if point["accepted"] else "too small"
+        _say(
+            json,
+            f"{point['components']:5d} components, {point['adapter_params']:9,} parameters: "
+            f"held-out loss {point['difference']:+.4f} ± {point['error']:.4f}  {verdict}",
+        )
+    for line in rank_map.draw(result["rank"]):
+        _say(json, line)
+    _say(
+        json,
+        f"{result['adapter_params_before']:,} parameters before, {result['adapter_params']:,} now. Saved in {out}.",
+    )
+    if json:
+        _print_json({"adapter": str(adapter), "out": str(out), **result})
 
 
 @app.command

@@ -95,8 +95,8 @@ class ModelOptions:
 class LoraOptions:
     """The adapter: W0 + s·B·A on the targets."""
 
-    rank: Whole = 8
-    """r: rows of A, columns of B."""
+    rank: MaybeWhole = None
+    """r: rows of A, columns of B. Default: 8; for adaptive, where every layer starts, 16."""
     alpha: float | None = None
     """s = alpha/r. Default: 2·rank, so s = 2."""
     rslora: bool = False
@@ -202,8 +202,8 @@ class RunConfig:
 
     task: str = "movies"
     """sst2, rte, mrpc, qnli, mnli, qqp or movies; a table of one's own instead when a file is given."""
-    method: str = "lora"
-    """A method's name, with options of its own behind a colon: `full`, `lora`, `lora:rank=4,targets=all-linear`."""
+    method: str = "adaptive"
+    """A method's name, with options of its own behind a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`."""
     seed: Whole = 0
     """Of the new head, the adapter's A, the order of rows, and dropout."""
     table: Table = field(default_factory=TableOptions)

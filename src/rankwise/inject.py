@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora import LoRALinear, lora_layers
+from rankwise.rank import ALPHA, START_RANK
 
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
     "albert": ("query", "value"),
@@ -106,7 +107,7 @@ def _compile(target: str) -> re.Pattern[str]:
 
 def adapt(
     model: nn.Module,
-    rank: int = 8,
+    rank: int | None = None,
     *,
     alpha: float | None = None,
     rslora: bool = False,
@@ -119,8 +120,9 @@ def adapt(
 
     Args:
         model: a Transformers model (or any module, with `targets`).
-        rank: r of every adapted layer.
-        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank.
+        rank: r of every adapted layer, for good. None: each layer finds its own while it trains (`rank.RankController`), which `fit` and
+            `RankCallback` see to.
+        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank, or `rank.ALPHA` where ranks are found.
         rslora: scale by alpha/√r (Kalajdzievski 2023).
         dropout: probability on the adapters' input while training.
         targets: see `find_targets`; query and value by default.
@@ -137,10 +139,39 @@ def adapt(
         raise RankwiseError(
             "This model has LoRA layers already. Load the base model again, or merge them first."
         )
+    if rank is None:
+        return adapt_freely(
+            model, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
+        )
     paths = find_targets(model, targets)
     scaling = scale(rank, alpha, rslora)
     insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
+    return model
+
+
+def adapt_freely(
+    model: nn.Module,
+    start: int = START_RANK,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] = (),
+    also_train: Sequence[str] = (),
+    seed: int = 0,
+) -> nn.Module:
+    """The same with ranks that are found: every layer starts at `start`, or as high as it can, and is watched from then on.
+
+    The result should hardly depend on `start`.
+    """
+    paths = find_targets(model, targets)
+    most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
+    ranks = {path: min(start, most[path]) for path in paths}
+    scaling = (ALPHA if alpha is None else alpha) / start
+    insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
+    train_beside(model, [*body_and_heads(model)[1], *also_train])
+    for layer in lora_layers(model).values():
+        layer.watch()
     return model
 
 

@@ -6,6 +6,10 @@
 
 A starts random and B at zero, so adapting a model doesn't change it. Forward and backward are one autograd function: backward
 needs only dX through W0, never dW0, and keeps nothing but x and z = x·Aᵀ.
+
+Backward has z and dz, the gradient at z, in its hands. Where somebody wants to know what each component is worth (`rank.py`), it
+leaves their second moments behind as the "gradient" of a zero tensor, so that they come out beside the gradients of A and B, and are
+added up over parts of a batch as those are.
 """
 
 import math
@@ -26,6 +30,8 @@ class LoRALinear(nn.Module):
         lora_A: [rank, d_in], float32 whatever W0's dtype.
         lora_B: [d_out, rank], likewise.
         scaling: s.
+        moments: None, or a zero tensor [2·rank + 1, rank] whose gradient is Σ z·zᵀ above Σ dz·dzᵀ above the number of tokens, over
+            the tokens that the loss depends on; see `watch`.
     """
 
     weight: nn.Parameter
@@ -77,6 +83,8 @@ class LoRALinear(nn.Module):
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.merged = False
+        self.moments: Tensor | None = None
+        self.register_load_state_dict_pre_hook(_take_rank)
 
     @property
     def in_features(self) -> int:
@@ -92,14 +100,27 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         W = self.weight.t() if self.fan_in_fan_out else self.weight
-        if self.merged:
+        if self.merged or self.rank == 0:
             return F.linear(x, W, self.bias)
         if isinstance(self.dropout, nn.Dropout) and self.training:
             # The adapter then reads another input than W0 does; plain autograd says it best.
             z = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+            z = cast(Tensor, _Watch.apply(z, self.moments)) if self.moments is not None else z
             return F.linear(x, W, self.bias) + self.scaling * F.linear(z, self.lora_B.to(x.dtype))
-        y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling)
+        y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, self.moments)
         return cast(Tensor, y)
+
+    def watch(self, on: bool = True) -> None:
+        """Has backward leave second moments in `moments.grad` (or in what `torch.autograd.grad` gives for `moments`)."""
+        self.moments = self.lora_A.new_zeros(2 * self.rank + 1, self.rank).requires_grad_() if on else None
+
+    @torch.no_grad()
+    def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
+        """Takes other matrices, of any rank, 0 included; the parameters keep their identity and lose their gradients."""
+        replace_value(self.lora_A, A)
+        replace_value(self.lora_B, B)
+        if self.moments is not None:
+            self.watch()
 
     @torch.no_grad()
     def delta(self) -> Float[Tensor, "d_out d_in"]:
@@ -132,6 +153,13 @@ class LoRALinear(nn.Module):
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, scaling={self.scaling:g}"
 
 
+def _take_rank(layer: LoRALinear, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Gives a layer the rank that a state dict comes with."""
+    A, B = (state_dict.get(f"{prefix}{name}") for name in ("lora_A", "lora_B"))
+    if A is not None and B is not None and A.shape[0] == B.shape[1] != layer.rank:
+        layer.resize(layer.lora_A.new_empty(A.shape), layer.lora_B.new_empty(B.shape))
+
+
 class _LoRAFunction(torch.autograd.Function):
     """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ, and the gradients of x, A and B only.
 
@@ -142,7 +170,14 @@ class _LoRAFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, s: float
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        s: float,
+        moments: Tensor | None = None,
     ) -> Tensor:
         y = F.linear(x, W, bias)
         dtype = y.dtype  # under autocast not x's
@@ -164,7 +199,47 @@ class _LoRAFunction(torch.autograd.Function):
             dx = (dy @ W.to(dtype)).addmm_(dz, A.to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
         dA = (dz.t() @ rows).to(A.dtype) if ctx.needs_input_grad[3] else None
         dB = (dy.t() @ z).mul_(ctx.s).to(B.dtype) if ctx.needs_input_grad[4] else None
-        return dx, None, None, dA, dB, None
+        moments = _second_moments(z, dz) if ctx.needs_input_grad[6] else None
+        return dx, None, None, dA, dB, None, moments
+
+
+class _Watch(torch.autograd.Function):
+    """z as it is; its second moments are the gradient of `moments`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, moments: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (z,), (dz,) = ctx.saved_tensors, grad_outputs
+        rows = z.reshape(-1, z.shape[-1])
+        return dz, _second_moments(rows, dz.reshape(rows.shape))
+
+
+def _second_moments(
+    z: Float[Tensor, "tokens rank"], dz: Float[Tensor, "tokens rank"]
+) -> Float[Tensor, "2*rank+1 rank"]:
+    """Σ z·zᵀ, Σ dz·dzᵀ and, in the last row, the number of tokens they are over.
+
+    A token without a gradient (padding, a filler, a query nobody reads) says nothing about the component and doesn't count.
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)  # squares of gradients underflow in float16
+    z, dz = z.to(dtype), dz.to(dtype)
+    counts = (dz != 0).any(dim=1, keepdim=True).to(dtype)
+    return torch.cat([z.t() @ (z * counts), dz.t() @ dz, counts.sum().expand(1, z.shape[1])])
+
+
+def replace_value(parameter: nn.Parameter, value: Tensor) -> None:
+    """Gives a parameter a value of another shape; it stays the same object and loses its gradient."""
+    parameter.grad = None
+    # A graph that is still around, such as the last loss, keeps the parameter's node for gradients of the old shape in use; torch
+    # makes a new one when the dtype changes.
+    parameter.data = value.new_empty(
+        0, dtype=torch.float16 if value.dtype != torch.float16 else torch.float32
+    )
+    parameter.data = value
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

@@ -39,9 +39,25 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
     lora = config.lora
     adapt(
         model,
-        lora.rank,
+        lora.rank or 8,
         alpha=lora.alpha,
         rslora=lora.rslora,
+        dropout=lora.lora_dropout,
+        targets=lora.targets,
+        also_train=new_modules,
+        seed=stream_seed(config.seed, "adapter"),
+    )
+
+
+def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    from rankwise.inject import adapt_freely
+    from rankwise.rank import START_RANK
+
+    lora = config.lora
+    adapt_freely(
+        model,
+        lora.rank or START_RANK,
+        alpha=lora.alpha,
         dropout=lora.lora_dropout,
         targets=lora.targets,
         also_train=new_modules,
@@ -52,6 +68,7 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 METHODS: dict[str, Method] = {
     "full": Method(_full, frozen_base=False),
     "lora": Method(_lora, frozen_base=True),
+    "adaptive": Method(_adaptive, frozen_base=True),
 }
 
 
@@ -67,6 +84,7 @@ def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions]:
     if name not in METHODS:
         raise RankwiseError(f"There is no method {name!r}.{nearest(name, METHODS)}")
     kinds = {f.name: type(f.default) if f.default is not None else float for f in fields(LoraOptions)}
+    kinds["rank"] = int
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

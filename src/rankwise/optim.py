@@ -8,12 +8,14 @@ Adapters are hundreds of small matrices, whose updates one by one take longer to
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
+
+from rankwise.lora import replace_value
 
 Schedule = Literal["linear", "cosine", "constant"]
 Kind = Literal["adamw", "adam"]
@@ -56,13 +58,7 @@ class Update:
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Adds gradients, one a parameter, to those since the last step."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient is None:
-                continue
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad.add_(gradient)
+        add_up(self.parameters, gradients)
 
     @torch.no_grad()
     def clip(self, largest: float) -> float:
@@ -104,6 +100,36 @@ class Update:
                 slab.view(target, parameter).copy_(value)
             else:
                 whole[key] = value
+
+    @torch.no_grad()
+    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
+        """Gives parameters other values, of any shape, and the optimizer state that goes with them; gradients are forgotten.
+
+        The parameters stay the ones they are; a slab is made anew around them.
+        """
+        states = {p: new[p][1] if p in new else self._copy_state(p) for p in self.parameters}
+        for parameter, (value, _) in new.items():
+            replace_value(parameter, value)
+        for i, slab in enumerate(self._slabs):
+            self.optimizer.state.pop(slab.values, None)
+            self._slabs[i] = Slab(list(slab.place))
+            self.optimizer.param_groups[i]["params"] = [self._slabs[i].values]
+        for parameter, state in states.items():
+            self.load_state(parameter, state)
+
+    def _copy_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in self.state(parameter).items()}
+
+
+def add_up(tensors: Iterable[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Adds gradients, one a tensor, to what each has in `.grad`."""
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if gradient is None:
+            continue
+        if tensor.grad is None:
+            tensor.grad = gradient
+        else:
+            tensor.grad.add_(gradient)
 
 
 class Slab:

@@ -124,6 +124,8 @@ class RunProgress(_Screen):
         self.run.hear(event)
         for note in event.get("notes", []):
             self.say(note)
+        if event["event"] == "rank":
+            self.say(event["text"])
         if not self.terminal and event["event"] == "step" and self.run.due():
             self.say(self.run.words())
 

@@ -162,6 +162,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
+        *([training.rank_note] if training.rank_note else []),
         *dataset.notes,
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
@@ -220,6 +221,7 @@ class Stopping:
 def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> None:
     training, config = run.training, run.config.train
     pace = _Pace()
+    told = len(training.decisions)
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
             step = training.step()
@@ -239,6 +241,10 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
             line["held_out_loss"] = mean_loss(logits, _labels(run.held_out))
             stopping.add(step.step, line["held_out_loss"])
         folder.append_steps([line])
+        for decision in training.decisions[told:]:
+            folder.append_ranks([decision.to_json()])
+            emit({"event": "rank", "text": str(decision)})
+        told = len(training.decisions)
         if pace.report(training.done):
             emit(_progress(training, step.loss))
         if pace.checkpoint() and not training.done:
@@ -368,6 +374,8 @@ def _result(
         "peak_cuda_mb": _allocated(training.compute.device),
         "rank": ranks,
         "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
+        "rank_seconds": training.rank_seconds if training.rank else None,
+        "held_out_passes_rows": training.rank.rows_seen if training.rank else None,
         "lr": config.train.lr,
         "padding": config.train.padding,
         "device": training.compute.device.type,

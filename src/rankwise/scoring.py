@@ -7,7 +7,7 @@ rows gives its own score.
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Trained:
     compute: Compute
     config: RunConfig | None
     """What was asked for, where rankwise trained it."""
+    folder: Path
 
 
 def open_trained(
@@ -80,7 +81,7 @@ def open_trained(
         pad_id=models.pad_id(tokenizer),
     )
     asked = from_json(RunConfig, record["requested"]) if record else None
-    return Trained(model, tokenizer, task, compute, asked)
+    return Trained(model, tokenizer, task, compute, asked, folder)
 
 
 def _task(record: dict[str, Any], folder: Path, label_names: list[str]) -> Task:
@@ -114,7 +115,22 @@ def evaluate_file(
 def evaluate_task(
     trained: Trained, split: str, folder: Path | None, on_progress: Progress = lambda done, of: None
 ) -> dict[str, Any]:
-    """The same for a split of the run's own data; `validation` is what the run itself was scored on, limit and all.
+    """The same for a split of the run's own data; see `task_rows`."""
+    rows, notes = task_rows(trained, split, folder)
+    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
+
+
+def labelled_rows(trained: Trained, file: Path | None, split: str, folder: Path | None) -> Rows:
+    """Rows of a file, or of a split of the run's own data where none is given."""
+    return (
+        task_rows(trained, split, folder)[0]
+        if file is None
+        else tasks.read_rows(file, trained.task, labelled=True)[0]
+    )
+
+
+def task_rows(trained: Trained, split: str, folder: Path | None) -> tuple[Rows, Sequence[str]]:
+    """Rows of a split of the run's own data; `validation` is what the run itself was scored on, limit and all.
 
     Args:
         trained: a run of rankwise's.
@@ -131,10 +147,8 @@ def evaluate_task(
         )
     if split == "validation":
         config = replace(config, data=replace(config.data, data=folder or config.data.data))
-        rows, notes = tasks.load(config).validation["validation"], ()
-    else:
-        rows, notes = tasks.load_split(trained.task, split, folder or config.data.data)
-    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
+        return tasks.load(config).validation["validation"], ()
+    return tasks.load_split(trained.task, split, folder or config.data.data)
 
 
 def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 run.json                 what was asked for, what it was resolved to, versions, hardware
 steps.jsonl              one line an optimizer step
+ranks.jsonl              one line a rank decision: what was proposed, the evidence, what became of it
 checkpoint-<n>/          the latest state of training; removed when the run ends well
 predictions.parquet      idx, label, prediction, logits of the validation rows
 result.json              written last: its presence means "finished"
@@ -44,6 +45,7 @@ class RunFolder:
         self._run = self.path / "run.json"
         self._result = self.path / "result.json"
         self._steps = self.path / "steps.jsonl"
+        self._ranks = self.path / "ranks.jsonl"
         self._predictions = self.path / "predictions.parquet"
 
     # ── What was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -88,8 +90,11 @@ class RunFolder:
 
     def append_steps(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to steps.jsonl."""
-        with self._steps.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        _append(self._steps, lines)
+
+    def append_ranks(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to ranks.jsonl."""
+        _append(self._ranks, lines)
 
     def read_steps(self) -> list[dict[str, Any]]:
         """Every whole line of steps.jsonl; a last line cut short by a kill is left out.
@@ -97,22 +102,18 @@ class RunFolder:
         Raises:
             RankwiseError: another line is damaged.
         """
-        if not self._steps.is_file():
-            return []
-        lines = self._steps.read_bytes().split(b"\n")[:-1]
-        steps = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                steps.append(json.loads(line))
-                steps[-1]["step"]
-            except (ValueError, KeyError, TypeError):
-                raise damaged(self._steps, f"line {number} is no step") from None
-        return steps
+        return _read_lines(self._steps, "step")
+
+    def read_ranks(self) -> list[dict[str, Any]]:
+        """The same of ranks.jsonl: every rank decision."""
+        return _read_lines(self._ranks, "decision")
 
     def truncate_steps(self, step: int) -> None:
-        """Forgets what was logged after `step`, so that a resumed run's log reads like an undisturbed one's."""
-        kept = [line for line in self.read_steps() if line["step"] <= step]
-        _write(self._steps, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Forgets what was logged after `step`, so that a resumed run's logs read like an undisturbed one's."""
+        for file, lines in ((self._steps, self.read_steps()), (self._ranks, self.read_ranks())):
+            if file.is_file():
+                kept = [line for line in lines if line["step"] <= step]
+                _write(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     @property
     def checkpoint(self) -> Path | None:
@@ -242,6 +243,25 @@ def _read_json(
     if missing:
         raise damaged(file, f"it lacks {', '.join(missing)}", remedy)
     return document
+
+
+def _append(file: Path, lines: list[dict[str, Any]]) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _read_lines(file: Path, what: str) -> list[dict[str, Any]]:
+    """Lines of JSON that say their step."""
+    if not file.is_file():
+        return []
+    entries = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            entries.append(json.loads(line))
+            entries[-1]["step"]
+        except (ValueError, KeyError, TypeError):
+            raise damaged(file, f"line {number} is no {what}") from None
+    return entries
 
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:

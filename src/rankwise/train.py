@@ -10,11 +10,12 @@ import contextlib
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,9 +32,11 @@ from rankwise.data import Encoded
 from rankwise.dropout import Key
 from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
+from rankwise.lora import lora_layers
 from rankwise.measure import Speed
-from rankwise.optim import Kind, Update, schedule_factor
+from rankwise.optim import Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
+from rankwise.rank import Decision, RankController, held_out_rows, settle
 from rankwise.readout import packed_logits
 from rankwise.streams import seed_torch, stream_seed
 from rankwise.workers import Workers, side_by_side
@@ -221,9 +224,16 @@ class Training:
         self.steps_per_epoch = math.ceil(len(rows) / self.batch_size)
         self.steps = max(1, round(cast(float, options.epochs) * self.steps_per_epoch))
         self.step_number = 0
-        self.seconds = 0.0
+        self.seconds = self.rank_seconds = 0.0
+        self.rank_note = ""
         self.speed = Speed(skip=WARMUP_STEPS)
+        held_out = self._hold_out()
         self.update = self._update()
+        self.rank: RankController | None = None
+        if held_out is not None:
+            self.rank = RankController(
+                model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
+            )
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
         self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
@@ -242,6 +252,11 @@ class Training:
         return self.step_number >= self.steps
 
     @property
+    def decisions(self) -> list[Decision]:
+        """What was decided about ranks so far."""
+        return [] if self.rank is None else self.rank.decisions
+
+    @property
     def epoch(self) -> int:
         """Passes over the rows begun before the next step, from 0."""
         return self.step_number // self.steps_per_epoch
@@ -250,7 +265,39 @@ class Training:
         """Row numbers of the next step."""
         if self._epoch_batches[0] != self.epoch:
             self._epoch_batches = (self.epoch, self._batches(self.epoch))
-        return self._epoch_batches[1][self.step_number % self.steps_per_epoch]
+        batch = self._epoch_batches[1][self.step_number % self.steps_per_epoch]
+        if self.rank is None or self.rank.done:
+            return batch
+        return self._stand_ins[batch]
+
+    def _hold_out(self) -> np.ndarray | None:
+        """Rows that ranks are decided on, where the model's ranks are to be found and there is enough to find them on.
+
+        Until the last decision another row stands in for each of them; then they come back. So every method takes as many steps
+        of as many rows, and the others' rows are the same ones.
+        """
+        watched = [layer for layer in lora_layers(self.model).values() if layer.moments is not None]
+        if not watched:
+            return None
+        n = held_out_rows(len(self.rows), self.steps * self.batch_size, self.steps)
+        if n == 0:
+            settle(watched)
+            little = f"{len(self.rows):,} rows, {self.steps} steps"
+            self.rank_note = (
+                f"Too little to find ranks on ({little}): every layer keeps rank {watched[0].rank}."
+            )
+            return None
+        self.rank_note = f"Ranks start at {watched[0].rank}; {n:,} training rows decide them and are trained on afterwards."
+        order = np.random.default_rng(stream_seed(self.seed, "held out")).permutation(len(self.rows))
+        self.held_out, others = order[:n], order[n:]
+        self._stand_ins = np.arange(len(self.rows))
+        self._stand_ins[self.held_out] = others[:n]
+        return self.held_out
+
+    def _held_out_losses(self) -> Tensor:
+        rows = self.rows.select(self.held_out)
+        logits = torch.from_numpy(predict_logits(self.model, rows, self.compute))
+        return F.cross_entropy(logits, torch.from_numpy(cast(np.ndarray, rows.labels)), reduction="none")
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         return batch_order(
@@ -349,7 +396,19 @@ class Training:
         self.seconds += seconds
         tokens = int(self.rows.lengths[batch].sum())
         self.speed.step(len(batch), tokens)
+        if self.rank is not None:
+            self._find_rank(self.rank)
         return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds)
+
+    def _find_rank(self, rank: RankController) -> None:
+        started = time.perf_counter()
+        rank.step()
+        if self.done:
+            rank.sort()
+        seconds = time.perf_counter() - started
+        self.rank_seconds += seconds
+        self.seconds += seconds
+        self.speed.start()
 
     def _backward(self, batch: np.ndarray) -> float:
         """Gradients of the mean loss over the batch; returns that loss."""
@@ -361,8 +420,13 @@ class Training:
             lambda part: self._gradients(part, len(batch)), batches
         ):
             losses.append(loss)
-            self.update.add(gradients)
+            self.update.add(gradients[: len(self.update.parameters)])
+            add_up(self._moments(), gradients[len(self.update.parameters) :])
         return sum(losses)
+
+    def _moments(self) -> list[Tensor]:
+        """What collects the statistics that ranks are found by, where they are (`lora.LoRALinear.moments`)."""
+        return [] if self.rank is None else [cast(Tensor, x.moments) for x in self.rank.layers.values()]
 
     def _gradients(
         self, part: PackedBatch | PaddedBatch, rows: int, compute: Compute | None = None
@@ -373,7 +437,8 @@ class Training:
             F.cross_entropy(compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
             / rows
         )
-        return loss.item(), torch.autograd.grad(loss, self.update.parameters, allow_unused=True)
+        wanted = [*self.update.parameters, *self._moments()]
+        return loss.item(), torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""
@@ -382,25 +447,31 @@ class Training:
             tensors[f"model.{name}"] = parameter.detach()
             for key, value in self.update.state(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        position: dict[str, Any] = {"step": self.step_number, "seconds": self.seconds, "steps": self.steps}
+        if self.rank is not None:
+            found, position["rank"] = self.rank.state()
+            tensors |= {f"rank.{name}": value for name, value in found.items()}
+            position["rank_seconds"] = self.rank_seconds
         if self.update.flat:  # safetensors wants each tensor in memory of its own
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "training.safetensors")
-        position = {"step": self.step_number, "seconds": self.seconds, "steps": self.steps}
         (folder / "training.json").write_text(json.dumps(position), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote, into a `Training` made with the same arguments."""
         position = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "training.safetensors")
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(tensors[f"model.{name}"])
-                state = {
-                    key.split(".", 2)[1]: value
-                    for key, value in tensors.items()
-                    if key.startswith("optimizer.") and key.split(".", 2)[2] == name
-                }
-                self.update.load_state(parameter, state)
+        tensors = load_file(folder / "training.safetensors", device=str(self.compute.device))
+        states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                what, _, name = rest.partition(".")
+                states[name][what] = value
+        self.update.resize({p: (tensors[f"model.{name}"], states[name]) for name, p in self._trained()})
+        if self.rank is not None:
+            found = {k.removeprefix("rank."): v for k, v in tensors.items() if k.startswith("rank.")}
+            self.rank.load(found, position["rank"])
+            self.rank_seconds = position["rank_seconds"]
         self.step_number, self.seconds = position["step"], position["seconds"]
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:

@@ -14,6 +14,8 @@ from rankwise.config import RunConfig, TrainOptions
 from rankwise.errors import RankwiseError, nearest
 
 NAMES = ("lora-paper", "poster", "rankwise")
+LIKE = {"adaptive": "lora"}
+"""Methods that take another's settings: s = alpha / start rank makes the best learning rate that of LoRA at any rank."""
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
 """What training can't begin without; the learning rate may follow the model's width."""
 
@@ -44,7 +46,7 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
     Raises:
         RankwiseError: no such recipe, or one that leaves something open for this task and method.
     """
-    data = recipe(config.train.recipe)
+    data, method = recipe(config.train.recipe), LIKE.get(method, method)
     known = data["defaults"] | data.get("methods", {}).get(method, {})
     known |= data.get("tasks", {}).get(config.task, {}).get(method, {})
     unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
@@ -78,7 +80,7 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     """
     if config.train.lr is not None:
         return LearningRate(config.train.lr, "as given")
-    table = recipe(config.train.recipe).get("lr_by_width", {}).get(method)
+    table = recipe(config.train.recipe).get("lr_by_width", {}).get(LIKE.get(method, method))
     if not table:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."

@@ -1,0 +1,122 @@
+"""Adaptive rank in a Transformers `Trainer` script of one's own.
+
+rankwise.adapt(model)
+Trainer(model, …, callbacks=[rankwise.RankCallback(held_out)]).train()
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rankwise.errors import RankwiseError
+from rankwise.lora import lora_layers
+from rankwise.rank import Decision, RankController
+
+TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
+
+ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
+"""(model, a collated batch on its device) → the loss of each example."""
+
+
+def cross_entropy(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Of classifiers: the loss of each example."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    return F.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="none")
+
+
+class RankCallback(TrainerCallback):
+    """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
+
+    Args:
+        held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
+        losses: what an example's loss is, where it isn't a classifier's cross-entropy.
+        batch_size: of held-out passes.
+        seed: draws what is added when a layer grows.
+    """
+
+    def __init__(
+        self,
+        held_out: Dataset[Any] | Sequence[Any],
+        *,
+        losses: ExampleLosses = cross_entropy,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.held_out, self.losses, self.batch_size, self.seed = held_out, losses, batch_size, seed
+        self.controller: RankController | None = None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was decided so far."""
+        return [] if self.controller is None else self.controller.decisions
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
+        if not lora_layers(model):
+            raise RankwiseError(
+                "This model has no LoRA layers. Call rankwise.adapt(model) before the Trainer is made."
+            )
+        if not len(cast(Sequence[Any], self.held_out)):
+            raise RankwiseError("RankCallback needs held-out examples; there are none.")
+        collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
+        loader = DataLoader(cast(Dataset[Any], self.held_out), self.batch_size, collate_fn=collate)
+        self.controller = RankController(
+            model, lambda: self._example_losses(model, loader), state.max_steps, optimizer, seed=self.seed
+        )
+        if state.global_step:
+            self._load(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is not None:
+            self.controller.step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is not None:
+            self.controller.sort()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is None or not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        tensors, values = self.controller.state()
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
+        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+
+    def _load(self, folder: Path) -> None:
+        if not (folder / VALUES).is_file():
+            raise RankwiseError(
+                f"{folder} has no {VALUES}, so ranks can't be continued from there: it was written without RankCallback, or elsewhere."
+            )
+        assert self.controller is not None
+        device = next(iter(self.controller.layers.values())).lora_A.device
+        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        self.controller.load(load_file(folder / TENSORS, device=str(device)), values)
+
+    @torch.no_grad()
+    def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
+        training, device = model.training, next(model.parameters()).device
+        model.eval()
+        try:
+            losses = []
+            for batch in loader:
+                on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                losses.append(self.losses(model, on_device).float().cpu())
+            return torch.cat(losses)
+        finally:
+            model.train(training)

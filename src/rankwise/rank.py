@@ -1,0 +1,700 @@
+"""The rank of every LoRA layer, found while it trains: start generous, cut what held-out rows don't miss, keep training.
+
+    backward ─► second moments of z and dz ─► the components of all layers in one order of worth
+                                                            │  proposal: without the least worth
+    held-out rows ─► losses of each example with and without ─► harm ± its standard error ─► resize, or leave it
+
+A component is a row of A with its column of B. In the basis where z has unit covariance and B's columns are orthogonal, removing
+component i costs about ½·E[(zᵢ·dzᵢ)²] ≈ ½·E[zᵢ²]·E[dzᵢ²], which is its worth here: the empirical Fisher information of a gate on it (Theis
+et al. 2018), with the two factors taken as independent (as in K-FAC, Martens & Grosse 2015). Backward computes both factors anyway. Worth
+only orders the components and says where to look; what decides is the loss on rows held out of training, example by example, so that
+the examples' own spread falls out of the difference.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rankwise.lora import LoRALinear, lora_layers, replace_value
+
+START_RANK = 16
+"""Room at the start makes optimisation easier; room at the end is waste."""
+ALPHA = 16.0
+"""s = ALPHA / start rank, kept whatever the rank becomes: the best learning rate then hardly depends on the start (Yang et al. 2021 for
+the argument, docs/adaptive-rank.md for the measurement)."""
+SHARE = 0.03
+"""What is negligible: this share of what the adapters gain over none, on held-out rows."""
+SURE = 1.645
+"""Standard errors of a one-sided 95 % bound."""
+MEMORY = 0.98
+"""Decay of the moving sums, a step: they reach back some 50 steps."""
+GROW_AT, CUT_AT = (0.1, 0.2, 0.3), (0.5, 0.8)
+"""Shares of the training steps after which the evidence is looked at."""
+TRIES = 2
+"""Proposals a check tests at most; the second is more careful."""
+SPARE = 1 / 16
+"""A cut of fewer of the components isn't worth looking at held-out rows."""
+
+FEWEST_ROWS, FEWEST_STEPS = 500, 60
+"""With less than this there is no evidence to be had, and ranks stay at `SAFE_RANK`."""
+SAFE_RANK = 8
+
+Losses = Callable[[], Float[Tensor, " examples"]]
+"""Loss of each held-out example, without gradients, in eval mode. What loss it is doesn't matter."""
+Matrices = dict[str, tuple[Tensor, Tensor]]
+"""Module path → A and B."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A proposal and what became of it.
+
+    Attributes:
+        step: optimizer steps taken before it.
+        kind: `cut`, `grow` or `restore`.
+        accepted: the layers were resized.
+        changes: module path → (rank before, rank proposed); only where they differ.
+        ranks: module path → rank after the decision.
+        difference: mean over the held-out rows of an example's loss without the components minus with them.
+        error: its standard error.
+        rows: held-out rows it was seen on.
+        limit: what the bound of the difference was held against: `SHARE` of the adapters' gain.
+        expected: the difference that the statistics expect, where they say something.
+    """
+
+    step: int
+    kind: str
+    accepted: bool
+    changes: dict[str, tuple[int, int]]
+    ranks: dict[str, int]
+    difference: float
+    error: float
+    rows: int
+    limit: float
+    expected: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, a line of ranks.jsonl."""
+        return {
+            "step": self.step,
+            "kind": self.kind,
+            "accepted": self.accepted,
+            "changes": {path: list(change) for path, change in self.changes.items()},
+            "ranks": self.ranks,
+            "evidence": {
+                "difference": self.difference,
+                "error": self.error,
+                "rows": self.rows,
+                "limit": self.limit,
+                "expected": self.expected,
+            },
+            "text": str(self),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Decision":
+        """The inverse of `to_json`."""
+        changes = {path: (before, after) for path, (before, after) in stored["changes"].items()}
+        evidence = stored["evidence"]
+        return cls(stored["step"], stored["kind"], stored["accepted"], changes, stored["ranks"], **evidence)
+
+    def __str__(self) -> str:
+        before, after = (sum(pair[i] for pair in self.changes.values()) for i in (0, 1))
+        seen = f"{self.difference:+.4f} ± {self.error:.4f} on {self.rows} rows, {self.limit:.4f} would matter"
+        verdict = "" if self.accepted else "not "
+        if self.kind == "grow":
+            return (
+                f"step {self.step}: {verdict}grown, {before} → {after} components in {len(self.changes)} layers; "
+                f"held-out loss without the last of each: {seen}"
+            )
+        if self.kind == "restore":
+            return f"step {self.step}: {verdict}restored, {after - before} components; held-out loss without them: {seen}"
+        return (
+            f"step {self.step}: {verdict}cut, {before} → {after} components in {len(self.changes)} layers; "
+            f"held-out loss without the {before - after}: {seen}"
+        )
+
+
+def held_out_rows(rows: int, trained: int, steps: int) -> int:
+    """How many rows to hold out for decisions: about one in 80 that are trained on, over all epochs, so that looking at them takes a
+    few percent of the time; 0 where there is too little to decide anything.
+
+    Args:
+        rows: of the training data.
+        trained: rows over all steps.
+        steps: of the optimizer.
+    """
+    if rows < FEWEST_ROWS or steps < FEWEST_STEPS:
+        return 0
+    return min(max(200, trained // 80), rows // 10, 1024)
+
+
+def settle(layers: Sequence[LoRALinear]) -> None:
+    """Gives layers the safe rank before training, for good."""
+    for layer in layers:
+        layer.watch(False)
+        rank = min(SAFE_RANK, layer.rank)
+        layer.scaling *= layer.rank / rank
+        layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())
+
+
+# ── One layer ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A layer's components, the most worth first: A' = T·A and B' = B·T⁻¹ leave B·A as it is.
+
+    Attributes:
+        T: [kept, rank], float64; all components are kept to begin with.
+        inverse: T⁻¹, or of it the columns that are kept.
+        worth: of each component, in units that all layers of a model share.
+    """
+
+    T: Float[Tensor, "kept rank"]
+    inverse: Float[Tensor, "rank kept"]
+    worth: Float[Tensor, " kept"]
+
+    def first(self, rank: int) -> "Basis":
+        """The components worth most."""
+        return Basis(self.T[:rank], self.inverse[:, :rank], self.worth[:rank])
+
+    def matrices(self, layer: LoRALinear) -> tuple[Tensor, Tensor]:
+        """A' and B'."""
+        A = self.T @ layer.lora_A.detach().double()
+        B = layer.lora_B.detach().double() @ self.inverse
+        return A.to(layer.lora_A.dtype), B.to(layer.lora_B.dtype)
+
+    def moments(self, moments: Tensor) -> Tensor:
+        """The second moments of z' and dz'."""
+        rank = self.T.shape[1]
+        zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
+        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(moments.dtype)
+        return torch.cat([rows, moments[-1, 0].expand(1, rows.shape[1])])
+
+
+def find_basis(layer: LoRALinear, moments: Float[Tensor, "moments rank"]) -> Basis:
+    """The components of a layer, from the second moments of z and dz.
+
+    With C = E[z·zᵀ] and the singular value decomposition B·C^½ = U·S·Vᵀ, T = D·Vᵀ·C^-½ makes the components of z uncorrelated and the
+    columns of B orthogonal. The diagonal D gives each component the layer's own ratio ‖A‖ / ‖B‖, so that neither factor learns faster
+    than before.
+    """
+    rank, device = layer.rank, layer.lora_A.device
+    moments = moments.double()
+    tokens = moments[-1, 0].clamp_min(1.0)
+    zz, dd = moments[:rank] / tokens, moments[rank : 2 * rank] / tokens
+    A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
+    if not B.any() or not zz.any():
+        identity = torch.eye(rank, dtype=torch.float64, device=device)
+        return Basis(identity, identity, torch.zeros(rank, dtype=torch.float64, device=device))
+    values, vectors = torch.linalg.eigh(zz)
+    values = values.clamp_min(
+        1e-6 * values[-1]
+    )  # what z doesn't reach has no effect, but must not divide by zero
+    root, unroot = (vectors * values ** (0.5 * sign) @ vectors.t() for sign in (1, -1))
+    V = torch.linalg.svd(B @ root, full_matrices=False).Vh
+    T, inverse = V @ unroot, root @ V.t()
+    a, b = (T @ A).norm(dim=1), (B @ inverse).norm(dim=0)
+    scale = (A.norm() / B.norm() * b.clamp_min(1e-3 * b.max()) / a).sqrt()
+    T, inverse = scale[:, None] * T, inverse / scale
+    worth = tokens * torch.einsum("ij,jk,ik->i", T, zz, T) * torch.einsum("ji,jk,ki->i", inverse, dd, inverse)
+    order = worth.argsort(descending=True, stable=True)
+    return Basis(T[order], inverse[:, order], worth[order])
+
+
+class Components(NamedTuple):
+    """Components of a layer on their own: kept aside, or new."""
+
+    A: Float[Tensor, "rank d_in"]
+    B: Float[Tensor, "d_out rank"]
+    moments: Float[Tensor, "moments rank"]
+
+
+@runtime_checkable
+class OptimizerState(Protocol):
+    """What the controller asks of an optimizer: `optim.Update` has it, `TorchOptimizer` gives it to any of torch's."""
+
+    def state(self, parameter: nn.Parameter, /) -> dict[str, Tensor]:
+        """Moments in the parameter's shape, and whatever else."""
+        ...
+
+    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]], /) -> None:
+        """Gives parameters other values, of other shapes, and the state that goes with them."""
+        ...
+
+
+class NoOptimizer:
+    """No optimizer, seen as `OptimizerState`: for an adapter that isn't being trained."""
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {}
+
+    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
+        for parameter, (value, _) in new.items():
+            replace_value(parameter, value)
+
+
+class TorchOptimizer:
+    """An optimizer of torch's, seen as `OptimizerState`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return {k: v for k, v in self.optimizer.state.get(parameter, {}).items() if isinstance(v, Tensor)}
+
+    @torch.no_grad()
+    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
+        for parameter, (value, state) in new.items():
+            replace_value(parameter, value)
+            if state:
+                self.optimizer.state[parameter].update(state)
+
+
+def change(
+    layer: LoRALinear, moments: Tensor, basis: Basis, added: Components | None, optimizer: OptimizerState
+) -> tuple[dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]], Tensor]:
+    """A layer with the components of `basis` (some or all of its own, in their order), followed by others.
+
+    Args:
+        layer: left as it is.
+        moments: second moments of its z and dz.
+        basis: what of it stays.
+        added: what comes beside it.
+        optimizer: holds the state of its A and B.
+
+    Returns:
+        For `OptimizerState.resize`: A and B with their optimizer state; and the new second moments.
+    """
+    rank = layer.rank
+    zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
+    A, B = basis.matrices(layer)
+    # A' = T·A and B' = B·T⁻¹, so the gradients follow as T⁻ᵀ·G_A and G_B·Tᵀ; over rank, dz correlates the one and z the other.
+    state_A = _carry(optimizer.state(layer.lora_A), basis.inverse.t(), dd, layer.lora_A.shape)
+    state_B = {k: v.t() if v.ndim == 2 else v for k, v in optimizer.state(layer.lora_B).items()}
+    state_B = _carry(state_B, basis.T, zz, layer.lora_B.t().shape)
+    moments = basis.moments(moments)
+    if added is not None:
+        A, B = torch.cat([A, added.A]), torch.cat([B, added.B], dim=1)
+        state_A, state_B = (_extend(state, added.A.shape[0]) for state in (state_A, state_B))
+        moments = _beside(moments, added.moments)
+    state_B = {k: v.t().contiguous() if v.ndim == 2 else v for k, v in state_B.items()}
+    return {layer.lora_A: (A, state_A), layer.lora_B: (B.contiguous(), state_B)}, moments
+
+
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+"""State that holds second moments, by torch's names for it."""
+
+
+def _carry(
+    state: dict[str, Tensor],
+    P: Float[Tensor, "new rank"],
+    moments: Float[Tensor, "rank rank"],
+    shape: torch.Size,
+) -> dict[str, Tensor]:
+    """An optimizer's state of a parameter whose gradient G [rank, d] becomes P·G.
+
+    First moments follow as gradients do. Second moments are E[(Σₖ Pᵢₖ·Gₖ)²] with the correlations over k that `moments` tells. What isn't
+    in the parameter's shape stays.
+    """
+    spread = moments.diagonal().sqrt().clamp_min(1e-30)
+    correlation = moments / (spread[:, None] * spread)
+    correlation.fill_diagonal_(1.0)
+    carried: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if value.shape != shape:
+            carried[key] = value
+        elif key in SQUARES:
+            terms = P[:, :, None] * value.double().sqrt()  # [new, rank, d]
+            squares = torch.einsum("ikd,kl,ild->id", terms, correlation, terms)
+            carried[key] = squares.clamp_min(0.0).to(value.dtype)
+        else:
+            carried[key] = (P @ value.double()).to(value.dtype)
+    return carried
+
+
+def _extend(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """State [rank, d] with that many rows more: no momentum yet, and the layer's usual second moments."""
+    extended: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if value.ndim == 2:
+            usual = (
+                value.mean(dim=0, keepdim=True)
+                if key in SQUARES and len(value)
+                else value.new_zeros(1, value.shape[1])
+            )
+            value = torch.cat([value, usual.expand(rows, -1)])
+        extended[key] = value
+    return extended
+
+
+def _beside(moments: Tensor, other: Tensor) -> Tensor:
+    """Second moments of two sets of components that are taken as uncorrelated."""
+    n, m = moments.shape[1], other.shape[1]
+    zz = torch.block_diag(moments[:n], other[:m])
+    dd = torch.block_diag(moments[n : 2 * n], other[m : 2 * m])
+    tokens = torch.cat([moments[-1], other[-1]]).max()
+    return torch.cat([zz, dd, tokens.expand(1, n + m)])
+
+
+# ── All layers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RankController:
+    """Decides the rank of each LoRA layer of a model while it trains. Call `step()` after each optimizer step.
+
+    Everything it decides follows from the model, the steps taken and the seed. It watches the layers' backward from its making on.
+
+    Args:
+        model: with LoRA layers of the start rank.
+        losses: loss of each held-out example; no such row may be trained on before `done`.
+        steps: optimizer steps of the whole training.
+        optimizer: torch's, or an `OptimizerState`.
+        seed: draws the A of components that are added.
+
+    Raises:
+        ValueError: the model has no LoRA layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Losses,
+        steps: int,
+        optimizer: torch.optim.Optimizer | OptimizerState,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.layers = lora_layers(model)
+        if not self.layers:
+            raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
+        self.losses, self.seed = losses, seed
+        self.optimizer = (
+            TorchOptimizer(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+        )
+        adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
+        self.alone = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
+        self.checks = {max(1, round(share * steps)): self._grow for share in GROW_AT}
+        self.checks |= {max(1, round(share * steps)): self._cut for share in CUT_AT}
+        self.steps_taken = 0
+        self.rows_seen = 0
+        self.decisions: list[Decision] = []
+        self.moments: dict[str, Tensor] = {}
+        self.aside: dict[str, Components] = {}
+        for layer in self.layers.values():
+            layer.watch()
+
+    @property
+    def done(self) -> bool:
+        """No decision is left to make: the held-out rows may be trained on."""
+        return self.steps_taken >= max(self.checks)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each layer now."""
+        return {path: layer.rank for path, layer in self.layers.items()}
+
+    def step(self) -> list[Decision]:
+        """Takes in the statistics of a step and, where a check is due, decides.
+
+        Returns:
+            What was decided now; mostly nothing.
+        """
+        for path, layer in self.layers.items():
+            if layer.moments is not None and layer.moments.grad is not None:
+                new, layer.moments.grad = layer.moments.grad, None
+                self.moments[path] = (
+                    self.moments[path].mul_(MEMORY).add_(new) if path in self.moments else new
+                )
+        self.steps_taken += 1
+        made = len(self.decisions)
+        if check := self.checks.get(self.steps_taken):
+            check()
+        return self.decisions[made:]
+
+    @torch.no_grad()
+    def sort(self) -> None:
+        """Puts every layer's components in order of worth, so that a smaller adapter is a prefix; the function stays as it is."""
+        self._change({path: (basis, None) for path, basis in self._bases().items()})
+
+    @torch.no_grad()
+    def compress(self, on_point: Callable[["Decision"], None] = lambda point: None) -> list[Decision]:
+        """Cuts a trained adapter to the smallest size that held-out rows don't tell from the whole.
+
+        Halves the number of components until that does harm, then closes in between. `moments` must hold the statistics.
+
+        Returns:
+            The curve: a decision for each size that was looked at.
+        """
+        bases, made = self._bases(), len(self.decisions)
+        order = self._order(bases)
+        whole = self._look({})
+        gain = self._look(_none(self.layers)) - whole
+        limit, total = SHARE * max(gain.mean().item(), 0.0), sum(worth for worth, _ in order)
+
+        def try_size(kept: int) -> bool:
+            removed = order[: len(order) - kept]
+            ranks = _without(bases, removed)
+            harm = gain if kept == 0 else self._look(self._matrices(bases, ranks)) - whole
+            share = sum(worth for worth, _ in removed) / total if total else 0.0
+            expected = None if kept == 0 else share * gain.mean().item()
+            accepted = self._decide("cut", harm, limit, ranks, expected=expected, act=False)
+            on_point(self.decisions[-1])
+            return accepted
+
+        good, bad = len(order), 0
+        if not order or try_size(0):
+            good = 0
+        while good > 1 and bad == 0 and try_size(good // 2):
+            good //= 2
+        bad = good // 2 if good > 1 else 0
+        while good - bad > max(1, good // 16):
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if try_size(middle) else (good, middle)
+        self._resize(self._changes(_without(bases, order[: len(order) - good])))
+        return self.decisions[made:]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint needs beside the layers and the optimizer: tensors, and plain values."""
+        tensors = {f"moments.{path}": value for path, value in self.moments.items()}
+        for path, aside in self.aside.items():
+            tensors |= {f"aside.{name}.{path}": value for name, value in aside._asdict().items()}
+        decisions = [decision.to_json() for decision in self.decisions]
+        return tensors, {"steps": self.steps_taken, "rows": self.rows_seen, "decisions": decisions}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continues from what `state` gave, after the layers have taken their ranks."""
+        self.steps_taken, self.rows_seen = values["steps"], values["rows"]
+        self.decisions = [Decision.from_json(stored) for stored in values["decisions"]]
+        self.moments = {p: tensors[f"moments.{p}"] for p in self.layers if f"moments.{p}" in tensors}
+        self.aside = {
+            path: Components(*(tensors[f"aside.{name}.{path}"] for name in Components._fields))
+            for path in self.layers
+            if f"aside.A.{path}" in tensors
+        }
+        for layer in self.layers.values():
+            layer.watch()
+
+    # Checks
+
+    @torch.no_grad()
+    def _cut(self) -> None:
+        """Removes as many components, the least worth first, as held-out rows don't miss."""
+        whole = self._look({})
+        gain = self._look(_none(self.layers)) - whole
+        limit = SHARE * max(gain.mean().item(), 0.0)
+        if self.aside:
+            whole = self._restore(whole, limit)
+        bases = self._bases()
+        order = self._order(bases)
+        if not order:
+            return
+        if _bound(*_mean(gain)) <= limit:  # the adapters as a whole are not missed
+            ranks = dict.fromkeys(bases, 0)
+            if self.alone:  # without a single component there would be nothing to train
+                ranks[order[-1][1]] = 1
+            self._decide("cut", gain, limit, ranks)
+            return
+        share = SHARE / (1 + SURE)  # what passes if held-out rows say just what the statistics say
+        for _ in range(TRIES):
+            removed, reached = _least(order, share)
+            if len(removed) < SPARE * len(order):
+                return
+            ranks = _without(bases, removed)
+            harm = self._look(self._matrices(bases, ranks)) - whole
+            if self._decide("cut", harm, limit, ranks, expected=reached * gain.mean().item()):
+                return
+            share = reached / 4
+
+    @torch.no_grad()
+    def _grow(self) -> None:
+        """Doubles the rank of layers that have no component to spare, where held-out rows miss the last one of each.
+
+        The next component of a layer is hardly worth more than its last, so there is nothing to gain where the last ones together are
+        worth little.
+        """
+        bases = self._bases()
+        total = sum(basis.worth.sum().item() for basis in bases.values())
+        last = {path: basis.worth[-1].item() for path, basis in bases.items()}
+        short = [path for path, worth in last.items() if worth > SHARE * total / len(last)]
+        if sum(last[path] for path in short) <= SHARE * total:
+            return
+        whole = self._look({})
+        gain = (self._look(_none(self.layers)) - whole).mean().item()
+        without = {path: self.layers[path].rank - 1 for path in short}
+        harm = self._look(self._matrices(bases, without)) - whole
+        layers = {path: self.layers[path] for path in short}
+        twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
+        self._decide("grow", harm, SHARE * max(gain, 0.0), twice)
+
+    def _restore(self, whole: Tensor, limit: float) -> Tensor:
+        """Brings back what the last cut took, where held-out rows miss it by now; returns the losses after it."""
+        both: Matrices = {}
+        for path, other in self.aside.items():
+            layer = self.layers[path]
+            both[path] = torch.cat([layer.lora_A, other.A]), torch.cat([layer.lora_B, other.B], dim=1)
+        with_it = self._look(both)
+        ranks = {path: A.shape[0] for path, (A, _) in both.items()}
+        restored = self._decide("restore", whole - with_it, limit, ranks)
+        self.aside = {}
+        return with_it if restored else whole
+
+    # Evidence
+
+    def _bases(self) -> dict[str, Basis]:
+        return {
+            path: find_basis(layer, self.moments[path])
+            for path, layer in self.layers.items()
+            if layer.rank and path in self.moments
+        }
+
+    def _order(self, bases: Mapping[str, Basis]) -> list[tuple[float, str]]:
+        """(worth, module path) of every component; first the one whose parameters are the least worth each."""
+        size = {path: layer.in_features + layer.out_features for path, layer in self.layers.items()}
+        components = [(worth, path) for path, basis in bases.items() for worth in basis.worth.tolist()]
+        return sorted(components, key=lambda one: one[0] / size[one[1]])
+
+    def _matrices(self, bases: Mapping[str, Basis], ranks: Mapping[str, int]) -> Matrices:
+        return {path: bases[path].first(rank).matrices(self.layers[path]) for path, rank in ranks.items()}
+
+    def _look(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        """Losses of the held-out examples with other matrices in some layers."""
+        kept = {path: (layer.lora_A.data, layer.lora_B.data) for path, layer in self.layers.items()}
+        try:
+            for path, (A, B) in matrices.items():
+                self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
+            losses = self.losses().double().cpu()
+        finally:
+            for path, (A, B) in kept.items():
+                self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
+        self.rows_seen += len(losses)
+        return losses
+
+    def _decide(
+        self,
+        kind: str,
+        harm: Tensor,
+        limit: float,
+        ranks: dict[str, int],
+        *,
+        expected: float | None = None,
+        act: bool = True,
+    ) -> bool:
+        """Accepts a proposal or doesn't, notes it, and resizes.
+
+        Args:
+            kind: `cut` removes what does no harm; `grow` and `restore` add where its lack does.
+            harm: by which each held-out example's loss is higher without the components.
+            limit: the harm that would matter.
+            ranks: proposed, for the layers concerned.
+            expected: the harm that the statistics expect, where they say something.
+            act: resize what is accepted.
+        """
+        mean, error = _mean(harm)
+        removing = kind == "cut"
+        bound = _bound(*_with_expected(mean, error, expected))
+        accepted = bound <= limit if removing else mean - SURE * error > limit
+        changes = self._changes(ranks)
+        if accepted and act:
+            self._resize(changes)
+        self.decisions.append(
+            Decision(
+                self.steps_taken, kind, accepted, changes, self.ranks, mean, error, len(harm), limit, expected
+            )
+        )
+        return accepted
+
+    # Resizing
+
+    def _changes(self, ranks: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        before = self.ranks
+        return {path: (before[path], rank) for path, rank in ranks.items() if before[path] != rank}
+
+    def _resize(self, changes: Mapping[str, tuple[int, int]]) -> None:
+        """Gives layers other ranks: keeps what is worth most, adds what was set aside, or new components."""
+        bases, parts = self._bases(), {}
+        for path, (before, after) in changes.items():
+            layer = self.layers[path]
+            basis = bases.get(path) or _as_it_is(layer)
+            if after < before:
+                rest = Basis(basis.T[after:], basis.inverse[:, after:], basis.worth[after:])
+                aside = Components(*rest.matrices(layer), rest.moments(self._moments(path)))
+                parts[path], self.aside[path] = (basis.first(after), None), aside
+            else:
+                parts[path] = basis, self.aside.get(path) or self._new(layer, after - before)
+        self._change(parts)
+
+    def _new(self, layer: LoRALinear, rank: int) -> Components:
+        """Components that change nothing yet: A as at the start (`LoRALinear`), B zero."""
+        device = layer.lora_A.device
+        generator = torch.Generator().manual_seed((self.seed + self.steps_taken) % 2**63)
+        A = torch.empty(rank, layer.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
+            layer.in_features
+        )
+        return Components(
+            A.to(layer.lora_A),
+            layer.lora_B.new_zeros(layer.out_features, rank),
+            torch.zeros(2 * rank + 1, rank, device=device),
+        )
+
+    def _change(self, parts: Mapping[str, tuple[Basis, Components | None]]) -> None:
+        new: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
+        for path, (basis, added) in parts.items():
+            resized, self.moments[path] = change(
+                self.layers[path], self._moments(path), basis, added, self.optimizer
+            )
+            new |= resized
+        self.optimizer.resize(new)
+        for path in parts:
+            self.layers[path].watch()
+
+    def _moments(self, path: str) -> Tensor:
+        rank = self.layers[path].rank
+        return self.moments.get(path, self.layers[path].lora_A.new_zeros(2 * rank + 1, rank))
+
+
+def _as_it_is(layer: LoRALinear) -> Basis:
+    one = torch.eye(layer.rank, dtype=torch.float64, device=layer.lora_A.device)
+    return Basis(one, one, one.new_zeros(layer.rank))
+
+
+def _none(layers: Mapping[str, LoRALinear]) -> Matrices:
+    return {path: (layer.lora_A[:0], layer.lora_B[:, :0]) for path, layer in layers.items()}
+
+
+def _least(order: Sequence[tuple[float, str]], share: float) -> tuple[Sequence[tuple[float, str]], float]:
+    """The first components that together have a share of all worth at most, and that share."""
+    worths = torch.tensor([worth for worth, _ in order], dtype=torch.float64).cumsum(0)
+    count = int((worths <= share * worths[-1]).sum())
+    return order[:count], (worths[count - 1] / worths[-1]).item() if count else 0.0
+
+
+def _without(bases: Mapping[str, Basis], removed: Sequence[tuple[float, str]]) -> dict[str, int]:
+    """Ranks of the layers without some components; in a layer those of least worth come last."""
+    gone = Counter(path for _, path in removed)
+    return {path: len(basis.worth) - gone[path] for path, basis in bases.items()}
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+
+
+def _bound(mean: float, error: float) -> float:
+    return mean + SURE * error
+
+
+def _with_expected(mean: float, error: float, expected: float | None) -> tuple[float, float]:
+    """What was seen and what was expected, the latter as uncertain as it is large, weighed by their precisions."""
+    if expected is None:
+        return mean, error
+    seen, prior = error**2, expected**2
+    weight = prior / (prior + seen) if prior + seen else 0.0
+    return weight * mean + (1 - weight) * expected, math.sqrt(weight * seen)

@@ -1,0 +1,266 @@
+"""Adaptive rank against planted answers, plain autograd, Adam in another basis, and PEFT."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.inject import adapt_freely
+from rankwise.lora import LoRALinear
+from rankwise.rank import Basis, Components, RankController, TorchOptimizer, change, find_basis
+
+
+def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:
+    torch.manual_seed(0)
+    adapted = LoRALinear(nn.Linear(d_in, d_out).to(dtype), rank, scaling=1.5, **options)
+    nn.init.normal_(adapted.lora_B)
+    return adapted
+
+
+def passed(adapted: LoRALinear, tokens=200, seed=1):
+    """A forward and backward with inputs that are far from white; z and dz as plain autograd sees them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, adapted.in_features, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(adapted.in_features, adapted.in_features, generator=generator, dtype=torch.float64)
+    dy = torch.randn(tokens, adapted.out_features, generator=generator, dtype=torch.float64)
+    dy[::3] = 0.0  # as at padding
+    adapted.watch()
+    adapted(x).backward(dy)
+    z = x @ adapted.lora_A.t()
+    dz = adapted.scaling * dy @ adapted.lora_B
+    return adapted.moments.grad, z.detach(), dz.detach(), dy
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_backward_leaves_the_second_moments_of_the_tokens_that_have_a_gradient(dropout):
+    adapted = layer(dropout=dropout).eval()
+    adapted.train(mode=False)
+    moments, z, dz, dy = passed(adapted)
+    counted = dy.any(dim=1)
+    torch.testing.assert_close(moments[:4], z[counted].t() @ z[counted])
+    torch.testing.assert_close(moments[4:8], dz.t() @ dz)
+    assert (moments[8] == counted.sum()).all()
+
+
+def test_the_path_with_dropout_collects_them_too():
+    adapted = layer(dropout=0.5).train()
+    moments, _, dz, dy = passed(adapted)
+    torch.testing.assert_close(moments[4:8], dz.t() @ dz)
+    assert (moments[8] == dy.any(dim=1).sum()).all()
+
+
+def test_watching_changes_neither_output_nor_gradients():
+    plain, watched = layer(), layer()
+    watched.watch()
+    x = torch.randn(9, 12, dtype=torch.float64)
+    for adapted in (plain, watched):
+        adapted(x).square().sum().backward()
+    assert torch.equal(plain(x), watched(x))
+    assert torch.equal(plain.lora_A.grad, watched.lora_A.grad)
+    assert torch.equal(plain.lora_B.grad, watched.lora_B.grad)
+
+
+def test_a_layer_of_rank_0_is_its_base_layer_and_can_grow_again():
+    adapted = layer()
+    parameters = adapted.lora_A, adapted.lora_B
+    A, B = adapted.lora_A.detach().clone(), adapted.lora_B.detach().clone()
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    with_it = adapted(x)
+    adapted.resize(A[:0], B[:, :0])
+    torch.testing.assert_close(adapted(x), nn.functional.linear(x, adapted.weight, adapted.bias))
+    (gradient,) = torch.autograd.grad(adapted(x).sum(), x)
+    torch.testing.assert_close(gradient, adapted.weight.sum(0).expand(3, -1))
+    adapted.resize(A, B)
+    torch.testing.assert_close(adapted(x), with_it)
+    assert parameters == (adapted.lora_A, adapted.lora_B)
+
+
+def test_the_basis_leaves_the_update_and_makes_components_independent_and_ordered():
+    adapted = layer()
+    moments, z, dz, dy = passed(adapted)
+    basis = find_basis(adapted, moments)
+    A, B = basis.matrices(adapted)
+    torch.testing.assert_close(B @ A, adapted.lora_B @ adapted.lora_A)
+    counted = dy.any(dim=1)
+    z = z[counted] @ basis.T.t()
+    covariance = z.t() @ z / len(z)
+    for matrix in (covariance, B.t() @ B):
+        off = matrix - torch.diag(matrix.diagonal())
+        assert off.abs().max() < 1e-4 * matrix.diagonal().max()
+    dz = dz[counted] @ basis.inverse
+    expected = len(z) * (z**2).mean(0) * (dz**2).mean(0)
+    torch.testing.assert_close(basis.worth, expected, rtol=1e-5, atol=0)
+    assert (basis.worth.diff() <= 0).all()
+    ratio = A.norm(dim=1) / B.norm(dim=0)
+    torch.testing.assert_close(ratio, (adapted.lora_A.norm() / adapted.lora_B.norm()).expand(4).detach())
+
+
+def test_worth_predicts_what_removing_a_component_costs():
+    """A softmax regression at its optimum: the loss without a component, against half its worth a row."""
+    torch.manual_seed(0)
+    x, teacher = torch.randn(20_000, 12, dtype=torch.float64), 0.5 * torch.randn(10, 12, dtype=torch.float64)
+    labels = torch.distributions.Categorical(logits=x @ teacher.t()).sample()
+    adapted = LoRALinear(nn.Linear(12, 10).double(), 10, scaling=1.0)
+    with torch.no_grad():
+        adapted.weight.zero_()
+        adapted.bias.zero_()
+        U, S, Vh = torch.linalg.svd(teacher, full_matrices=False)
+        adapted.resize(S.sqrt()[:, None] * Vh, U * S.sqrt())
+    adapted.watch()
+    loss = nn.functional.cross_entropy(adapted(x), labels, reduction="sum")
+    loss.backward()
+    basis = find_basis(adapted, adapted.moments.grad)
+    A, B = basis.matrices(adapted)
+    for i in (5, 7):
+        others = [k for k in range(10) if k != i]
+        without = nn.functional.cross_entropy(x @ (B[:, others] @ A[others]).t(), labels, reduction="sum")
+        assert 0.5 * basis.worth[i].item() == pytest.approx((without - loss).item(), rel=0.5)
+
+
+def test_moments_follow_a_change_of_basis_as_if_adam_had_run_in_it():
+    adapted = layer(dtype=torch.float32).float()
+    T = torch.randn(4, 4, dtype=torch.float64) + 2 * torch.eye(4, dtype=torch.float64)
+    inverse = torch.linalg.inv(T)
+    here = {"A": torch.zeros(4, 12), "B": torch.zeros(10, 4)}
+    there = {name: value.clone() for name, value in here.items()}
+    squares_here, squares_there = copy.deepcopy(here), copy.deepcopy(there)
+    moments = torch.zeros(9, 4, dtype=torch.float64)
+    mix = torch.randn(4, 4)
+    for step in range(400):
+        generator = torch.Generator().manual_seed(step)
+        dz, z = (
+            torch.randn(16, 4, generator=generator) @ mix,
+            torch.randn(16, 4, generator=generator) @ mix.t(),
+        )
+        x, dy = torch.randn(16, 12, generator=generator), torch.randn(16, 10, generator=generator)
+        gradient = {"A": dz.t() @ x, "B": dy.t() @ z}
+        turned = {"A": (inverse.t().float() @ gradient["A"]), "B": gradient["B"] @ T.t().float()}
+        for name in here:
+            here[name] = 0.99 * here[name] + 0.01 * gradient[name]
+            there[name] = 0.99 * there[name] + 0.01 * turned[name]
+            squares_here[name] = 0.99 * squares_here[name] + 0.01 * gradient[name] ** 2
+            squares_there[name] = 0.99 * squares_there[name] + 0.01 * turned[name] ** 2
+        moments[:4] += z.double().t() @ z.double()
+        moments[4:8] += dz.double().t() @ dz.double()
+        moments[8] += 16
+    optimizer = torch.optim.Adam([adapted.lora_A, adapted.lora_B])
+    for name, parameter in (("A", adapted.lora_A), ("B", adapted.lora_B)):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(400.0), "exp_avg": here[name], "exp_avg_sq": squares_here[name]
+        }  # fmt: skip
+    basis = Basis(T, inverse, torch.zeros(4, dtype=torch.float64))
+    new, _ = change(adapted, moments, basis, None, TorchOptimizer(optimizer))
+    for name, parameter in (("A", adapted.lora_A), ("B", adapted.lora_B)):
+        state = new[parameter][1]
+        torch.testing.assert_close(state["exp_avg"], there[name], rtol=1e-3, atol=1e-4)
+        ratio = state["exp_avg_sq"] / squares_there[name]
+        assert 0.8 < ratio.median() < 1.25
+        assert state["step"] == 400
+
+
+def test_added_components_leave_the_function_and_the_others_moments_alone():
+    adapted = layer(dtype=torch.float32)
+    optimizer = torch.optim.Adam([adapted.lora_A, adapted.lora_B])
+    x = torch.randn(5, 12)
+    adapted(x).square().sum().backward()
+    optimizer.step()
+    before, state = adapted(x), {k: v.clone() for k, v in optimizer.state[adapted.lora_A].items()}
+    one = torch.eye(4, dtype=torch.float64)
+    new = Components(torch.randn(3, 12), torch.zeros(10, 3), torch.zeros(7, 3))
+    basis = Basis(one, one, torch.zeros(4, dtype=torch.float64))
+    resized, moments = change(adapted, torch.zeros(9, 4), basis, new, TorchOptimizer(optimizer))
+    TorchOptimizer(optimizer).resize(resized)
+    torch.testing.assert_close(adapted(x), before)
+    assert adapted.rank == 7
+    assert moments.shape == (15, 7)
+    grown = optimizer.state[adapted.lora_A]
+    torch.testing.assert_close(grown["exp_avg"][:4], state["exp_avg"])
+    torch.testing.assert_close(grown["exp_avg_sq"][:4], state["exp_avg_sq"])
+    assert not grown["exp_avg"][4:].any()
+    assert (grown["exp_avg_sq"][4:] > 0).all()
+    adapted(x).square().sum().backward()
+    optimizer.step()
+
+
+# ── The controller ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Network(nn.Module):
+    """Two linear layers and something in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.offset = nn.Linear(16, 24), nn.Linear(24, 8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))) + self.offset.bias
+
+
+def planted(rank: int, layer: str = "first", noise: float = 0.05, seed: int = 0):
+    """A network, and rows (x, y) whose y comes from the same network with an update of known rank in one layer."""
+    torch.manual_seed(seed)
+    network = Network()
+    teacher = copy.deepcopy(network)
+    weight = getattr(teacher, layer).weight
+    with torch.no_grad():
+        if rank:
+            U, _, Vh = torch.linalg.svd(torch.randn(weight.shape), full_matrices=False)
+            weight += 1.5 * U[:, :rank] @ Vh[:rank]
+        x = torch.randn(3000, 16)
+        y = teacher(x)
+    return network, x, y + noise * torch.randn_like(y)
+
+
+def train(network, x, y, steps=600, start=6, seed=0, held_out=300, shuffle=False, batch=50, also_train=()):
+    adapt_freely(network, start, targets=("first", "second"), also_train=also_train)
+    if shuffle:
+        y = y[torch.randperm(len(y))]
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.0)
+    held, rest = slice(0, held_out), slice(held_out, None)
+
+    def losses():
+        with torch.no_grad():
+            return (network(x[held]) - y[held]).square().mean(dim=1)
+
+    controller = RankController(network, losses, steps, optimizer, seed=seed)
+    xs, ys = x[rest], y[rest]
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        rows = torch.randint(len(xs), (batch,), generator=generator)
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
+        (network(xs[rows]) - ys[rows]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+    return controller
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_planted_rank_is_found_in_its_layer(rank):
+    controller = train(*planted(rank))
+    assert controller.ranks == {"first": rank, "second": 0}
+
+
+def test_where_nothing_is_to_be_learned_the_rank_is_0():
+    assert sum(train(*planted(0), also_train=["offset"]).ranks.values()) == 0
+
+
+def test_where_only_adapters_are_trained_one_component_is_left_to_train():
+    assert sum(train(*planted(0)).ranks.values()) == 1
+
+
+def test_a_layer_that_is_short_of_rank_grows():
+    controller = train(*planted(6), start=4)
+    assert any(d.kind == "grow" and d.accepted for d in controller.decisions)
+    assert controller.ranks == {"first": 6, "second": 0}
+
+
+def test_the_result_hardly_depends_on_the_start():
+    assert {train(*planted(3), start=start).ranks["first"] for start in (4, 8, 16)} == {3}
+
+
+def test_decisions_follow_from_state_and_seed_alone():
+    first, second = (train(*planted(2), steps=200) for _ in range(2))
+    assert [d.to_json() for d in first.decisions] == [d.to_json() for d in second.decisions]
