@@ -32,6 +32,7 @@ from rankwise.dropout import Key
 from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.measure import Speed
+from rankwise.mixed import Copies
 from rankwise.optim import Kind, Update, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.readout import packed_logits
@@ -224,6 +225,7 @@ class Training:
         self.seconds = 0.0
         self.speed = Speed(skip=WARMUP_STEPS)
         self.update = self._update()
+        self._copies = Copies(model, self.update.parameters, compute.autocast)
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
         self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
@@ -301,10 +303,14 @@ class Training:
     def _try(self, engine: Engine, rows: np.ndarray) -> None:
         """Gradients of some rows, forgotten."""
         compute, self.model = replace(self.compute, engine=engine), self.model.train()
-        with compute.running(self.model):
+        with compute.running(self.model), self._copies.in_place():
+            self._copies.refresh()
             batches = compute.batches(self.model, self.rows, rows, key=(0, 0))
-            for _ in compute.workers.map(lambda part: self._gradients(part, len(rows), compute), batches):
-                pass
+            for _, gradients in compute.workers.map(
+                lambda part: self._gradients(part, len(rows), compute), batches
+            ):
+                self.update.add(gradients)
+        self.update.forget()
 
     def _heaviest(self) -> np.ndarray:
         """Rows of the batch with most tokens, over the epochs of the run."""
@@ -314,10 +320,10 @@ class Training:
         return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
 
     def _fixed(self) -> float:
-        """Bytes that are there all the time: weights, and a gradient and two moments of what is trained."""
+        """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
-        return weights + 3 * sum(p.nbytes for p in self.update.parameters)
+        return weights + 3 * sum(p.nbytes for p in self.update.parameters) + self._copies.nbytes
 
     def _dtype(self) -> torch.dtype:
         return self.compute.autocast or next(p for p in self.model.parameters() if p.ndim >= 2).dtype
@@ -357,11 +363,13 @@ class Training:
             self.model, self.rows, batch, key=(self.seed, self.step_number), parts=self.options.accumulate
         )
         losses = []
-        for loss, gradients in self.compute.workers.map(
-            lambda part: self._gradients(part, len(batch)), batches
-        ):
-            losses.append(loss)
-            self.update.add(gradients)
+        self._copies.refresh()
+        with self._copies.in_place():
+            for loss, gradients in self.compute.workers.map(
+                lambda part: self._gradients(part, len(batch)), batches
+            ):
+                losses.append(loss)
+                self.update.add(gradients)
         return sum(losses)
 
     def _gradients(
@@ -373,7 +381,8 @@ class Training:
             F.cross_entropy(compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
             / rows
         )
-        return loss.item(), torch.autograd.grad(loss, self.update.parameters, allow_unused=True)
+        leaves = self._copies.leaves(self.update.parameters)
+        return loss.item(), torch.autograd.grad(loss, leaves, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""
