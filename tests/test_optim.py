@@ -93,3 +93,14 @@ def test_the_learning_rate_rises_and_falls_to_zero_and_stays_there():
     assert linear(10) == linear(20) == 0.0
     assert cosine(10) == cosine(20) == pytest.approx(0.0)
     assert {schedule_factor("constant", 10, 0.0)(i) for i in range(20)} == {1.0}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_norm_of_a_large_gradient_is_the_one_float64_gives(flat):
+    weight, bias = nn.Parameter(torch.zeros(3000, 1001)), nn.Parameter(torch.zeros(3))
+    update = Update([weight, bias], "adamw", 0.1, 0.0, flat=flat)
+    torch.manual_seed(0)
+    some = [torch.randn(p.shape) for p in (weight, bias)]
+    update.add(some)
+    expected = torch.cat([g.double().reshape(-1) for g in some]).norm()
+    assert update.clip(0.0) == pytest.approx(float(expected), rel=1e-6)

@@ -9,7 +9,7 @@ Adapters are hundreds of small matrices, whose updates one by one take longer to
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class Update:
     ) -> None:
         self.parameters, self.flat = list(parameters), flat
         self._slabs: list[Slab] = []
+        self._kept: dict[
+            nn.Parameter, Tensor
+        ] = {}  # memory of gradients: to take it anew every step costs more than adding
+        self._divisor: Tensor | None = None
         groups: list[dict[str, object]] = []
         for matrices, decay in ((True, weight_decay), (False, 0.0)):
             some = [p for p in self.parameters if (p.ndim >= 2) == matrices]
@@ -56,24 +60,40 @@ class Update:
                 groups.append({"params": some, "weight_decay": decay})
         self.optimizer: Optimizer = {"adamw": AdamW, "adam": Adam}[kind](groups, lr=lr, fused=True)
 
-    def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Adds gradients, one a parameter, to those since the last step."""
-        add_up(self.parameters, gradients)
-
     @torch.no_grad()
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Adds gradients, one a parameter, to those since the last step; dense or sparse, of the parameter's dtype or a lesser one."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is not None:
+                parameter.grad.add_(gradient)
+                continue
+            parameter.grad = self._kept.setdefault(parameter, torch.empty_like(parameter))
+            if gradient.is_sparse:
+                parameter.grad.zero_().add_(gradient)
+            else:
+                parameter.grad.copy_(gradient)
+
     def clip(self, largest: float) -> float:
-        """Scales the gradients down to the norm `largest` (0: leaves them) and returns the norm they had."""
+        """Has the next step scale the gradients down to the norm `largest` (0: leave them), and returns the norm they have."""
         whole = [s.values for s in self._slabs] or self.parameters
-        norm = nn.utils.get_total_norm([p.grad for p in whole if p.grad is not None])
-        if largest > 0:
-            nn.utils.clip_grads_with_norm_(whole, largest, norm)
+        norm = _norm([p.grad for p in whole if p.grad is not None])
+        self._divisor = torch.clamp((norm + 1e-6) / largest, min=1.0).float() if largest > 0 else None
         return float(norm)
 
     def step(self, lr: float) -> None:
         """One update with the gradients added up, which are then forgotten."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # fused Adam divides gradients by this on its way: clipping takes no pass over them of its own
+        fused: Any = self.optimizer
+        fused.grad_scale, self._divisor = self._divisor, None
         self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the gradients."""
         self.optimizer.zero_grad(set_to_none=not self._slabs)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -130,6 +150,17 @@ def add_up(tensors: Iterable[Tensor], gradients: Sequence[Tensor | None]) -> Non
             tensor.grad = gradient
         else:
             tensor.grad.add_(gradient)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all together, by rows of 1024 at most: all cores take part, and float32 sums don't grow too long to be exact."""
+    rows = [row for g in gradients for row in _rows(g.reshape(-1))]
+    return torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(r, dim=-1) for r in rows]))
+
+
+def _rows(x: Tensor) -> list[Tensor]:
+    whole = x.numel() // 1024 * 1024
+    return [part for part in (x[:whole].view(-1, 1024), x[whole:].view(1, -1)) if part.numel()]
 
 
 class Slab:

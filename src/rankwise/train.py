@@ -34,6 +34,7 @@ from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.measure import Speed
+from rankwise.mixed import Copies
 from rankwise.optim import Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.rank import Decision, RankController, held_out_rows, settle
@@ -234,6 +235,7 @@ class Training:
             self.rank = RankController(
                 model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
             )
+        self._copies = Copies(model, self.update.parameters, compute.autocast)
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
         self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
@@ -348,10 +350,14 @@ class Training:
     def _try(self, engine: Engine, rows: np.ndarray) -> None:
         """Gradients of some rows, forgotten."""
         compute, self.model = replace(self.compute, engine=engine), self.model.train()
-        with compute.running(self.model):
+        with compute.running(self.model), self._copies.in_place():
+            self._copies.refresh()
             batches = compute.batches(self.model, self.rows, rows, key=(0, 0))
-            for _ in compute.workers.map(lambda part: self._gradients(part, len(rows), compute), batches):
-                pass
+            for _, gradients in compute.workers.map(
+                lambda part: self._gradients(part, len(rows), compute), batches
+            ):
+                self.update.add(gradients[: len(self.update.parameters)])
+        self.update.forget()
 
     def _heaviest(self) -> np.ndarray:
         """Rows of the batch with most tokens, over the epochs of the run."""
@@ -361,10 +367,10 @@ class Training:
         return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
 
     def _fixed(self) -> float:
-        """Bytes that are there all the time: weights, and a gradient and two moments of what is trained."""
+        """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
-        return weights + 3 * sum(p.nbytes for p in self.update.parameters)
+        return weights + 3 * sum(p.nbytes for p in self.update.parameters) + self._copies.nbytes
 
     def _dtype(self) -> torch.dtype:
         return self.compute.autocast or next(p for p in self.model.parameters() if p.ndim >= 2).dtype
@@ -416,12 +422,15 @@ class Training:
             self.model, self.rows, batch, key=(self.seed, self.step_number), parts=self.options.accumulate
         )
         losses = []
-        for loss, gradients in self.compute.workers.map(
-            lambda part: self._gradients(part, len(batch)), batches
-        ):
-            losses.append(loss)
-            self.update.add(gradients[: len(self.update.parameters)])
-            add_up(self._moments(), gradients[len(self.update.parameters) :])
+        self._copies.refresh()
+        trained = len(self.update.parameters)
+        with self._copies.in_place():
+            for loss, gradients in self.compute.workers.map(
+                lambda part: self._gradients(part, len(batch)), batches
+            ):
+                losses.append(loss)
+                self.update.add(gradients[:trained])
+                add_up(self._moments(), gradients[trained:])
         return sum(losses)
 
     def _moments(self) -> list[Tensor]:
@@ -437,7 +446,7 @@ class Training:
             F.cross_entropy(compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
             / rows
         )
-        wanted = [*self.update.parameters, *self._moments()]
+        wanted = [*self._copies.leaves(self.update.parameters), *self._moments()]
         return loss.item(), torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def save(self, folder: Path) -> None:

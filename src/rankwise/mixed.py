@@ -1,0 +1,63 @@
+"""Mixed precision for trained weights: float32 masters, and copies that a step computes with in the dtype of its products.
+
+    masters [float32] ── rounded once a step ──► copies [bfloat16] ── forward, backward ──► gradients [bfloat16] ──► optimizer
+
+Autocast alone rounds every weight in every part of a batch, and writes every gradient out in float32 as well. The numbers are the
+same ones. Source: Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+class Copies:
+    """Copies of the matrices that a model's Linears multiply with; what else it trains is used as it is.
+
+    Args:
+        model: with its trained weights in float32.
+        parameters: what is trained.
+        dtype: of the products; None takes no copies.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], dtype: torch.dtype | None
+    ) -> None:
+        trained, modules = set(parameters), list(model.modules())
+        linears = [m for m in modules if isinstance(m, nn.Linear | Conv1D)] if dtype else []
+        others = {p for m in modules if m not in set(linears) for p in m._parameters.values()}
+        self._places = [
+            (m, weight) for m in linears if (weight := cast(nn.Parameter, m.weight)) in trained - others
+        ]
+        self._of = {master: nn.Parameter(torch.empty_like(master, dtype=dtype)) for _, master in self._places}
+        self._embeddings = [m for m in modules if isinstance(m, nn.Embedding) and m.weight in trained]
+        self.nbytes = sum(copy.nbytes for copy in self._of.values())
+
+    def leaves(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """What to ask gradients of in place of the parameters themselves."""
+        return [self._of.get(p, p) for p in parameters]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rounds the masters anew."""
+        for master, copy in self._of.items():
+            copy.copy_(master)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model computes with the copies, for a block of code; gradients of embeddings name the rows looked up only."""
+        for embedding in self._embeddings:
+            embedding.sparse = True
+        for module, master in self._places:
+            module._parameters["weight"] = self._of[master]
+        try:
+            yield
+        finally:
+            for embedding in self._embeddings:
+                embedding.sparse = False
+            for module, master in self._places:
+                module._parameters["weight"] = master
