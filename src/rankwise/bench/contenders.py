@@ -50,6 +50,7 @@ _PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
 CONTENDERS: dict[str, Contender] = {
     "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
     "rankwise lora lean": Contender("rankwise.bench.ours", {"method": "lora", "memory": "lean"}),
+    "rankwise adaptive": Contender("rankwise.bench.ours", {"method": "adaptive"}),
     "rankwise full": Contender("rankwise.bench.ours", {"method": "full"}),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
@@ -83,6 +84,7 @@ RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora_vs_peft_best": ("rankwise lora", ("peft lora sdpa", "peft lora eager")),
     "lora_vs_peft_pad128": ("rankwise lora", ("peft lora pad128",)),
     "lora_padded_vs_peft_best": ("rankwise lora padded", ("peft lora sdpa", "peft lora eager")),
+    "adaptive_vs_lora": ("rankwise adaptive", ("rankwise lora",)),
     "lora_vs_full": ("rankwise lora", ("rankwise full",)),
     "full_vs_trainer_full": ("rankwise full", ("trainer full",)),
     "lean_vs_lora": ("rankwise lora lean", ("rankwise lora",)),

@@ -1,5 +1,6 @@
 """Ours, through the same loop as every run: `train.Training`, packed where the model allows it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.data import Encoded
 from rankwise.methods import METHODS
 from rankwise.packing import batch_order
+from rankwise.rank import RankController
 from rankwise.train import Compute, Padding, Training, choose_padding
 
 
@@ -23,7 +25,7 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memo
 
     Args:
         config: resolved (device and dtype are named).
-        method: `lora` or `full`.
+        method: `lora`, `full`, or `adaptive`: every layer stays at the same rank, but its statistics are gathered.
         padding: `packed` where the model allows it, or `longest`: the padded batches of the peers.
         memory: as in `--memory`.
     """
@@ -40,7 +42,7 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memo
         pad_id=model.config.pad_token_id,
         threads=config.threads,
     )
-    return Ours(config, model, compute, memory)
+    return Ours(config, model, compute, memory, gathers=method == "adaptive")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Ours:
     model: Any
     compute: Compute
     memory: str
+    gathers: bool = False
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
         """At random, as a run does, where it is packed; the peers' very own batches where it is padded."""
@@ -74,11 +77,17 @@ class Ours:
         )
         training = _Given(self.model, rows, options, self.compute, seed=self.config.seed)
         training.given = batches
+        if self.gathers:
+            training.rank = RankController(self.model, _never, sys.maxsize, training.update)
         training.tune(self.memory)
         for _ in batches:
             with training.compute.running(self.model):
                 training.step()
             after_step()
+
+
+def _never() -> torch.Tensor:
+    raise AssertionError("no check is due in so few steps")
 
 
 class _Given(Training):

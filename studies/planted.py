@@ -1,0 +1,186 @@
+"""Does adaptive rank find a rank that is known? A teacher gets an update of rank k in the value projections of some layers of the embedded
+model; a student, the same model with adapters on every query and value, fits the teacher's logits. Only the adapters are trained.
+
+    python studies/planted.py          # runs what is missing, stores, prints
+    python studies/planted.py --show   # prints what is stored
+
+The head is random, the same for both, and frozen; texts are the embedded movie reviews; an example's loss is the mean squared difference of
+its logits over the teacher's variance. Stored as studies/planted.parquet, a row a run.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from rankwise import models, tasks
+from rankwise.attention import packed
+from rankwise.data import Encoded, cache_folder, encode
+from rankwise.hub import EMBEDDED
+from rankwise.inject import adapt_freely
+from rankwise.lora import lora_layers
+from rankwise.packing import batch_order, pack
+from rankwise.rank import RankController
+from rankwise.readout import packed_logits
+from rankwise.streams import stream_seed
+
+STORED = Path(__file__).with_suffix(".parquet")
+LAYERS = (1, 3, 4)
+"""Whose value projections the teacher's update is in."""
+RANKS = (0, 1, 2, 4, 8, 16)
+SEEDS = (0, 1, 2)
+ROWS, HELD_OUT, BATCH, STEPS, LR, CLASSES = 6000, 300, 32, 700, 2e-3, 16
+SIZE = 0.5
+"""Frobenius norm of the planted update, relative to the weight's."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--ranks", type=int, nargs="*", default=RANKS, help="planted ranks")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
+    parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
+    asked = parser.parse_args()
+    stored = pq.read_table(STORED).to_pylist() if STORED.exists() else []
+    if not asked.show:
+        known = {(row["rank"], row["seed"], row["start"]) for row in stored}
+        torch.set_num_threads(1)
+        for seed in asked.seeds:
+            for rank in asked.ranks:
+                if (rank, seed, asked.start) not in known:
+                    stored.append(trial(rank, seed, asked.start))
+                    partial = STORED.with_suffix(".partial")
+                    pq.write_table(pa.Table.from_pylist(stored), partial)
+                    partial.replace(STORED)
+                    show(stored[-1:])
+    show(stored)
+
+
+def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
+    """One student; see the row it returns."""
+    begun = time.perf_counter()
+    rows = _rows()
+    teacher = _model(seed)
+    student = copy.deepcopy(teacher)
+    _plant(teacher, rank, seed)
+    targets = _logits(teacher, rows)
+    scale = targets.var(dim=0).mean()
+    adapt_freely(student, start, seed=stream_seed(seed, "adapter"))
+    student.requires_grad_(False)
+    layers = lora_layers(student)
+    trained = [
+        p for layer in layers.values() for p in (layer.lora_A.requires_grad_(), layer.lora_B.requires_grad_())
+    ]
+    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
+    held_out, train = np.arange(HELD_OUT), np.arange(HELD_OUT, ROWS)
+
+    def losses() -> Tensor:
+        return (_logits(student.eval(), rows, held_out) - targets[held_out]).square().mean(dim=1) / scale
+
+    controller = RankController(student, losses, STEPS, optimizer, seed=seed)
+    before = losses().mean().item()
+    lengths = rows.lengths[train]
+    batches = [
+        train[b]
+        for epoch in range(STEPS * BATCH // len(train) + 1)
+        for b in batch_order(lengths, BATCH, seed=stream_seed(seed, "order", epoch), group_by_length=False)
+    ]
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LR * min((step + 1) / 40, 1.0 - step / STEPS)
+        batch = pack(rows, batches[step], model=student)
+        with packed(student):
+            logits = packed_logits(student.train(), batch).float()
+        loss = (logits - targets[batch.rows]).square().mean() / scale
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        controller.step()
+    found = {path: layer.rank for path, layer in layers.items()}
+    planted = (
+        {path for path in layers if path.endswith("value") and _layer(path) in LAYERS} if rank else set()
+    )
+    kept = {path for path, r in found.items() if r}
+    return {
+        "rank": rank,
+        "seed": seed,
+        "start": start,
+        "planted": rank * len(LAYERS),
+        "found": sum(found.values()),
+        "precision": len(kept & planted) / len(kept) if kept else 1.0,
+        "recall": len(kept & planted) / len(planted) if planted else 1.0,
+        "loss_before": before,
+        "loss_after": losses().mean().item(),
+        "ranks": json.dumps(found),
+        "decisions": json.dumps([decision.to_json() for decision in controller.decisions]),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _rows() -> Encoded:
+    source = models.locate(EMBEDDED)
+    rows, _ = tasks.load_split(tasks.named("movies"), "train", None)
+    return encode(rows.select(np.arange(ROWS)), source.tokenizer, 128, cache_folder())
+
+
+def _model(seed: int) -> Any:
+    model, _ = models.load(
+        models.locate(EMBEDDED), [f"class {i}" for i in range(CLASSES)], dtype=torch.float32, seed=seed
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # the student could not equal the teacher otherwise
+    return model.eval().requires_grad_(False)
+
+
+def _plant(model: nn.Module, rank: int, seed: int) -> None:
+    """Adds U·Vᵀ with equal singular values, of `SIZE` of the weight's norm in all, to the value projections of `LAYERS`."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, "planted"))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith("value") and _layer(name) in LAYERS and rank:
+            out, into = module.weight.shape
+            U = torch.linalg.qr(torch.randn(out, rank, generator=generator)).Q
+            V = torch.linalg.qr(torch.randn(into, rank, generator=generator)).Q
+            module.weight += SIZE * module.weight.norm() / rank**0.5 * U @ V.t()
+
+
+def _layer(path: str) -> int:
+    return int(path.split(".layer.")[1].split(".")[0])
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, rows: Encoded, which: np.ndarray | None = None) -> Tensor:
+    which = np.arange(len(rows)) if which is None else which
+    result = torch.empty(len(which), CLASSES)
+    with packed(model):
+        for start in range(0, len(which), 64):
+            part = which[start : start + 64]
+            batch = pack(rows, part, model=model)
+            logits = packed_logits(model, batch).float()
+            position = {row: i for i, row in enumerate(part)}
+            result[start + torch.tensor([position[row] for row in batch.rows])] = logits
+    return result
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in sorted(rows, key=lambda row: (row["start"], row["rank"], row["seed"])):
+        print(
+            f"start {row['start']:2}  k = {row['rank']:2}  seed {row['seed']}  planted {row['planted']:3}  found {row['found']:3}  "
+            f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  "
+            f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main()
