@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
@@ -57,6 +58,11 @@ class RunFolder:
     def finished(self) -> bool:
         """The run ended well."""
         return self._result.is_file()
+
+    @property
+    def finished_at(self) -> int:
+        """When the result was written, in nanoseconds of the file system's clock."""
+        return self._result.stat().st_mtime_ns
 
     def write_request(self, requested: dict[str, Any], assigned: dict[str, Any] | None = None) -> None:
         """Makes the folder and says what to run there; what an earlier start recorded (facts to resume with) is kept.
@@ -108,6 +114,48 @@ class RunFolder:
             except (ValueError, KeyError, TypeError):
                 raise damaged(self._steps, f"line {number} is no step") from None
         return steps
+
+    def read_curve(self, metric: str) -> pa.Table:
+        """steps.jsonl as columns, read fast: step, loss, and `score` (null where the validation rows weren't evaluated).
+
+        Args:
+            metric: whose validation score.
+
+        Raises:
+            RankwiseError: a line other than a last one cut short is damaged.
+        """
+        lines = self._steps.read_bytes() if self._steps.is_file() else b""
+        lines = lines[: lines.rfind(b"\n") + 1]
+        scores = pa.struct([(metric, pa.float64())])
+        schema = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("validation", scores)])
+        if not lines:
+            table = schema.empty_table()
+        else:
+            options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+            try:
+                table = pj.read_json(pa.BufferReader(lines), parse_options=options)
+            except pa.ArrowException as error:
+                raise damaged(self._steps, error) from None
+            if table["step"].null_count:
+                raise damaged(self._steps, "a line is no step")
+        columns = table.flatten()
+        return pa.table(
+            {"step": columns["step"], "loss": columns["loss"], "score": columns[f"validation.{metric}"]}
+        )
+
+    def read_decisions(self) -> tuple[list[dict[str, Any]], int]:
+        """The rank decisions of ranks.jsonl, and how many whole lines of it are none."""
+        file = self.path / "ranks.jsonl"
+        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+        decisions = []
+        for line in lines:
+            try:
+                decision = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(decision, dict) and isinstance(decision.get("step"), int):
+                decisions.append(decision)
+        return decisions, len(lines) - len(decisions)
 
     def truncate_steps(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a resumed run's log reads like an undisturbed one's."""
