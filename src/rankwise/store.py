@@ -8,6 +8,7 @@ result.json              written last: its presence means "finished"
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -28,6 +29,27 @@ RESULT = (
     *("train_seconds", "samples_per_second", "peak_rss_mb"),
 )
 """What a result.json has at least, and a report counts on."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _maybe_number(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("task", "method", "model", "metric"), _text),
+    **dict.fromkeys(("samples_per_second", "peak_rss_mb"), _maybe_number),
+    "seed": lambda value: isinstance(value, int),
+    "scores": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+}
+"""What an entry of `RESULT` may be; the others are finite numbers."""
 
 
 def run_name(task: str, method: str, seed: int) -> str:
@@ -213,9 +235,13 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         try:
-            return pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
+            table = pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
         except (OSError, pa.ArrowException) as error:
             raise damaged(self._predictions, error) from None
+        for name in ("idx", "label", "prediction"):
+            if not pa.types.is_integer(table[name].type) or table[name].null_count:
+                raise damaged(self._predictions, f"{name} holds something that is no whole number")
+        return table
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Ends the run. Written last, atomically."""
@@ -227,7 +253,11 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
-        return _read_json(self._result, RESULT)
+        result = _read_json(self._result, RESULT)
+        odd = [name for name in RESULT if not _KINDS.get(name, _number)(result[name])]
+        if odd:
+            raise damaged(self._result, f"{odd[0]} is {result[odd[0]]!r:.40}")
+        return result
 
 
 def read_grid(out: Path) -> dict[str, Any]:

@@ -47,15 +47,17 @@ def _why_alone(rows: Sequence[Row]) -> list[str]:
 def _headline(compared: Sequence[Row]) -> str:
     """`lora is behind full fine-tuning on rte; for lora:rank=2 no difference is shown.`"""
     parts = []
-    for word in ("ahead of", "behind"):
-        for method in dict.fromkeys(row.method for row in compared):
-            tasks = [row.task for row in compared if row.method == method and _side(row) == word]
-            if tasks:
-                parts.append(f"{method} is {word} full fine-tuning on {listed(tasks)}")
-    undecided = [row for row in compared if row.verdict == "open"]
-    if undecided:
-        named = dict.fromkeys(f"{row.method} on {row.task}" for row in undecided)
-        parts.append(f"for {listed(list(named))} one of two tests shows a difference, the other doesn't")
+    for verdict, verb in (("shown", "is"), ("open", "may be")):
+        for side in ("ahead of", "behind"):
+            said = _on_tasks([row for row in compared if row.verdict == verdict and _side(row) == side])
+            if said:
+                doubt = " (one of two tests says so)" if verdict == "open" else ""
+                (first, tasks), *others = said
+                listing = [
+                    f"{first} {verb} {side} full fine-tuning on {tasks}",
+                    *(f"{m} on {t}" for m, t in others),
+                ]
+                parts.append(f"{', '.join(listing)}{doubt}")
     level = [
         method
         for method in dict.fromkeys(row.method for row in compared)
@@ -63,19 +65,22 @@ def _headline(compared: Sequence[Row]) -> str:
     ]
     if level and not parts:
         tasks = list(dict.fromkeys(row.task for row in compared))
-        parts.append(f"no difference to full fine-tuning is shown for {listed(level)} on {listed(tasks)}")
+        parts.append(f"No difference to full fine-tuning is shown for {listed(level)} on {listed(tasks)}")
     elif level:
         parts.append(f"for {listed(level)} no difference is shown")
-    text = "; ".join(parts)
     if max(row.score.n for row in compared) == 1:
-        text += "; with one seed, nothing is known about spread between runs"
-    return f"{text[0].upper()}{text[1:]}." if text.startswith(("no ", "for ")) else f"{text}."
+        parts.append("with one seed, nothing is known about spread between runs")
+    return f"{'; '.join(parts)}."
 
 
-def _side(row: Row) -> str | None:
-    if row.verdict != "shown" or row.difference is None:
-        return None
-    return "ahead of" if row.difference.mean > 0 else "behind"
+def _on_tasks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Each method with the tasks it is meant on."""
+    methods = dict.fromkeys(row.method for row in rows)
+    return [(m, listed([row.task for row in rows if row.method == m])) for m in methods]
+
+
+def _side(row: Row) -> str:
+    return "ahead of" if row.difference is not None and row.difference.mean > 0 else "behind"
 
 
 def _method(mine: Sequence[Row], rows: Sequence[Row]) -> str:

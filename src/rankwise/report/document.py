@@ -76,7 +76,7 @@ def collect(out: Path) -> Document:
     for folder in folders:
         try:
             if folder.finished:
-                runs.append(Run(folder, folder.read_result(), folder.read_run(), folder.read_predictions()))
+                runs.append(_read(folder))
             else:
                 left_out.append(_unfinished(folder))
         except RankwiseError as error:
@@ -103,6 +103,16 @@ def collect(out: Path) -> Document:
         settings=_settings(runs, grid),
         planned=max(len(folders), _planned(grid)),
     )
+
+
+def _read(folder: RunFolder) -> Run:
+    run = Run(folder, folder.read_result(), folder.read_run(), folder.read_predictions())
+    if len(run.predictions) != run.result["n_validation"]:
+        raise RankwiseError(
+            f"{folder.path} doesn't fit together: predictions.parquet has {len(run.predictions):,} rows, "
+            f"result.json says {run.result['n_validation']:,}. Remove this folder to run it again."
+        )
+    return run
 
 
 def _planned(grid: dict[str, Any]) -> int:
@@ -235,6 +245,8 @@ def _notes(rows: list[Row]) -> list[str]:
         notes.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
     if seeds[0] == 1:
         notes.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")
+    if any(row.verdict == "not shown" for row in rows):
+        notes.append("Not shown is not equal: the intervals say how large a difference may still be.")
     if any(row.rows_per_second is None for row in rows):
         notes.append(
             "Runs that shared the machine (--jobs) or took very few steps have no speed: it would mislead."
