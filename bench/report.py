@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,9 @@ def finish(
     """One run's record, predictions and result."""
     full, rows = config.method == "full", len(label)
     folder.write_request(to_json(config), {"threads": 2})
+    settled = resolve(config, config.method.partition(":")[0])
     folder.update_run_json(
-        resolved=to_json(resolve(config, config.method.partition(":")[0])),
+        resolved=to_json(replace(settled, train=replace(settled.train, lr=1e-3))),
         facts={"dtype": "bfloat16", "padding": "packed", "threads": 2},
         versions={"torch": "2.13.0"},
         hardware={"processor": "a processor", "cores": 2, "device": "cpu"},

@@ -121,6 +121,15 @@ def test_predictions_of_another_number_of_rows_are_named_and_left_out(tmp_path):
     assert "1 run not in these figures" in page
 
 
+def test_a_record_whose_settings_cannot_be_read_is_named_and_left_out(tmp_path):
+    finished(tmp_path)
+    odd = finished(tmp_path, seed=1)
+    odd.update_run_json(resolved={"train": {"lr": None}})
+    document = collect(tmp_path)
+    assert len(document.runs) == 1
+    assert "sst2.lora.s1/run.json is damaged (its settings can't be read" in document.left_out[0]
+
+
 def test_a_damaged_log_costs_the_curve_alone_and_is_named(tmp_path):
     folder = finished(tmp_path)
     folder.append_steps([{"step": 1, "loss": 0.5}])

@@ -15,7 +15,7 @@ from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
 from rankwise.report.rankmap import RankMap, rank_maps
 from rankwise.report.row import REFERENCE, Row
-from rankwise.store import RunFolder, read_grid, run_folders
+from rankwise.store import RunFolder, damaged, read_grid, run_folders
 
 Cell = tuple[str, str]
 """A task and a method."""
@@ -29,6 +29,7 @@ class Run:
     result: dict[str, Any]
     record: dict[str, Any]
     predictions: pa.Table
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,17 @@ def collect(out: Path) -> Document:
 
 
 def _read(folder: RunFolder) -> Run:
-    run = Run(folder, folder.read_result(), folder.read_run(), folder.read_predictions())
-    if len(run.predictions) != run.result["n_validation"]:
+    result, record, predictions = folder.read_result(), folder.read_run(), folder.read_predictions()
+    if len(predictions) != result["n_validation"]:
         raise RankwiseError(
-            f"{folder.path} doesn't fit together: predictions.parquet has {len(run.predictions):,} rows, "
-            f"result.json says {run.result['n_validation']:,}. Remove this folder to run it again."
+            f"{folder.path} doesn't fit together: predictions.parquet has {len(predictions):,} rows, "
+            f"result.json says {result['n_validation']:,}. Remove this folder to run it again."
         )
-    return run
+    try:
+        settings = _setting(record, result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(folder.path / "run.json", f"its settings can't be read: {error}") from None
+    return Run(folder, result, record, predictions, settings)
 
 
 def _planned(grid: dict[str, Any]) -> int:
@@ -284,7 +289,7 @@ def _settings(runs: list[Run], grid: dict[str, Any]) -> dict[str, str]:
     """What was set: said once where every run has it, else with the tasks and methods that have it."""
     said: dict[str, dict[str, dict[str, None]]] = {}
     for run in runs:
-        for name, value in _setting(run.record, run.result).items():
+        for name, value in run.settings.items():
             cell = f"{run.result['task']} {run.result['method']}"
             said.setdefault(name, {}).setdefault(value, {})[cell] = None
     shown = {
