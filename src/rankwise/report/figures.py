@@ -449,14 +449,9 @@ def _heat(rank_map: RankMap) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": rank_map.edges,
         "y": layers,
-        # by doublings: 4 → 8 looks like 16 → 32
-        "z": [
-            [None if rank is None else round(math.log2(1 + rank), 3) for rank in row]
-            for row in rank_map.ranks
-        ],
+        "z": rank_map.ranks,  # the page colours them by doublings, as the colour bar's ticks are
         "zmin": 0,
         "zmax": math.log2(1 + max(ticks[-1], highest)),
-        "text": [[rank if rank is not None else "" for rank in row] for row in rank_map.ranks],
         "hovertemplate": "%{y}: rank %{text}<extra></extra>",
         "colorscale": "ranks",
         "ygap": 1,

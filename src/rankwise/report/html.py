@@ -85,6 +85,7 @@ def html(document: Document, *, live: bool = False) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     sections = [_section(document, *section) for section in SECTIONS]
     sections = [section for section in sections if section["figures"]]
     own = files("rankwise.report").joinpath("page")

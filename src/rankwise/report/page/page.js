@@ -67,8 +67,13 @@ const axis = () => ({
   fixedrange: true, automargin: true, title: { standoff: 8, font: { size: 11.5, color: colour("var(--muted)") } }, ticks: "",
 });
 const look = (spec) => {
-  const data = coloured(spec.data).map((trace) => trace.colorscale === "ranks"
-    ? { ...trace, colorscale: [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]) } : trace);
+  const data = coloured(spec.data).map((trace) => trace.colorscale === "ranks" ? {
+    ...trace,
+    // by doublings: 4 → 8 looks like 16 → 32
+    z: trace.z.map((row) => row.map((rank) => rank === null ? null : Math.log2(1 + rank))),
+    text: trace.z,
+    colorscale: [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]),
+  } : trace);
   const layout = merged({
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("var(--ink)") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 14, t: 8, b: 36 }, dragmode: false,
@@ -86,20 +91,28 @@ const draw = (element) => {
 };
 const redraw = () => drawn.forEach(draw);
 const plots = [...document.querySelectorAll(".plot")];
-function drawAll() {
+// plotly is large: it is only run once the page can be read and used
+const loadPlotly = () => {
+  if (window.Plotly) return;
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.body.append(script);
+};
+const drawAll = () => {
+  loadPlotly();
   const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
     if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
   }), { rootMargin: "400px" });
   plots.forEach((element) => seen.observe(element));
-  // the rest in quiet moments, so that nobody waits for them
-  const rest = () => {
+  const rest = () => {  // one after the other, so that nobody waits for all
     const next = plots.find((element) => !drawn.has(element) && !element.closest("[hidden]"));
     if (!next) { root.dataset.drawn = "all"; return; }
     draw(next);
-    (window.requestIdleCallback || setTimeout)(rest);
+    setTimeout(rest, 10);
   };
-  (window.requestIdleCallback || setTimeout)(rest);
-}
+  setTimeout(rest, 10);
+};
+addEventListener("load", () => setTimeout(drawAll, 50));
 let waiting = 0;
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
 
@@ -109,6 +122,7 @@ addEventListener("beforeprint", () => {
   before = root.style.colorScheme;
   root.style.colorScheme = "light";
   document.body.classList.add("paper");
+  loadPlotly();
   plots.forEach(draw);
 });
 addEventListener("afterprint", () => {
