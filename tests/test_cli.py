@@ -263,6 +263,10 @@ def test_json_of_report_is_one_object_and_the_table_goes_to_stderr(model, rankwi
     assert is_plain(out + err)
     code, shown, _ = rankwise("report", "grid")
     assert "lora" in shown
+    code, watched, _ = rankwise("report", "grid", "--watch")  # of a grid that is over
+    assert code == 0
+    assert watched.startswith("2 of 2 runs are finished: grid/report.html\n")
+    assert watched.endswith(shown)
 
 
 def test_json_of_a_refusal_leaves_stdout_empty(rankwise):

@@ -25,7 +25,8 @@ request = json.loads((folder / "run.json").read_text())["requested"]
 def tell(event, **entries):
     print(json.dumps({{"event": event, **entries}}), flush=True)
 def finish(**entries):
-    result = dict.fromkeys({RESULT!r}, 0) | {{"task": request["task"], "method": request["method"], "seed": request["seed"]}}
+    result = dict.fromkeys({RESULT!r}, 0) | {{"model": "", "metric": "", "scores": {{}}}}
+    result |= {{key: request[key] for key in ("task", "method", "seed")}}
     (folder / "result.json").write_text(json.dumps(result | entries))
     tell("result", **result)
 with (folder.parent / "started").open("a") as file:

@@ -7,64 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from planted import N, finished, request
 from rankwise import report
-from rankwise.config import RunConfig, TrainOptions, to_json
 from rankwise.errors import RankwiseError
-from rankwise.recipes import resolve
 from rankwise.report import collect, show, write
-from rankwise.report.table import HEADERS, cells
-from rankwise.store import RunFolder, run_name, write_grid
-
-N = 20
-"""Validation rows of each run."""
-
-
-def request(task: str, method: str, seed: int, **train) -> RunConfig:
-    return resolve(
-        RunConfig(task=task, method=method, seed=seed, train=TrainOptions(recipe="poster", lr=2e-5, **train)),
-        method.partition(":")[0],
-    )
-
-
-def finished(out, task="sst2", method="lora", seed=0, *, wrong=(0,), idx=None, config=None, **entries):
-    """A finished run that is wrong on the rows `wrong`."""
-    folder = RunFolder(out / run_name(task, method, seed))
-    config = config or request(task, method, seed)
-    folder.write_request(to_json(RunConfig(task=task, method=method, seed=seed)))
-    folder.update_run_json(
-        resolved=to_json(config),
-        facts={"dtype": "bfloat16", "padding": "packed", "threads": 2},
-        versions={"torch": "2.13.0"},
-        hardware={"processor": "a processor", "cores": 2, "device": "cpu"},
-    )
-    label = np.arange(N) % 2
-    prediction = label.copy()
-    prediction[list(wrong)] = 1 - prediction[list(wrong)]
-    folder.write_predictions(np.arange(N) if idx is None else idx, label, prediction, np.eye(2)[prediction])
-    score = 1 - len(wrong) / N
-    lora = method.startswith("lora")
-    result = {
-        "task": task,
-        "method": method,
-        "seed": seed,
-        "model": "minilm",
-        "metric": "accuracy",
-        "score": score,
-        "scores": {"validation": {"accuracy": score, "loss": 0.4}},
-        "n_train": 1234,
-        "n_validation": N,
-        "trainable_params": 30_000 if lora else 1_000_000,
-        "total_params": 1_020_000 if lora else 1_000_000,
-        "adapter_params": 20_000 if lora else 0,
-        "head_params": 10_000 if lora else None,
-        "train_seconds": 60.0,
-        "samples_per_second": 100.0,
-        "tokens_per_second": 2000.0,
-        "peak_rss_mb": 500.0,
-        "rank": {"query": 8} if lora else {},
-    }
-    folder.write_result(result | entries)
-    return folder
+from rankwise.report.table import FILES, HEADERS, cells
+from rankwise.store import RunFolder, write_grid
 
 
 def row_of(document, method, task="sst2"):
@@ -371,7 +319,9 @@ def test_the_markdown_table_has_a_cell_a_header_in_every_line(tmp_path):
         finished(tmp_path, method=method)
     document = write(tmp_path)
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][
+        :4
+    ]
     assert [len(line) for line in table] == [len(HEADERS)] * 4
     assert table[0] == list(HEADERS)
     assert table[2] == list(cells(document.rows[0]))
@@ -399,10 +349,8 @@ def test_reports_replace_each_other_whole(tmp_path):
     finished(tmp_path, method="full")
     write(tmp_path)
     assert pq.read_table(tmp_path / "results.parquet").num_rows == 2
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
-        "report.md",
-        "results.parquet",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(FILES)
+    assert len(json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"]) == 2
 
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines(tmp_path):
@@ -416,7 +364,7 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines(tmp_path):
         ["sst2", "full", "1", "95.00", "accuracy"],
         ["sst2", "lora", "1", "95.00", "accuracy"],
     ]
-    assert text.splitlines()[-1] == f"Written: {tmp_path / 'report.md'}, {tmp_path / 'results.parquet'}"
+    assert text.splitlines()[-1] == f"Written: {', '.join(str(tmp_path / name) for name in FILES)}"
 
 
 def test_the_report_as_json_is_plain_values(tmp_path):

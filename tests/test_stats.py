@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
-from rankwise.stats import estimate, holm, mcnemar, paired_difference
+from rankwise.stats import estimate, holm, mcnemar, paired_difference, paired_t
 
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 p_values = st.lists(st.floats(0, 1), max_size=8)
@@ -30,6 +30,33 @@ def predictions(correct: list[int], idx: list[int] | None = None, label: int = 1
 
 
 # Means over seeds
+
+
+@given(scores, scores)
+def test_a_paired_t_test_is_scipys(first, second):
+    n = min(len(first), len(second))
+    a, b = dict(enumerate(first[:n])), dict(enumerate(second[:n]))
+    spread = np.std(np.subtract(first[:n], second[:n]), ddof=1)
+    if spread < 1e-6:  # there scipy warns of lost precision
+        return
+    assert paired_t(a, b) == pytest.approx(scipy.stats.ttest_rel(first[:n], second[:n]).pvalue, abs=1e-9)
+
+
+@given(scores, scores)
+def test_the_paired_test_and_the_interval_agree(first, second):
+    a, b = dict(enumerate(first)), dict(enumerate(second))
+    p, difference = paired_t(a, b), paired_difference(a, b)
+    if abs(p - 0.05) > 1e-6 and difference.half > 1e-9:
+        assert (p < 0.05) == (difference.low > 0 or difference.high < 0)
+
+
+def test_differences_without_spread_are_certain_or_none():
+    assert paired_t({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}) == 0.0
+    assert paired_t({0: 0.5, 1: 0.75}, {0: 0.5, 1: 0.75}) == 1.0
+
+
+def test_one_shared_seed_has_no_test_over_seeds():
+    assert paired_t({0: 0.5, 1: 0.75}, {1: 0.5}) is None
 
 
 def test_an_interval_is_the_one_in_the_tables():

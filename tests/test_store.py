@@ -219,7 +219,8 @@ def test_removing_checkpoints_leaves_none_of_any_kind(folder):
 
 
 def result(**entries):
-    return {**dict.fromkeys(RESULT, 0), **entries}
+    words = {"task": "sst2", "method": "lora", "model": "minilm", "metric": "accuracy"}
+    return {**dict.fromkeys(RESULT, 0), **words, "scores": {"validation": {"accuracy": 0.0}}, **entries}
 
 
 def test_predictions_come_back_as_they_were(folder):
@@ -233,6 +234,78 @@ def test_predictions_come_back_as_they_were(folder):
     assert table["prediction"].to_pylist() == [0, 1]
     assert np.array_equal(np.array(table["logits"].to_pylist(), dtype=np.float32), logits)
     assert names(folder.path) == {"run.json", "predictions.parquet"}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"score": None},
+        {"score": "0.9"},
+        {"score": float("nan")},
+        {"task": 3},
+        {"seed": "0"},
+        {"scores": [1]},
+        {"n_train": True},
+    ],
+)
+def test_a_result_whose_entries_are_of_the_wrong_kind_is_damaged(folder, entries):
+    folder.write_result(result(**entries))
+    with pytest.raises(RankwiseError, match=f"result.json is damaged.*{next(iter(entries))} is "):
+        folder.read_result()
+
+
+def test_speed_and_memory_may_be_unknown(folder):
+    folder.write_result(result(samples_per_second=None, peak_rss_mb=None))
+    assert folder.read_result()["peak_rss_mb"] is None
+
+
+def test_predictions_with_a_hole_are_damaged(folder):
+    pq.write_table(
+        pa.table({"idx": [0, 1], "label": [1, None], "prediction": [1, 1], "logits": [[0.0], [0.0]]}),
+        folder.path / "predictions.parquet",
+    )
+    with pytest.raises(RankwiseError, match="predictions.parquet is damaged .label holds something"):
+        folder.read_predictions()
+
+
+# Curves and decisions
+
+
+def lines(path, *lines: str) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def test_a_curve_is_read_as_columns(folder):
+    folder.append_steps(
+        [
+            {"step": 1, "loss": 0.5, "tokens": 7},
+            {"step": 2, "loss": 0.25, "validation": {"f1": 0.1, "accuracy": 0.75}},
+        ]
+    )
+    with (folder.path / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "lo')  # killed while writing
+    curve = folder.read_curve("accuracy").to_pydict()
+    assert curve == {"step": [1, 2], "loss": [0.5, 0.25], "score": [None, 0.75]}
+
+
+def test_a_run_without_a_log_has_an_empty_curve(folder):
+    assert folder.read_curve("accuracy").num_rows == 0
+
+
+@pytest.mark.parametrize("line", ["{", '{"loss": 0.5}', "not json"])
+def test_a_damaged_log_has_no_curve(folder, line):
+    lines(folder.path / "steps.jsonl", '{"step": 1, "loss": 0.5}', line)
+    with pytest.raises(RankwiseError, match="steps.jsonl is damaged"):
+        folder.read_curve("accuracy")
+
+
+def test_decisions_that_cannot_be_read_are_counted(folder):
+    lines(
+        folder.path / "ranks.jsonl", '{"step": 1}', "{", '{"kind": "cut"}', '{"step": 2, "kind": "cut"}', "[]"
+    )
+    decisions, unread = folder.read_decisions()
+    assert [decision["step"] for decision in decisions] == [1, 2]
+    assert unread == 3
 
 
 def test_a_run_is_finished_when_its_result_is_there(folder):

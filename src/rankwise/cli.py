@@ -25,6 +25,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from rankwise import board
 from rankwise.bench.config import BenchConfig
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError, nearest
@@ -118,6 +119,8 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
     from rankwise.progress import GridProgress
 
     _check_names(config.tasks, config.methods, config.train.recipe)
+    if config.tensorboard:
+        board.check()
     _fetch(config)
     with GridProgress(_people(json)) as progress:
         failed = grid.run_grid(config, progress)
@@ -133,13 +136,29 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
 
 @app.command
 def report(
-    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")], /, *, json: Json = False
+    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")],
+    /,
+    *,
+    watch: Annotated[
+        bool,
+        Parameter(help="Make it again whenever a run ends, until the grid is finished; the page follows."),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Make the table, report.md and results.parquet again from the run folders of a grid.
+    """Make report.html, report.md, report.json and results.parquet from the run folders of a grid.
 
     Example: rankwise report runs/first
     """
-    _report(out, json)
+    from rankwise import report
+
+    if not watch:
+        _report(out, json)
+        return
+    console = _people(json)
+    document = report.watch(out, lambda document: report.show_progress(document, console))
+    report.show(document, console)
+    if json:
+        _print_json(report.to_json(document))
 
 
 def _report(out: Path, json: bool) -> None:
@@ -160,6 +179,7 @@ def train(
     config: OneRun = RunConfig(),  # noqa: B008 (frozen)
     *,
     out: Annotated[Path, Parameter(help="Folder of the run: the adapter, its record, and its scores.")],
+    tensorboard: Annotated[bool, Parameter(help="Write the run's curves for TensorBoard too.")] = False,
     json: Json = False,
 ) -> None:
     """Train one adapter (or a whole model), on a task by name or on a table of one's own.
@@ -170,6 +190,8 @@ def train(
     """
     from rankwise.store import RunFolder
 
+    if tensorboard:
+        board.check()
     if file is None:
         _refuse_table_options(config)
     config = replace(config, table=replace(config.table, train_file=file))
@@ -181,7 +203,7 @@ def train(
         result = folder.read_result()
     else:
         _find_model(config)
-        result = _train(folder, request, json)
+        result = _train(folder, request, {"tensorboard": tensorboard}, json)
     if folder.read_ranks():
         from rankwise import rank_map
 
@@ -196,7 +218,7 @@ def train(
         _print_json({"out": str(out), **result})
 
 
-def _train(folder: Any, request: dict[str, Any], json: bool) -> dict[str, Any]:
+def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool) -> dict[str, Any]:
     from rankwise.progress import RunProgress
 
     if folder.checkpoint is not None:
@@ -204,7 +226,7 @@ def _train(folder: Any, request: dict[str, Any], json: bool) -> dict[str, Any]:
     with _nothing_half_written(folder), _alone(folder):
         if folder.has_run and folder.checkpoint is None:
             folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
-        folder.write_request(request)
+        folder.write_request(request, assigned)
         from rankwise.run import execute  # slow to import: here, that the folder can be written is known
 
         with RunProgress(_people(json)) as progress:

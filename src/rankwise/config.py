@@ -229,6 +229,8 @@ class CompareConfig:
     """Runs at a time. More than one shares the machine, so speed columns are left blank."""
     keep_models: bool = False
     """Keep the weights of fully fine-tuned models."""
+    tensorboard: bool = False
+    """Write each run's curves for TensorBoard too: `tensorboard --logdir` on the grid's folder shows them."""
     data: Data = field(default_factory=DataOptions)
     model: Model = field(default_factory=ModelOptions)
     lora: Lora = field(default_factory=LoraOptions)

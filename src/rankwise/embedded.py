@@ -57,6 +57,11 @@ def movies_file() -> Path:
     return _once(cache_folder() / MOVIES_FILE, "the movie-review sentences (2.5 MB)", _fetch_movies)
 
 
+def has_movies() -> bool:
+    """The movie-review sentences are here already."""
+    return (cache_folder() / MOVIES_FILE).is_file()
+
+
 def _once(target: Path, what: str, fetch: Callable[[Path], Path]) -> Path:
     """`target`, made by the first process that asks; it appears whole or not at all."""
     if target.exists():

@@ -157,7 +157,8 @@ def _ask(config: CompareConfig, run: Run) -> None:
     threads = config.model.threads or max(1, cores() // config.jobs)
     assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
     assigned["shared_machine"] |= config.jobs > 1
-    run.folder.write_request(to_json(run.config), {**assigned, "keep_model": config.keep_models})
+    chosen = {"keep_model": config.keep_models, "tensorboard": config.tensorboard}
+    run.folder.write_request(to_json(run.config), {**assigned, **chosen})
     run.folder.update_run_json(failed=None, **({} if known else {"facts": None}))
 
 

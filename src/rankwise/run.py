@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel
 
 from rankwise import adapter_io, machine, models, recipes, tasks
+from rankwise.board import Board
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
@@ -57,6 +58,7 @@ class Prepared:
     rss: PeakRss
     facts: dict[str, Any]
     notes: list[str]
+    board: Board = field(default_factory=Board)
 
 
 def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
@@ -94,9 +96,12 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         }
     )
     folder.truncate_steps(training.step_number)
+    if (folder.read_run().get("assigned") or {}).get("tensorboard"):
+        run.board = Board(folder.path, training.step_number)
     _train(run, folder, stopping, emit)
     peak_rss_mb = run.rss.mb
     result = _finish(run, folder, peak_rss_mb, emit)
+    run.board.close(training.step_number, result["scores"])
     emit({"event": "result", **result})
     return result
 
@@ -245,6 +250,7 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
             folder.append_ranks([decision.to_json()])
             emit({"event": "rank", "text": str(decision)})
         told = len(training.decisions)
+        run.board.step(line)
         if pace.report(training.done):
             emit(_progress(training, step.loss))
         if pace.checkpoint() and not training.done:

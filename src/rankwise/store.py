@@ -9,6 +9,7 @@ result.json              written last: its presence means "finished"
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
@@ -28,6 +30,27 @@ RESULT = (
     *("train_seconds", "samples_per_second", "peak_rss_mb"),
 )
 """What a result.json has at least, and a report counts on."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _maybe_number(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("task", "method", "model", "metric"), _text),
+    **dict.fromkeys(("samples_per_second", "peak_rss_mb"), _maybe_number),
+    "seed": lambda value: isinstance(value, int),
+    "scores": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+}
+"""What an entry of `RESULT` may be; the others are finite numbers."""
 
 
 def run_name(task: str, method: str, seed: int) -> str:
@@ -59,6 +82,11 @@ class RunFolder:
     def finished(self) -> bool:
         """The run ended well."""
         return self._result.is_file()
+
+    @property
+    def finished_at(self) -> int:
+        """When the result was written, in nanoseconds of the file system's clock."""
+        return self._result.stat().st_mtime_ns
 
     def write_request(self, requested: dict[str, Any], assigned: dict[str, Any] | None = None) -> None:
         """Makes the folder and says what to run there; what an earlier start recorded (facts to resume with) is kept.
@@ -107,6 +135,47 @@ class RunFolder:
     def read_ranks(self) -> list[dict[str, Any]]:
         """The same of ranks.jsonl: every rank decision."""
         return _read_lines(self._ranks, "decision")
+
+    def read_curve(self, metric: str) -> pa.Table:
+        """steps.jsonl as columns, read fast: step, loss, and `score` (null where the validation rows weren't evaluated).
+
+        Args:
+            metric: whose validation score.
+
+        Raises:
+            RankwiseError: a line other than a last one cut short is damaged.
+        """
+        lines = self._steps.read_bytes() if self._steps.is_file() else b""
+        lines = lines[: lines.rfind(b"\n") + 1]
+        scores = pa.struct([(metric, pa.float64())])
+        schema = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("validation", scores)])
+        if not lines:
+            table = schema.empty_table()
+        else:
+            options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+            try:
+                table = pj.read_json(pa.BufferReader(lines), parse_options=options)
+            except pa.ArrowException as error:
+                raise damaged(self._steps, error) from None
+            if table["step"].null_count:
+                raise damaged(self._steps, "a line is no step")
+        columns = table.flatten()
+        return pa.table(
+            {"step": columns["step"], "loss": columns["loss"], "score": columns[f"validation.{metric}"]}
+        )
+
+    def read_decisions(self) -> tuple[list[dict[str, Any]], int]:
+        """The rank decisions of ranks.jsonl, and how many whole lines of it are none."""
+        lines = self._ranks.read_bytes().split(b"\n")[:-1] if self._ranks.is_file() else []
+        decisions = []
+        for line in lines:
+            try:
+                decision = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(decision, dict) and isinstance(decision.get("step"), int):
+                decisions.append(decision)
+        return decisions, len(lines) - len(decisions)
 
     def truncate_steps(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a resumed run's logs read like an undisturbed one's."""
@@ -166,9 +235,13 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         try:
-            return pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
+            table = pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
         except (OSError, pa.ArrowException) as error:
             raise damaged(self._predictions, error) from None
+        for name in ("idx", "label", "prediction"):
+            if not pa.types.is_integer(table[name].type) or table[name].null_count:
+                raise damaged(self._predictions, f"{name} holds something that is no whole number")
+        return table
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Ends the run. Written last, atomically."""
@@ -180,7 +253,11 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
-        return _read_json(self._result, RESULT)
+        result = _read_json(self._result, RESULT)
+        odd = [name for name in RESULT if not _KINDS.get(name, _number)(result[name])]
+        if odd:
+            raise damaged(self._result, f"{odd[0]} is {result[odd[0]]!r:.40}")
+        return result
 
 
 def read_grid(out: Path) -> dict[str, Any]:

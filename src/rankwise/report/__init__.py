@@ -1,7 +1,10 @@
-"""What a grid found: a table for the terminal, the same as `report.md`, and every run's figures as `results.parquet`."""
+"""What a grid found: a table for the terminal, one self-contained page (`report.html`), the same as text (`report.md`), and its figures
+for machines (`report.json`, `results.parquet`)."""
 
-from rankwise.report.document import Document, Row, collect
+from rankwise.report.document import Document, collect
 from rankwise.report.files import write
-from rankwise.report.table import show, to_json
+from rankwise.report.row import Row
+from rankwise.report.table import show, show_progress, to_json
+from rankwise.report.watch import watch
 
-__all__ = ["Document", "Row", "collect", "show", "to_json", "write"]
+__all__ = ["Document", "Row", "collect", "show", "show_progress", "to_json", "watch", "write"]

@@ -1,63 +1,66 @@
 """From run folders to what is said about them: one `Row` a task and method, and the sentences that belong beside the table."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from rankwise import recipes, stats
 from rankwise.errors import RankwiseError
-from rankwise.stats import Estimate
-from rankwise.store import RunFolder, read_grid, run_folders
+from rankwise.report.answer import answer
+from rankwise.report.curves import Curve, curves
+from rankwise.report.examples import Example, disagreements
+from rankwise.report.rankmap import RankMap, rank_maps
+from rankwise.report.row import REFERENCE, Row
+from rankwise.store import RunFolder, damaged, read_grid, run_folders
 
-REFERENCE = "full"
-"""The method the others are compared with."""
+Cell = tuple[str, str]
+"""A task and a method."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A task and a method.
+class Run:
+    """A finished run, each of its files read once."""
 
-    Attributes:
-        score: of `metric`, over seeds.
-        more: further metrics' means.
-        difference: to full fine-tuning, over the seeds both have; None for full itself and where full is missing.
-        p: exact McNemar probability against full (over seeds: sign test by example), Holm-corrected over the table.
-        trainable, share: trained parameters, and their share of the plain model's.
-        adapter_params: of the LoRA matrices alone.
-        rows_per_second, peak_mb, train_seconds: medians over seeds; None where they would mislead.
-        n_train, n_validation: rows.
-    """
-
-    task: str
-    method: str
-    metric: str
-    score: Estimate
-    more: dict[str, float]
-    difference: Estimate | None
-    p: float | None
-    trainable: int
-    share: float
-    adapter_params: int
-    rows_per_second: float | None
-    peak_mb: float | None
-    train_seconds: float
-    n_train: int
-    n_validation: int
+    folder: RunFolder
+    result: dict[str, Any]
+    record: dict[str, Any]
+    predictions: pa.Table
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A report: its rows, every run's result, and what has to be said with them."""
+    """A report: its rows, every run's result, and what has to be said with them.
+
+    Attributes:
+        answer: what the grid found, in sentences; the first is the headline.
+        rows: one a task and method.
+        runs: every finished run's result.json.
+        left_out: a sentence for each run that isn't in the rows, and why.
+        notes: how to read the figures.
+        published: published scores as sentences; `published_scores` the same as data.
+        curves, maps, examples: training curves, rank maps, and rows on which methods disagree.
+        settings: what was set, on what machine, with which versions, by which command.
+        planned: runs that the grid asks for in all.
+    """
 
     out: Path
+    answer: list[str]
     rows: list[Row]
     runs: list[dict[str, Any]]
     left_out: list[str]
     notes: list[str]
     published: list[str]
+    published_scores: list[dict[str, Any]]
+    curves: list[Curve]
+    maps: list[RankMap]
+    examples: list[Example]
     settings: dict[str, str]
+    planned: int
 
 
 def collect(out: Path) -> Document:
@@ -68,33 +71,57 @@ def collect(out: Path) -> Document:
     """
     if not out.is_dir():
         raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare --out` wrote.")
-    folders, left_out = [], []
-    results: dict[str, dict[str, Any]] = {}
-    for folder in run_folders(out):
+    runs: list[Run] = []
+    left_out: list[str] = []
+    folders = run_folders(out)
+    for folder in folders:
         try:
-            if not folder.finished:
+            if folder.finished:
+                runs.append(_read(folder))
+            else:
                 left_out.append(_unfinished(folder))
-                continue
-            results[folder.path.name] = folder.read_result()
-            folder.read_predictions()
-            folder.read_run()
-            folders.append(folder)
         except RankwiseError as error:
-            results.pop(folder.path.name, None)
             left_out.append(f"Left out: {error}")
-    if not folders:
+    if not runs:
         raise RankwiseError(" ".join([f"{out} holds no finished run.", *left_out]))
     grid = read_grid(out)
-    rows, unpaired = _rows(folders, results, grid)
+    cells = _cells(runs, grid)
+    rows, unpaired = _rows(cells)
+    drawn, unread = curves(cells)
+    maps, unmapped = rank_maps(cells)
     return Document(
         out=out,
+        answer=answer(rows),
         rows=rows,
-        runs=list(results.values()),
+        runs=[run.result for run in runs],
         left_out=left_out,
-        notes=[*_notes(rows), *unpaired],
-        published=_published(results.values()),
-        settings=_settings(folders, results, grid),
+        notes=[*_notes(rows), *unpaired, *unread, *unmapped],
+        published=_published_lines(run.result for run in runs),
+        published_scores=_published_scores(run.result for run in runs),
+        curves=drawn,
+        maps=maps,
+        examples=disagreements(cells),
+        settings=_settings(runs, grid),
+        planned=max(len(folders), _planned(grid)),
     )
+
+
+def _read(folder: RunFolder) -> Run:
+    result, record, predictions = folder.read_result(), folder.read_run(), folder.read_predictions()
+    if len(predictions) != result["n_validation"]:
+        raise RankwiseError(
+            f"{folder.path} doesn't fit together: predictions.parquet has {len(predictions):,} rows, "
+            f"result.json says {result['n_validation']:,}. Remove this folder to run it again."
+        )
+    try:
+        settings = _setting(record, result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(folder.path / "run.json", f"its settings can't be read: {error}") from None
+    return Run(folder, result, record, predictions, settings)
+
+
+def _planned(grid: dict[str, Any]) -> int:
+    return len(grid.get("tasks", [])) * len(grid.get("methods", [])) * grid.get("seeds", 0)
 
 
 def _unfinished(folder: RunFolder) -> str:
@@ -102,68 +129,104 @@ def _unfinished(folder: RunFolder) -> str:
     return f"{folder.path.name} failed: {failed}" if failed else f"{folder.path.name} is not finished."
 
 
-def _rows(
-    folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: dict[str, Any]
-) -> tuple[list[Row], list[str]]:
+def _cells(runs: list[Run], grid: dict[str, Any]) -> dict[Cell, dict[int, Run]]:
+    """The runs by task and method, in the order that the grid was asked for, and by seed."""
+    cells: dict[Cell, dict[int, Run]] = {}
+    for run in runs:
+        cells.setdefault((run.result["task"], run.result["method"]), {})[run.result["seed"]] = run
+    tasks, methods = (
+        {name: place for place, name in enumerate(grid.get(key, []))} for key in ("tasks", "methods")
+    )
+    order = sorted(cells, key=lambda cell: (tasks.get(cell[0], 99), methods.get(cell[1], 99), cell))
+    return {cell: dict(sorted(cells[cell].items())) for cell in order}
+
+
+def _rows(cells: Mapping[Cell, dict[int, Run]]) -> tuple[list[Row], list[str]]:
     """The table's rows, and a sentence for each that can't be compared with full fine-tuning."""
-    cells: dict[tuple[str, str], dict[int, RunFolder]] = {}
-    for folder in folders:
-        result = results[folder.path.name]
-        cells.setdefault((result["task"], result["method"]), {})[result["seed"]] = folder
-    order = {name: i for i, name in enumerate([*grid.get("tasks", []), *grid.get("methods", [])])}
-    ordered = sorted(cells, key=lambda cell: (order.get(cell[0], 99), order.get(cell[1], 99), cell))
-    tested: dict[tuple[str, str], float] = {}
-    unpaired: dict[tuple[str, str], str] = {}
-    for task, method in ordered:
+    over_rows: dict[Cell, stats.McNemar] = {}
+    over_seeds: dict[Cell, float] = {}
+    unpaired: dict[Cell, str] = {}
+    for (task, method), mine in cells.items():
         reference = cells.get((task, REFERENCE), {})
-        shared = sorted(cells[task, method].keys() & reference.keys())
-        if method != REFERENCE and shared:
-            pairs = [
-                (cells[task, method][s].read_predictions(), reference[s].read_predictions()) for s in shared
-            ]
-            try:
-                tested[task, method] = stats.mcnemar(pairs).p
-            except RankwiseError as error:
-                unpaired[task, method] = f"{task} {method} has no difference to full. {error}"
-    corrected = dict(zip(tested, stats.holm(list(tested.values())), strict=True))
-    rows = [_row(cell, cells, results, corrected.get(cell), paired=cell not in unpaired) for cell in ordered]
+        shared = sorted(mine.keys() & reference.keys())
+        if method == REFERENCE or not shared:
+            continue
+        try:
+            over_rows[task, method] = stats.mcnemar(
+                [(mine[s].predictions, reference[s].predictions) for s in shared]
+            )
+        except RankwiseError as error:
+            unpaired[task, method] = f"{task} {method} has no difference to full. {error}"
+            continue
+        p = stats.paired_t(_scores(mine), _scores(reference))
+        if p is not None:
+            over_seeds[task, method] = p
+    p_rows = dict(zip(over_rows, stats.holm([test.p for test in over_rows.values()]), strict=True))
+    p_seeds = dict(zip(over_seeds, stats.holm(list(over_seeds.values())), strict=True))
+    rows = [
+        _row(cell, cells, over_rows.get(cell), p_rows.get(cell), p_seeds.get(cell), cell not in unpaired)
+        for cell in cells
+    ]
     return rows, list(unpaired.values())
 
 
 def _row(
-    cell: tuple[str, str],
-    cells: dict[tuple[str, str], dict[int, RunFolder]],
-    results: dict[str, dict[str, Any]],
+    cell: Cell,
+    cells: Mapping[Cell, dict[int, Run]],
+    test: stats.McNemar | None,
     p: float | None,
-    *,
+    p_seeds: float | None,
     paired: bool,
 ) -> Row:
-    def of(which: tuple[str, str]) -> dict[int, dict[str, Any]]:
-        return {seed: results[folder.path.name] for seed, folder in cells.get(which, {}).items()}
-
-    mine, full = of(cell), of((cell[0], REFERENCE))
-    scores, reference = ({s: r["score"] for s, r in runs.items()} for runs in (mine, full))
-    one = next(iter(mine.values()))
+    mine, full = cells[cell], cells.get((cell[0], REFERENCE), {})
+    results = [run.result for run in mine.values()]
+    scores, reference = _scores(mine), _scores(full)
+    one = results[0]
     further = (
         next(iter(one["scores"].values())).keys() - {one["metric"], "loss"} if one.get("scores") else set()
     )
+    paired = paired and cell[1] != REFERENCE
+    memory = _memory(results)
     return Row(
         task=cell[0],
         method=cell[1],
         metric=one["metric"],
         score=stats.estimate(list(scores.values())),
-        more={name: statistics.fmean(_further(r, name) for r in mine.values()) for name in sorted(further)},
-        difference=stats.paired_difference(scores, reference) if paired and cell[1] != REFERENCE else None,
+        scores=scores,
+        more={name: statistics.fmean(_further(r, name) for r in results) for name in sorted(further)},
+        difference=stats.paired_difference(scores, reference) if paired else None,
+        differences={s: scores[s] - reference[s] for s in scores if s in reference} if paired else {},
         p=p,
+        p_seeds=p_seeds,
+        only_this=test.only_first if test else None,
+        only_full=test.only_second if test else None,
         trainable=one["trainable_params"],
         share=one["trainable_params"] / (one["total_params"] - one["adapter_params"]),
         adapter_params=one["adapter_params"],
-        rows_per_second=_median(r["samples_per_second"] for r in mine.values()),
-        peak_mb=_median(r.get("peak_cuda_mb") or r["peak_rss_mb"] for r in mine.values()),
-        train_seconds=statistics.median(r["train_seconds"] for r in mine.values()),
+        mean_rank=_median(r.get("mean_rank") for r in results),
+        rows_per_second=_median(r["samples_per_second"] for r in results),
+        speeds=[r["samples_per_second"] for r in results if r["samples_per_second"] is not None],
+        peak_mb=memory["total"]
+        if memory
+        else _median(r.get("peak_cuda_mb") or r["peak_rss_mb"] for r in results),
+        memory=memory,
+        train_seconds=statistics.median(r["train_seconds"] for r in results),
         n_train=one["n_train"],
         n_validation=one["n_validation"],
     )
+
+
+def _scores(runs: Mapping[int, Run]) -> dict[int, float]:
+    return {seed: run.result["score"] for seed, run in runs.items()}
+
+
+def _memory(results: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Peak tensor bytes by kind, in MB, of the run with the median total, so that the kinds still sum to it; None where a run has none."""
+    split = [r.get("peak_memory_mb") for r in results]
+    whole = [kinds for kinds in split if isinstance(kinds, dict) and kinds.get("total") is not None]
+    if len(whole) < len(split):
+        return None
+    return sorted(whole, key=lambda kinds: kinds["total"])[(len(whole) - 1) // 2]
 
 
 def _further(result: dict[str, Any], metric: str) -> float:
@@ -183,38 +246,52 @@ def _notes(rows: list[Row]) -> list[str]:
         "fine-tuning over the same seeds, in points; p: exact McNemar test over validation rows "
         "(with several seeds a row counts once, for the method right on it in more of them), Holm-corrected."
     ]
+    if any(row.p_seeds is not None for row in rows):
+        notes.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
     if seeds[0] == 1:
         notes.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")
+    if any(row.verdict == "not shown" for row in rows):
+        notes.append("Not shown is not equal: the intervals say how large a difference may still be.")
     if any(row.rows_per_second is None for row in rows):
         notes.append(
             "Runs that shared the machine (--jobs) or took very few steps have no speed: it would mislead."
         )
-    notes.append(
-        "Peak memory: on a GPU the allocator's; elsewhere resident memory above the level before the model was loaded (1 MB = 10⁶ bytes)."
-    )
+    if any(row.memory for row in rows):
+        notes.append("Peak memory by kind: tensor bytes, the same on CPU and GPU (1 MB = 10⁶ bytes).")
+    if not all(row.memory for row in rows):
+        notes.append(
+            "Peak memory: on a GPU the allocator's; elsewhere resident memory above the level before the model was loaded "
+            "(1 MB = 10⁶ bytes)."
+        )
     return notes
 
 
-def _published(results: Iterable[dict[str, Any]]) -> list[str]:
+def _published_scores(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    pairs = dict.fromkeys((r["task"], r["model"]) for r in results)
+    return [{"task": task, **entry} for task, model in pairs for entry in recipes.published(task, model)]
+
+
+def _published_lines(results: Iterable[dict[str, Any]]) -> list[str]:
+    results = list(results)
     lines: dict[str, None] = {}
+    for entry in _published_scores(results):
+        name = f"{entry['method']} ({entry['settings']})" if entry["settings"] else entry["method"]
+        lines[f"{entry['task']}: {name} {entry['score']:.4g} (published, full task; {entry['source']})"] = (
+            None
+        )
     for task, model in dict.fromkeys((r["task"], r["model"]) for r in results):
-        for entry in recipes.published(task, model):
-            name = f"{entry['method']} ({entry['settings']})" if entry["settings"] else entry["method"]
-            lines[f"{task}: {name} {entry['score']:.4g} (published, full task; {entry['source']})"] = None
         for note in recipes.published_notes(task, model):
             lines[f"{task}: {note['text']} (published, full task; {note['source']})"] = None
     return list(lines)
 
 
-def _settings(
-    folders: list[RunFolder], results: dict[str, dict[str, Any]], grid: dict[str, Any]
-) -> dict[str, str]:
+def _settings(runs: list[Run], grid: dict[str, Any]) -> dict[str, str]:
     """What was set: said once where every run has it, else with the tasks and methods that have it."""
     said: dict[str, dict[str, dict[str, None]]] = {}
-    for folder in folders:
-        result = results[folder.path.name]
-        for name, value in _setting(folder.read_run(), result).items():
-            said.setdefault(name, {}).setdefault(value, {})[f"{result['task']} {result['method']}"] = None
+    for run in runs:
+        for name, value in run.settings.items():
+            cell = f"{run.result['task']} {run.result['method']}"
+            said.setdefault(name, {}).setdefault(value, {})[cell] = None
     shown = {
         name: next(iter(values))
         if len(values) == 1

@@ -1,5 +1,6 @@
-"""What a report leaves in the grid's folder: `report.md` and `results.parquet`, each replaced whole."""
+"""What a report leaves in the grid's folder: `report.html`, `report.md`, `report.json` and `results.parquet`, each replaced whole."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,32 @@ import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
 from rankwise.report.document import Document, collect
-from rankwise.report.table import HEADERS, cells
+from rankwise.report.html import html
+from rankwise.report.markdown import markdown
+from rankwise.report.table import to_json
 
 
-def write(out: Path) -> Document:
-    """Reads the runs under `out` and writes `report.md` and `results.parquet` there.
+def write(out: Path, *, live: bool = False) -> Document:
+    """Reads the runs under `out` and writes the report there.
+
+    Args:
+        out: the grid's folder.
+        live: the page loads itself again from time to time, for a grid that still runs.
 
     Raises:
         RankwiseError: no finished run, or the folder can't be written.
     """
     document = collect(out)
+    texts = {
+        "report.html": html(document, live=live),
+        "report.md": markdown(document),
+        "report.json": json.dumps(to_json(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    }
     try:
-        partial = out / "report.md.partial"
-        partial.write_text(markdown(document), encoding="utf-8")
-        partial.replace(out / "report.md")
+        for name, text in texts.items():
+            partial = out / f"{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(out / name)
         partial = out / "results.parquet.partial"
         pq.write_table(_table([scalars(run) for run in document.runs]), partial)
         partial.replace(out / "results.parquet")
@@ -37,38 +50,11 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def scalars(result: dict[str, Any]) -> dict[str, Any]:
-    """The scalar fields of a result.json, with the scores of each split as `<split>_<metric>`."""
+    """The scalar fields of a result.json, with the scores of each split as `<split>_<metric>` and memory by kind as `peak_mb_<kind>`."""
     flat = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
     for split, scores in result.get("scores", {}).items():
         flat |= {f"{split}_{metric}": value for metric, value in scores.items()}
+    memory = result.get("peak_memory_mb")
+    if isinstance(memory, dict):
+        flat |= {f"peak_mb_{kind}": value for kind, value in memory.items()}
     return flat
-
-
-def markdown(document: Document) -> str:
-    """The report as Markdown."""
-    tasks = {(row.task, row.n_train, row.n_validation) for row in document.rows}
-    lines = ["# Comparison", ""]
-    lines += [f"| {' | '.join(HEADERS)} |", f"|{'---|' * len(HEADERS)}"]
-    lines += [f"| {' | '.join(_escaped(cell) for cell in cells(row))} |" for row in document.rows]
-    lines += ["", *(f"- {_escaped(note)}" for note in document.notes)]
-    lines += [
-        f"- {_escaped(task)}: {n:,} training rows, {m:,} validation rows." for task, n, m in sorted(tasks)
-    ]
-    if document.published:
-        lines += ["", "## Published", "", *(f"- {_escaped(line)}" for line in document.published)]
-    if document.left_out:
-        lines += ["", "## Left out", "", *(f"- {_escaped(line)}" for line in document.left_out)]
-    lines += [
-        "",
-        "## Settings",
-        "",
-        *(f"- {name}: {_escaped(value)}" for name, value in document.settings.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    """Text that comes from data or folders, harmless inside a Markdown table."""
-    for character in "\\`|<>[]*_~#&":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

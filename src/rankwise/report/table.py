@@ -1,6 +1,6 @@
 """The table for the terminal, and the same figures for machines."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -8,9 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.progress import clock
-from rankwise.report.document import Document, Row
-from rankwise.stats import Estimate
+from rankwise.report.document import Document
+from rankwise.report.row import Row
+from rankwise.report.words import count, percent, probability, share
 
+FILES = ("report.html", "report.md", "report.json", "results.parquet")
 HEADERS = ("task", "method", "n", "score", "Δ full", "p", "trained", "rows/s", "MB", "time")
 
 
@@ -21,28 +23,14 @@ def cells(row: Row) -> tuple[str, ...]:
         row.task,
         row.method,
         str(row.score.n),
-        f"{_percent(row.score)} {row.metric}{more}",
-        "" if row.difference is None else _percent(row.difference, sign=True),
-        "" if row.p is None else (f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"),
-        f"{_count(row.trainable)} ({_share(row.share)})",
+        f"{percent(row.score)} {row.metric}{more}",
+        "" if row.difference is None else percent(row.difference, sign=True),
+        "" if row.p is None else probability(row.p),
+        f"{count(row.trainable)} ({share(row.share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",
         "" if row.peak_mb is None else f"{row.peak_mb:,.0f}",
         clock(row.train_seconds),
     )
-
-
-def _percent(value: Estimate, *, sign: bool = False) -> str:
-    """`86.52 ± 0.81`, in points."""
-    mean = f"{100 * value.mean:+.2f}" if sign else f"{100 * value.mean:.2f}"
-    return mean if value.half is None else f"{mean} ± {100 * value.half:.2f}"
-
-
-def _share(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k" if n >= 1e3 else str(n)
 
 
 def table(document: Document) -> Table:
@@ -64,12 +52,26 @@ def show(document: Document, stream: TextIO) -> None:
     console.print(table(document))
     console.print()
     plain = not console.is_terminal
+    console.print(Text(document.answer[0]), style="bold", soft_wrap=plain)
     for line in [*document.notes, *document.published, *document.left_out]:
         console.print(Text(line), style="dim", soft_wrap=plain)
-    written = f"Written: {document.out / 'report.md'}, {document.out / 'results.parquet'}"
+    written = f"Written: {', '.join(str(document.out / name) for name in FILES)}"
     console.print(Text(written), soft_wrap=plain)
 
 
+def show_progress(document: Document, stream: TextIO) -> None:
+    """A line for each report while a grid is watched."""
+    done, planned = len(document.runs), document.planned
+    print(f"{done} of {planned} runs are finished: {document.out / FILES[0]}", file=stream, flush=True)
+
+
 def to_json(document: Document) -> dict[str, Any]:
-    """The report as plain values: `rows` (one a task and method), `runs`, `notes`, `left_out`, `published`, `settings`."""
-    return {**asdict(document), "out": str(document.out)}
+    """The report as plain values: `answer`, `rows` (one a task and method, each with its `verdict`), `runs`, `notes`, `left_out`,
+    `published`, `examples`, `settings`. What is drawn from the run folders' own logs (curves, rank maps) stays there."""
+    plain = {f.name: getattr(document, f.name) for f in fields(document) if f.name not in ("curves", "maps")}
+    return {
+        **plain,
+        "out": str(document.out),
+        "rows": [{**asdict(row), "verdict": row.verdict} for row in document.rows],
+        "examples": [asdict(example) for example in document.examples],
+    }

@@ -1,0 +1,31 @@
+"""docs/report.png: the first screens of a grid's report page, in headless Chromium.
+
+    rankwise compare --tasks movies sst2 mrpc --methods full lora lora:rank=2 lora:rank=32 --seeds 3 --epochs 2 \\
+        --limit-train 1200 --limit-eval 500 --evaluate-every 25 --data glue --out runs/page
+    python docs/page.py runs/page
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+HEIGHT = 1230
+
+
+def main() -> None:
+    page = Path(sys.argv[1]).resolve() / "report.html"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
+        tab = browser.new_page(viewport={"width": 1240, "height": HEIGHT})
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-drawn=all]")
+        tab.screenshot(path=Path(__file__).with_name("report.png"))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The report as text: what the page says, in the same order."""
+
+from collections.abc import Iterable, Sequence
+
+from rankwise.report.document import Document
+from rankwise.report.figures import KINDS
+from rankwise.report.rankmap import held
+from rankwise.report.table import HEADERS, cells
+from rankwise.report.words import percent, probability
+
+
+def markdown(document: Document) -> str:
+    """The report as Markdown."""
+    tasks = dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)
+    lines = ["# Comparison", "", escaped(document.answer[0]), ""]
+    lines += [f"- {escaped(line)}" for line in document.answer[1:]] + [""]
+    lines += _table(HEADERS, (cells(row) for row in document.rows))
+    lines += ["", *(f"- {escaped(note)}" for note in document.notes)]
+    lines += [f"- {escaped(task)}: {n:,} training rows, {m:,} validation rows." for task, n, m in tasks]
+    if document.left_out:
+        lines += ["", "## Left out", "", *(f"- {escaped(line)}" for line in document.left_out)]
+    for part in (_differences, _memory, _ranks, _examples):
+        lines += part(document)
+    if document.published:
+        lines += ["", "## Published", "", *(f"- {escaped(line)}" for line in document.published)]
+    lines += ["", "## Settings", ""]
+    lines += [f"- {name}: {escaped(value)}" for name, value in document.settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+    return lines + [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
+
+
+def _differences(document: Document) -> list[str]:
+    compared = [row for row in document.rows if row.difference is not None and row.p is not None]
+    if not compared:
+        return []
+    headers = (
+        "task",
+        "method",
+        "Δ full",
+        "seeds",
+        "p seeds",
+        "rows won",
+        "rows lost",
+        "rows",
+        "p rows",
+        "difference",
+    )
+    rows = (
+        (
+            row.task,
+            row.method,
+            percent(row.difference, sign=True) if row.difference else "",
+            str(row.difference.n if row.difference else 0),
+            "" if row.p_seeds is None else probability(row.p_seeds),
+            str(row.only_this),
+            str(row.only_full),
+            str(row.n_validation),
+            probability(row.p or 0.0),
+            str(row.verdict),
+        )
+        for row in compared
+    )
+    return ["", "## Paired differences to full fine-tuning", "", *_table(headers, rows)]
+
+
+def _memory(document: Document) -> list[str]:
+    split = [row for row in document.rows if row.memory]
+    if not split:
+        return []
+    kinds = [kind for kind in KINDS if any(kind in (row.memory or {}) for row in split)]
+    rows = (
+        (row.task, row.method, *(f"{(row.memory or {}).get(kind) or 0:,.1f}" for kind in ("total", *kinds)))
+        for row in split
+    )
+    return ["", "## Peak memory by kind, MB", "", *_table(("task", "method", "total", *kinds), rows)]
+
+
+def _ranks(document: Document) -> list[str]:
+    if not document.maps:
+        return []
+    lines = ["", "## Ranks", ""]
+    for one in document.maps:
+        lines.append(f"- {escaped(f'{one.task} {one.method} seed {one.seed}: {held(one)}')}")
+        lines += [f"  - {escaped(d.text)}{'' if d.accepted else ' (not done)'}" for d in one.decisions]
+    return lines
+
+
+def _examples(document: Document) -> list[str]:
+    if not document.examples:
+        return []
+    lines = ["", "## Where methods disagree", ""]
+    for one in document.examples:
+        text = " / ".join(one.text) if one.text else ""
+        votes = ", ".join(f"{m} {right}/{of} ({one.said[m]})" for m, (right, of) in one.right.items())
+        shown = f": {text[:400]}" if text else ""
+        lines.append(escaped(f"{one.task} row {one.idx}, label {one.label}{shown}"))
+        lines[-1] = f"- {lines[-1]}"
+        lines.append(f"  - {escaped(f'right in seeds: {votes}')}")
+    return lines
+
+
+def escaped(text: str) -> str:
+    """Text that comes from data or folders, harmless inside a Markdown table."""
+    for character in "\\`|<>[]*_~#&":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

@@ -1,0 +1,152 @@
+"use strict";
+// The table sorts, the page follows or takes a colour scheme, figures are drawn when they come into view and again for print.
+const root = document.documentElement;
+const memory = {
+  // what a reader set survives the page's loading itself again
+  get: (key) => { try { return sessionStorage.getItem("rankwise " + location.pathname + key); } catch { return null; } },
+  set: (key, value) => { try { sessionStorage.setItem("rankwise " + location.pathname + key, value); } catch { /* not allowed here */ } },
+};
+
+// ── The table ──
+const table = document.getElementById("results");
+const headings = [...table.tHead.rows[0].cells];
+const sortBy = (place, up) => {
+  const numbers = headings[place].classList.contains("number");
+  const value = (row) => row.cells[place].dataset.value;
+  const rows = [...table.tBodies[0].rows].sort((a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);  // empty cells last
+    return (up ? 1 : -1) * (numbers ? x - y : x.localeCompare(y));
+  });
+  table.tBodies[0].append(...rows);
+  table.classList.add("sorted");
+  headings.forEach((heading) => heading.removeAttribute("aria-sort"));
+  headings[place].setAttribute("aria-sort", up ? "ascending" : "descending");
+  memory.set("sort", JSON.stringify([place, up]));
+};
+headings.forEach((heading, place) => {
+  heading.querySelector("button").addEventListener("click", () => {
+    const now = heading.getAttribute("aria-sort");
+    sortBy(place, now ? now === "descending" : !heading.classList.contains("number"));
+  });
+});
+const sorted = JSON.parse(memory.get("sort") || "null");
+if (sorted && headings[sorted[0]]) sortBy(...sorted);
+
+// ── Colour scheme ──
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const scheme = document.getElementById("scheme");
+const isDark = () => (root.style.colorScheme || (dark.matches ? "dark" : "light")) === "dark";
+const showScheme = () => { scheme.textContent = isDark() ? "Light" : "Dark"; scheme.setAttribute("aria-label", isDark() ? "Use light colours" : "Use dark colours"); };
+const setScheme = (name) => { root.style.colorScheme = name; showScheme(); redraw(); };
+if (memory.get("scheme")) root.style.colorScheme = memory.get("scheme");
+scheme.hidden = false;
+showScheme();
+scheme.addEventListener("click", () => { const name = isDark() ? "light" : "dark"; memory.set("scheme", name); setScheme(name); });
+dark.addEventListener("change", () => { showScheme(); redraw(); });
+
+// ── Figures ──
+const figures = JSON.parse(document.getElementById("figures").textContent);
+const drawn = new Set();
+const probe = document.body.appendChild(document.createElement("i"));
+const colour = (name) => { probe.style.color = name; return getComputedStyle(probe).color; };
+const merged = (base, own) => {
+  if (!own || typeof own !== "object" || Array.isArray(own)) return own === undefined ? base : own;
+  const both = { ...base };
+  for (const key in own) both[key] = merged(both[key] ?? {}, own[key]);
+  return both;
+};
+const coloured = (value) => {
+  if (typeof value === "string") return value.startsWith("var(") ? colour(value) : value;
+  if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(coloured);
+  if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, v]) => [key, coloured(v)]));
+  return value;
+};
+const axis = () => ({
+  gridcolor: colour("var(--line)"), linecolor: colour("var(--line)"), zerolinecolor: colour("var(--muted)"), zeroline: false,
+  fixedrange: true, automargin: true, title: { standoff: 8, font: { size: 11.5, color: colour("var(--muted)") } }, ticks: "",
+});
+const look = (spec) => {
+  const data = coloured(spec.data).map((trace) => trace.colorscale === "ranks" ? {
+    ...trace,
+    // by doublings: 4 → 8 looks like 16 → 32
+    z: trace.z.map((row) => row.map((rank) => rank === null ? null : Math.log2(1 + rank))),
+    text: trace.z,
+    colorscale: [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]),
+  } : trace);
+  const layout = merged({
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("var(--ink)") },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 14, t: 8, b: 36 }, dragmode: false,
+    hoverlabel: { bgcolor: colour("var(--panel)"), bordercolor: colour("var(--line)"), font: { color: colour("var(--ink)"), size: 12 }, align: "left", namelength: -1 },
+    xaxis: axis(), yaxis: axis(),
+  }, coloured(spec.layout));
+  return [data, layout];
+};
+const draw = (element) => {
+  if (!window.Plotly || element.closest("[hidden]")) return null;
+  const [data, layout] = look(figures[element.id]);
+  layout.width = element.clientWidth;
+  drawn.add(element);
+  return Plotly.react(element, data, layout, { displayModeBar: false, responsive: false });
+};
+const redraw = () => drawn.forEach(draw);
+const plots = [...document.querySelectorAll(".plot")];
+// plotly is large: it is only run once the page can be read and used
+const loadPlotly = () => {
+  if (window.Plotly) return;
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.body.append(script);
+};
+const drawAll = () => {
+  loadPlotly();
+  const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
+    if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
+  }), { rootMargin: "400px" });
+  plots.forEach((element) => seen.observe(element));
+  const rest = () => {  // one after the other, so that nobody waits for all
+    const next = plots.find((element) => !drawn.has(element) && !element.closest("[hidden]"));
+    if (!next) { root.dataset.drawn = "all"; return; }
+    draw(next);
+    setTimeout(rest, 10);
+  };
+  setTimeout(rest, 10);
+};
+addEventListener("load", () => setTimeout(drawAll, 50));
+let waiting = 0;
+addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
+
+// ── Print ──
+let before = null;
+addEventListener("beforeprint", () => {
+  before = root.style.colorScheme;
+  root.style.colorScheme = "light";
+  document.body.classList.add("paper");
+  loadPlotly();
+  plots.forEach(draw);
+});
+addEventListener("afterprint", () => {
+  document.body.classList.remove("paper");
+  root.style.colorScheme = before;
+  redraw();
+});
+
+// ── The run whose ranks are shown ──
+const which = document.getElementById("which");
+if (which) {
+  const show = () => {
+    document.querySelectorAll(".choice").forEach((choice) => { choice.hidden = choice.dataset.choice !== which.value; });
+    const element = document.getElementById(which.value);
+    if (!drawn.has(element)) draw(element);
+    memory.set("which", which.value);
+  };
+  if (memory.get("which") && figures[memory.get("which")]) { which.value = memory.get("which"); show(); }
+  which.addEventListener("change", show);
+}
+
+// ── While a grid runs ──
+if (root.dataset.live) {
+  let touched = 0;
+  ["pointermove", "keydown", "wheel", "touchstart"].forEach((kind) => addEventListener(kind, () => { touched = Date.now(); }, { passive: true }));
+  setInterval(() => { if (!document.hidden && Date.now() - touched > 3000) location.reload(); }, root.dataset.live * 1000);
+}
