@@ -152,7 +152,7 @@ def adapt(
 
 def adapt_freely(
     model: nn.Module,
-    start: int = START_RANK,
+    start: int | None = None,
     *,
     alpha: float | None = None,
     dropout: float = 0.0,
@@ -160,14 +160,13 @@ def adapt_freely(
     also_train: Sequence[str] = (),
     seed: int = 0,
 ) -> nn.Module:
-    """The same with ranks that are found: every layer starts at `start`, or as high as it can, and is watched from then on.
-
-    The result should hardly depend on `start`.
+    """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
+    then on. What is found hardly depends on it.
     """
     paths = find_targets(model, targets)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
-    ranks = {path: min(start, most[path]) for path in paths}
-    scaling = (ALPHA if alpha is None else alpha) / start
+    ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
+    scaling = (ALPHA if alpha is None else alpha) / (start or START_RANK)
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
     for layer in lora_layers(model).values():

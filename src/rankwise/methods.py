@@ -51,12 +51,11 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
     from rankwise.inject import adapt_freely
-    from rankwise.rank import START_RANK
 
     lora = config.lora
     adapt_freely(
         model,
-        lora.rank or START_RANK,
+        lora.rank,
         alpha=lora.alpha,
         dropout=lora.lora_dropout,
         targets=lora.targets,
