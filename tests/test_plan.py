@@ -198,18 +198,18 @@ def test_a_plan_answers_for_every_configuration(tmp_path):
     assert by["lora", "lean"] < by["lora", "fast"] < by["adaptive", "fast"] < by["full", "fast"]
 
 
-def test_the_command_prints_words_or_one_object(tmp_path, capsys):
+def test_the_command_prints_words_or_one_object(tmp_path, capfd):
     architecture("bert").save_pretrained(tmp_path)
     arguments = ["plan", "--model", str(tmp_path), "--lengths", "20", "--methods", "lora", "--memory", "30KB"]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "LoRA of rank 8 doesn't fit in" in said
     assert "nor does a single row" in said
     with pytest.raises(SystemExit):
         main([*arguments, "--json"])
-    assert json.loads(capsys.readouterr().out)["configurations"][0]["fits"] is False
+    assert json.loads(capfd.readouterr().out)["configurations"][0]["fits"] is False
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def test_the_command_prints_words_or_one_object(tmp_path, capsys):
         (["--task", "stt2"], "Lengths are a task's name or a number of tokens, not 'stt2'."),
     ],
 )
-def test_what_can_not_be_planned_is_refused_in_words(arguments, sentence, capsys):
+def test_what_can_not_be_planned_is_refused_in_words(arguments, sentence, capfd):
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--model", "roberta-base", *arguments])
     assert ended.value.code == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence in capfd.readouterr().err
 
 
 def test_time_an_epoch_is_measured_when_asked_for(tmp_path):
