@@ -1,7 +1,7 @@
 """What `rankwise plan` says beside what training takes: a whole epoch of the same lengths, followed step by step.
 
     python bench/plan.py minilm roberta-base gpt2 llama        stored in bench/results/plan/<model>.json; continues what was interrupted
-    python bench/plan.py                                       the table of what is stored
+    python bench/plan.py                                       the table of what is stored, put into docs/memory.md
 
 Weights are random: memory doesn't depend on them. Tensors are counted in bytes, on one thread; a batch in two parts side by side is
 measured beside it with --workers 2, where how the parts lie to each other in time is up to the machine.
@@ -21,11 +21,13 @@ from transformers import LlamaConfig
 from rankwise import machine
 from rankwise.bench.lengths import draw, random_rows
 from rankwise.engine import Engine
-from rankwise.measure import KINDS, MB, TensorMemory, megabytes
+from rankwise.measure import TensorMemory, megabytes
 from rankwise.packing import batch_order
 from rankwise.plan import Setting, Shapes, find_architecture, prepared
 
 RESULTS = Path(__file__).parent / "results/plan"
+PAGE = Path(__file__).parents[1] / "docs/memory.md"
+HEADING = "## Planned against measured"
 SMALL_LLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
     num_key_value_heads=4, max_position_embeddings=2048, pad_token_id=0,
@@ -117,28 +119,34 @@ def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -
 
 
 def table() -> None:
-    """Prints what is stored: the largest difference of each model and method, and where."""
-    print(f"{'model':<26}{'method':<10}{'mode':<6}{'measured MB':>22}{'planned − measured':>24}")
-    worst = 0.0
+    """Puts what is stored into docs/memory.md and prints it: the range over batch shapes for each model, method and mode."""
+    lines = ["| model | method | memory | measured MB | planned − measured |", "|---|---|---|---:|---:|"]
+    worst = {1: 0.0}
     for file in sorted(RESULTS.glob("*.json")):
         stored = json.loads(file.read_text(encoding="utf-8"))
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in stored["rows"]:
             label = row["method"] if row["rank"] is None else f"lora r={row['rank']}"
             groups.setdefault((label, row["memory_mode"]), []).append(row)
+        what = stored["model"] + (
+            f", {stored['workers']} parts side by side" if stored["workers"] > 1 else ""
+        )
         for (label, mode), rows in groups.items():
-            totals = [row["measured_mb"]["total"] for row in rows]
-            off = [100 * row["off"] for row in rows]
-            if stored["workers"] == 1:
-                worst = max(worst, *map(abs, off))
-            span = f"{min(totals):,.0f} – {max(totals):,.0f}"
-            print(
-                f"{file.stem:<26}{label:<10}{mode:<6}{span:>22}{f'{min(off):+.2f} to {max(off):+.2f} %':>24}"
+            totals, off = [r["measured_mb"]["total"] for r in rows], [100 * r["off"] for r in rows]
+            worst[stored["workers"]] = max(worst.get(stored["workers"], 0.0), *map(abs, off))
+            lines.append(
+                f"| {what} | {label} | {mode} | {min(totals):,.0f} – {max(totals):,.0f} | {min(off):+.2f} to {max(off):+.2f} % |"
             )
-            for row in rows:
-                for peak in (row["planned_mb"], row["measured_mb"]):
-                    assert round(peak["total"] * MB) == sum(round(peak[kind] * MB) for kind in KINDS)
-    print(f"One part at a time, the plan is off by {worst:.2f} % at most.")
+    intro = (
+        f"Over three batch shapes each ({', '.join(f'{size} rows of {task}' for task, size in SHAPES)}), an epoch of {BATCHES} batches, "
+        "random weights, one thread a part; made by `python bench/plan.py minilm roberta-base gpt2 llama`, stored in "
+        "`bench/results/plan/`. "
+        f"One part at a time the plan is off by {worst[1]:.2f} % at most.\n\n"
+    )
+    page = PAGE.read_text(encoding="utf-8")
+    before = page[: page.index(HEADING)]
+    PAGE.write_text(f"{before}{HEADING}\n\n{intro}" + "\n".join(lines) + "\n", encoding="utf-8")
+    print(intro + "\n".join(lines))
 
 
 if __name__ == "__main__":

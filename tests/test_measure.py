@@ -295,3 +295,15 @@ def test_shares_of_a_step_are_of_the_steps_that_count(monkeypatch):
         pass
     speed.start()
     assert speed.shares == pytest.approx({"forward": 0.1, "backward": 0.15, "other": 0.75})
+
+
+def test_a_rank_decision_between_steps_counts_and_an_evaluation_does_not(monkeypatch):
+    clock = iter([0.0, 100.0, 102.0, 500.0, 508.0])
+    monkeypatch.setattr("rankwise.measure.speed.time.perf_counter", lambda: next(clock))
+    speed = Speed()
+    with speed.share("rank decisions"):  # 2 s
+        pass
+    speed.begin()  # after an evaluation, at 500 s
+    speed.step(20, 40)  # at 508 s
+    assert speed.rows_per_second == 20 / (8 + 2)
+    assert speed.shares == pytest.approx({"rank decisions": 0.2, "other": 0.8})

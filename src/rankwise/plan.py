@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rankwise import attention, hub, machine, models
+from rankwise import attention, dropout, hub, machine, models
 from rankwise.bench import architectures
 from rankwise.bench.lengths import epoch, histogram, random_rows
 from rankwise.config import LoraOptions, PlanConfig, RunConfig, TrainOptions, parse_memory
@@ -47,7 +47,9 @@ EPOCHS = 3
 """Over which the heaviest batch is looked for: the order of rows is drawn anew in each."""
 KEPT = 17
 """Numbers a layer keeps for backward, for each token and unit of width: what makes batches of long rows comparable with those of many."""
-TRIES = 4
+NEAR = 0.03
+"""Of a peak: what may be left of the limit where a batch size is called the largest."""
+TRIES = 3
 """Batch sizes tried on the way to the largest."""
 
 Report = Callable[[str], None]
@@ -68,13 +70,21 @@ class _NoValues(TorchDispatchMode):
 @contextmanager
 def shapes_only(fake: FakeTensorMode) -> Iterator[None]:
     """In this block tensors have shapes and no values, those made of NumPy's arrays included, and take no memory."""
-    from_numpy = torch.from_numpy
+    from_numpy, lanes = torch.from_numpy, dropout._lanes
     with torch.random.fork_rng(devices=[]), fake, _NoValues():
         torch.from_numpy = lambda array: fake.from_tensor(from_numpy(array))
+        dropout._lanes = _undrawn
         try:
             yield
         finally:
-            torch.from_numpy = from_numpy
+            torch.from_numpy, dropout._lanes = from_numpy, lanes
+
+
+def _undrawn(key: Any, start: int, n: int, device: torch.device) -> torch.Tensor:
+    """The lanes of `dropout._lanes`, in the same memory, without a number drawn: large batches take millions."""
+    skip = start % 4
+    words = torch.empty((skip + n + 3) // 4, dtype=torch.int64, device=device)
+    return words.view(torch.int16)[skip : skip + n]
 
 
 @dataclass(frozen=True)
@@ -418,7 +428,8 @@ class Sizes:
         for n in sorted(self.known):
             low, high = (n, high) if fits(self(n)) else (low, min(high, n))
         for _ in range(TRIES):
-            if high - low <= max(1, 0.02 * low):
+            left = room(self(low)) / sum(self(low).values()) if low else 1.0
+            if high - low <= 1 or left < NEAR:
                 break
             n = self._next(low, high, room)
             low, high = (n, high) if fits(self(n)) else (low, n)

@@ -370,7 +370,7 @@ class Training:
         return replace(step, memory=megabytes(memory.peak), flops=memory.flops)
 
     def _step(self, *, counts: bool = True) -> Step:
-        self.speed.start()
+        self.speed.begin()
         started = time.perf_counter()
         batch = self.batch()
         self.model.train()
@@ -394,6 +394,8 @@ class Training:
         tokens = int(self.rows.lengths[batch].sum())
         if counts:
             self.speed.step(len(batch), tokens)
+        else:
+            self.speed.start()
         return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds)
 
     def _backward(self, batch: np.ndarray) -> float:

@@ -44,6 +44,10 @@ class Speed:
         self._pending = {}
         self._mark = time.perf_counter()
 
+    def begin(self) -> None:
+        """Begins a step: of the time since the last one only what was named counts (a rank decision, not an evaluation)."""
+        self._mark = time.perf_counter() - sum(self._pending.values())
+
     def step(self, rows: int, tokens: int) -> None:
         """Ends a step.
 
