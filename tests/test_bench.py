@@ -23,6 +23,7 @@ from rankwise.bench.worker import heaviest, make_plan
 from rankwise.cli import main
 from rankwise.config import to_json
 from rankwise.errors import RankwiseError
+from rankwise.measure import KINDS
 from rankwise.packing import pad
 from tiny import CONFIGS
 
@@ -74,7 +75,15 @@ def _record(name, rates, memory=100.0):
     repeats = [
         {"rows_per_second": r, "tokens_per_second": 10 * r, "step_seconds": {"median": 1 / r}} for r in rates
     ]
-    return Record(name, repeats, {"peak_memory_mb": memory, "peak_rss_mb": None})
+    return Record(
+        name,
+        repeats,
+        {
+            "peak_memory_mb": memory,
+            "memory_by_kind_mb": {"total": memory, **dict.fromkeys(KINDS, memory / 6)},
+            "peak_rss_mb": None,
+        },
+    )
 
 
 def test_ratios_are_paired_by_repeat_and_taken_against_the_better_peer():
@@ -438,7 +447,7 @@ def test_a_contenders_process_says_one_line_a_turn_and_ends_after_the_last(tiny_
         assert (
             repeat["step_seconds"]["min"] <= repeat["step_seconds"]["median"] <= repeat["step_seconds"]["max"]
         )
-    assert memory.keys() == {"peak_memory_mb", "peak_rss_mb"}
+    assert memory.keys() == {"peak_memory_mb", "memory_by_kind_mb", "peak_rss_mb"}
     assert memory["peak_memory_mb"] > 0
 
 
@@ -451,7 +460,15 @@ def test_a_contenders_process_ends_when_nobody_is_left_to_tell(tiny_roberta):
         assert worker.wait(60) == 1
 
 
-ROW = {"name", "rows_per_second", "tokens_per_second", "step_seconds", "peak_memory_mb", "peak_rss_mb"}
+ROW = {
+    "name",
+    "rows_per_second",
+    "tokens_per_second",
+    "step_seconds",
+    "peak_memory_mb",
+    "memory_by_kind_mb",
+    "peak_rss_mb",
+}
 
 
 @pytest.mark.slow

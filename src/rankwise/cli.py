@@ -27,7 +27,7 @@ from cyclopts import (
 
 from rankwise import board
 from rankwise.bench.config import BenchConfig
-from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
+from rankwise.config import CompareConfig, LoraOptions, PlanConfig, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError, nearest
 
 
@@ -53,6 +53,7 @@ Json = Annotated[
 Config = Annotated[CompareConfig, Parameter(name="*")]
 OneRun = Annotated[RunConfig, Parameter(name="*")]
 Measured = Annotated[BenchConfig, Parameter(name="*")]
+Planned = Annotated[PlanConfig, Parameter(name="*")]
 Base = Annotated[
     str | None, Parameter(name="--model", help="The base model, where it isn't the one the adapter names.")
 ]
@@ -464,6 +465,24 @@ def compress(
     )
     if json:
         _print_json({"adapter": str(adapter), "out": str(out), **result})
+
+
+@app.command
+def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Say what fits in memory before anything is trained or downloaded: full fine-tuning, LoRA, adaptive LoRA, and at which batch size.
+
+    A training step is gone through with shapes alone, for the heaviest batch of an epoch.
+
+    Example: rankwise plan --model roberta-base --task qnli --batch-size 16 --memory 8GB
+    """
+    from rankwise import plan as planning
+    from rankwise import planned
+
+    with planned.PlanProgress(_people(json)) as progress:
+        result = planning.plan(config, progress)
+    planned.show(result, _people(json))
+    if json:
+        _print_json(result)
 
 
 @app.command

@@ -253,6 +253,45 @@ class CompareConfig:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What fits: the peak of training from shapes alone, without weights and without training."""
+
+    model: str = "minilm"
+    """An architecture by name (`roberta-base`, `llama-3.1-8b`), a folder or file with a config.json, or a Hugging Face name."""
+    task: str = "sst2"
+    """A task, for the lengths of its rows: sst2, rte, mrpc, qnli, mnli, qqp, movies."""
+    lengths: str | None = None
+    """Instead of a task: tokens of every row, or a file with one number of tokens a line."""
+    max_length: MaybeWhole = None
+    """Tokens a row is truncated to. Default: the model's own limit, 512 at most."""
+    methods: tuple[str, ...] = ("full", "lora", "adaptive")
+    """full, lora, adaptive (at its largest rank)."""
+    rank: Whole = 8
+    """r of LoRA's adapters."""
+    batch_size: Whole = 16
+    """Rows an optimizer step."""
+    memory: str | None = None
+    """A size to fit in, such as 8GB."""
+    memory_mode: Literal["fast", "lean", "both"] = "both"
+    """How the run would be told to use memory; lean runs layers again in backward."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: a card, which also holds what isn't tensors. cpu: tensor bytes alone, as `rankwise train --memory` counts them."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of frozen weights and of the matrix products. auto: bfloat16 on a card and where this CPU has it in hardware."""
+    workers: Whole = 1
+    """Parts of a batch side by side, as a run's first line says. Each takes gradients of its own."""
+    speed: bool = False
+    """Measure this machine for some seconds too, for the time an epoch takes."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, rank=self.rank, batch_size=self.batch_size, workers=self.workers)
+        _at_least(3, max_length=self.max_length)
+        for method in self.methods or ("",):
+            if method not in ("full", "lora", "adaptive"):
+                raise RankwiseError(f"--methods takes full, lora and adaptive, not {method!r}.")
+
+
 def to_json(config: Any) -> Any:
     """Nested dict of plain values: paths as strings, tuples as lists."""
     if is_dataclass(config):

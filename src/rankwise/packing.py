@@ -229,6 +229,7 @@ class PackedBatch:
         token_type_ids: where the tokenizer makes them.
         layout: the boundaries.
         order: the place in the packed order of each row, in the order they were asked for.
+        by_length: its inverse: which of them lies at each place.
         rows: the numbers of the rows; `labels` and logits stand in this order.
         labels: class ids of the rows.
     """
@@ -238,6 +239,7 @@ class PackedBatch:
     token_type_ids: Int64[Tensor, "1 tokens"] | None
     layout: Layout
     order: Int64[Tensor, "rows"]
+    by_length: Int64[np.ndarray, "rows"]
     rows: Int64[np.ndarray, "rows"]
     labels: Int64[Tensor, "rows"] | None
 
@@ -308,9 +310,7 @@ class PackedBatch:
         return self._parts(edges)
 
     def _parts(self, edges: list[int]) -> list["PackedBatch"]:
-        packed_rows = np.empty(len(self), dtype=np.int64)
-        packed_rows[self.order.cpu().numpy()] = np.arange(len(self))
-        return [self._part(first, last, packed_rows[first:last]) for first, last in pairwise(edges)]
+        return [self._part(first, last, self.by_length[first:last]) for first, last in pairwise(edges)]
 
     def _part(self, first: int, last: int, which: Int64[np.ndarray, "some"]) -> "PackedBatch":
         tokens = slice(int(self.layout.offsets[first]), int(self.layout.offsets[last]))
@@ -321,6 +321,7 @@ class PackedBatch:
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, tokens],
             layout=self.layout.part(first, last),
             order=torch.arange(last - first, device=self.order.device),
+            by_length=np.arange(last - first),
             rows=self.rows[which],
             labels=None if self.labels is None else self.labels[chosen],
         )
@@ -365,6 +366,7 @@ def pack(
         token_type_ids=None if types is None else _long(types[token])[None],
         layout=layout,
         order=_long(order),
+        by_length=by_length,
         rows=rows,
         labels=None if labels is None else _long(labels[rows]),
     )

@@ -7,8 +7,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
-from rankwise.measure import PeakRss
+from rankwise.measure import PeakRss, allocated_peak_mb, product_rate
 from rankwise.methods import METHODS, parse
 from rankwise.metrics import score
 from rankwise.models import Source
@@ -225,11 +225,11 @@ class Stopping:
 
 def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> None:
     training, config = run.training, run.config.train
-    pace = _Pace()
+    pace, watched = _Pace(), training.watched()
     told = len(training.decisions)
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
-            step = training.step()
+            step = training.step(follow=training.step_number in watched)
         line: dict[str, Any] = {
             "step": step.step,
             "loss": step.loss,
@@ -239,6 +239,8 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
             "tokens": step.tokens,
             "seconds": round(step.seconds, 6),
         }
+        if step.memory is not None:
+            line |= {"memory": step.memory, "flops": step.flops}
         if config.evaluate_every and step.step % config.evaluate_every == 0:
             line["validation"] = _evaluate(run, next(iter(run.validation)), emit)[1]
         if run.held_out is not None and step.step % training.steps_per_epoch == 0:
@@ -342,6 +344,7 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         run,
         scores,
         peak_rss_mb,
+        followed=[line for line in folder.read_steps() if "memory" in line],
         shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False),
     )
     folder.write_result(result)
@@ -350,7 +353,12 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
 
 
 def _result(
-    run: Prepared, scores: dict[str, dict[str, float]], peak_rss_mb: float | None, *, shared: bool
+    run: Prepared,
+    scores: dict[str, dict[str, float]],
+    peak_rss_mb: float | None,
+    *,
+    followed: list[dict[str, Any]],
+    shared: bool,
 ) -> dict[str, Any]:
     config, training, task = run.config, run.training, run.dataset.task
     headline = next(iter(scores))
@@ -376,8 +384,10 @@ def _result(
         "train_seconds": training.seconds,
         "samples_per_second": None if shared else training.speed.rows_per_second,
         "tokens_per_second": None if shared else training.speed.tokens_per_second,
+        "speed": None if shared else _speed(run, followed),
+        "peak_memory_mb": max((line["memory"] for line in followed), key=lambda m: m["total"], default=None),
         "peak_rss_mb": peak_rss_mb,
-        "peak_cuda_mb": _allocated(training.compute.device),
+        "peak_cuda_mb": allocated_peak_mb(training.compute.device),
         "rank": ranks,
         "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
         "rank_seconds": training.rank_seconds if training.rank else None,
@@ -390,9 +400,29 @@ def _result(
     }
 
 
-def _allocated(device: torch.device) -> float | None:
-    """The CUDA allocator's peak since the model was loaded, in MB; None on other devices."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+def _speed(run: Prepared, followed: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the steps of this process took and went into; None where none counts.
+
+    Returns:
+        `step_seconds` {median, min, max}; `shares` of the time; `flops_per_step` of matrix products, from the steps in which they were
+        counted; `flops_per_second`; and `product_share`: of what large matrix products alone reach on this machine.
+    """
+    training, speed = run.training, run.training.speed
+    if speed.step_seconds is None or speed.tokens_per_step is None or not followed:
+        return None
+    a_token = sum(line["flops"] for line in followed) / sum(line["tokens"] for line in followed)
+    a_step = a_token * speed.tokens_per_step
+    a_second = a_token * cast(float, speed.tokens_per_second)
+    device = training.compute.device
+    key = f"{machine.hardware(device)['processor']}, {device.type}, {run.facts['threads']} threads"
+    rate = product_rate(device, getattr(torch, run.facts["dtype"]), key, cache_folder())
+    return {
+        "step_seconds": asdict(speed.step_seconds),
+        "shares": speed.shares,
+        "flops_per_step": a_step,
+        "flops_per_second": a_second,
+        "product_share": a_second / rate,
+    }
 
 
 def describe(event: dict[str, Any]) -> str:

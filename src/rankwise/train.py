@@ -33,7 +33,7 @@ from rankwise.dropout import Key
 from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
-from rankwise.measure import Speed
+from rankwise.measure import Speed, TensorMemory, label, megabytes, recomputed
 from rankwise.mixed import Copies
 from rankwise.optim import Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
@@ -45,6 +45,10 @@ from rankwise.workers import Workers, side_by_side
 Padding = Literal["packed", "longest", "max_length"]
 WARMUP_STEPS = 3
 """Steps left out of rows/s: the first ones also pay for allocation and kernel selection."""
+CURVE_POINTS = 20
+"""Steps of a run, evenly apart, whose memory is followed, which makes a step take longer by a tenth to a half."""
+LEAST_APART = 50
+"""Steps between them at least."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,11 @@ def _recomputing(model: nn.Module, *, keep_random_state: bool) -> Iterator[None]
             f"{type(model).__name__} can't recompute its layers, which --memory asks for. Take --memory fast."
         )
     again = partial(
-        checkpoint, use_reentrant=False, preserve_rng_state=keep_random_state, determinism_check="none"
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=keep_random_state,
+        determinism_check="none",
+        context_fn=lambda: (contextlib.nullcontext(), recomputed()),
     )
     for layer in layers:
         layer.gradient_checkpointing = True
@@ -189,6 +197,8 @@ class Step:
         rows: texts in the batch.
         tokens: real tokens in the batch, padding not counted.
         seconds: it took.
+        memory: MB by kind at its peak, with their total, where it was followed.
+        flops: floating-point operations of its matrix products, where it was followed.
     """
 
     step: int
@@ -198,6 +208,8 @@ class Step:
     rows: int
     tokens: int
     seconds: float
+    memory: dict[str, float] | None = None
+    flops: int | None = None
 
 
 class Training:
@@ -229,6 +241,7 @@ class Training:
         self.rank_note = ""
         self.speed = Speed(skip=WARMUP_STEPS)
         held_out = self._hold_out()
+        self._followed = -1
         self.update = self._update()
         self.rank: RankController | None = None
         if held_out is not None:
@@ -366,6 +379,22 @@ class Training:
         )
         return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
 
+    def watched(self) -> frozenset[int]:
+        """Steps (from 0) whose memory is followed: the heaviest batches, by tokens and by attention, and `CURVE_POINTS` steps over the
+        run, so that a fall of ranks shows.
+
+        The first step has no moments yet, so that its batch is no peak. Which steps they are depends on nothing but the run itself: a
+        resumed run follows the same.
+        """
+        sums: list[tuple[int, int]] = []
+        for epoch in range(math.ceil(self.steps / self.steps_per_epoch)):
+            seen = (self.compute.lengths(self.rows, batch) for batch in self._batches(epoch))
+            sums += [(int(n.sum()), int((n.astype(np.int64) ** 2).sum())) for n in seen]
+        first = min(1, self.steps - 1)
+        heaviest = {first + int(np.argmax([one[i] for one in sums[first : self.steps]])) for i in (0, 1)}
+        apart = max(self.steps // CURVE_POINTS, LEAST_APART)
+        return frozenset(heaviest | set(range(1, self.steps, apart)))
+
     def _fixed(self) -> float:
         """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -375,12 +404,30 @@ class Training:
     def _dtype(self) -> torch.dtype:
         return self.compute.autocast or next(p for p in self.model.parameters() if p.ndim >= 2).dtype
 
-    def step(self) -> Step:
+    def step(self, *, follow: bool = False) -> Step:
         """One optimizer step. Call it inside `compute.running(model)`.
+
+        Args:
+            follow: its memory and its operations too; that slows it down, so it doesn't count in rows/s. The step after a change of
+                ranks is always followed.
 
         Raises:
             RankwiseError: the loss is not a number.
         """
+        trained = sum(p.numel() for p in self.update.parameters)
+        changed, self._followed = self._followed not in (-1, trained), trained  # ranks did
+        if follow or changed:
+            with TensorMemory(self.compute.device, self.model, self.update.optimizer) as memory:
+                step = self._step(counts=False)
+            step = replace(step, memory=megabytes(memory.peak), flops=memory.flops)
+        else:
+            step = self._step()
+        if self.rank is not None:
+            self._find_rank(self.rank)
+        return step
+
+    def _step(self, *, counts: bool = True) -> Step:
+        self.speed.begin()
         started = time.perf_counter()
         batch = self.batch()
         self.model.train()
@@ -394,43 +441,50 @@ class Training:
                 f"The loss is {loss} at step {self.step_number + 1} of {self.steps}. Lower --lr (now {self.peak_lr:g})"
                 f"{', or use --dtype float32' if half else ''}."
             )
-        norm = self.update.clip(self.clip)
         lr = self.peak_lr * self.factor(self.step_number)
-        self.update.step(lr)
+        with self.speed.share("optimizer"):
+            norm = self.update.clip(self.clip)
+            self.update.step(lr)
         self.step_number += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
         tokens = int(self.rows.lengths[batch].sum())
-        self.speed.step(len(batch), tokens)
-        if self.rank is not None:
-            self._find_rank(self.rank)
+        if counts:
+            self.speed.step(len(batch), tokens)
+        else:
+            self.speed.start()
         return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds)
 
     def _find_rank(self, rank: RankController) -> None:
         started = time.perf_counter()
-        rank.step()
-        if self.done:
-            rank.sort()
+        with self.speed.share("rank decisions"):
+            rank.step()
+            if self.done:
+                rank.sort()
         seconds = time.perf_counter() - started
         self.rank_seconds += seconds
         self.seconds += seconds
-        self.speed.start()
 
     def _backward(self, batch: np.ndarray) -> float:
         """Gradients of the mean loss over the batch; returns that loss."""
-        batches = self.compute.batches(
-            self.model, self.rows, batch, key=(self.seed, self.step_number), parts=self.options.accumulate
-        )
+        with self.speed.share("data"):
+            batches = self.compute.batches(
+                self.model, self.rows, batch, key=(self.seed, self.step_number), parts=self.options.accumulate
+            )
+        at_once = min(self.compute.workers.count, len(batches))
         losses = []
-        self._copies.refresh()
+        with self.speed.share("optimizer"):
+            self._copies.refresh()
         trained = len(self.update.parameters)
         with self._copies.in_place():
             for loss, gradients in self.compute.workers.map(
-                lambda part: self._gradients(part, len(batch)), batches
+                lambda part: self._gradients(part, len(batch), at_once=at_once), batches
             ):
                 losses.append(loss)
-                self.update.add(gradients[:trained])
-                add_up(self._moments(), gradients[trained:])
+                with self.speed.share("optimizer"):
+                    self.update.add(gradients[:trained])
+                    add_up(self._moments(), gradients[trained:])
+        label("batch", batches)
         return sum(losses)
 
     def _moments(self) -> list[Tensor]:
@@ -438,16 +492,17 @@ class Training:
         return [] if self.rank is None else [cast(Tensor, x.moments) for x in self.rank.layers.values()]
 
     def _gradients(
-        self, part: PackedBatch | PaddedBatch, rows: int, compute: Compute | None = None
+        self, part: PackedBatch | PaddedBatch, rows: int, compute: Compute | None = None, at_once: int = 1
     ) -> tuple[float, tuple[Tensor | None, ...]]:
-        """One part's share of the mean loss over `rows` rows, and its gradients."""
+        """One part's share of the mean loss over `rows` rows, and its gradients; `at_once` parts run side by side."""
         compute = compute or self.compute
-        loss = (
-            F.cross_entropy(compute.logits(self.model, part), cast(Tensor, part.labels), reduction="sum")
-            / rows
-        )
-        wanted = [*self._copies.leaves(self.update.parameters), *self._moments()]
-        return loss.item(), torch.autograd.grad(loss, wanted, allow_unused=True)
+        with self.speed.share("forward", at_once):
+            logits = compute.logits(self.model, part)
+            loss = F.cross_entropy(logits, cast(Tensor, part.labels), reduction="sum") / rows
+            value = loss.item()  # on a GPU this waits for what forward has queued
+        with self.speed.share("backward", at_once):
+            wanted = [*self._copies.leaves(self.update.parameters), *self._moments()]
+            return value, torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def save(self, folder: Path) -> None:
         """Writes trained weights, optimizer state and position; `folder` exists and is empty."""

@@ -24,7 +24,8 @@ def bench(
         on_progress: told before each contender's turn.
 
     Returns:
-        `rows`: name, rows_per_second {median, min, max}, tokens_per_second, step_seconds, peak_memory_mb, peak_rss_mb;
+        `rows`: name, rows_per_second {median, min, max}, tokens_per_second, step_seconds, peak_memory_mb, memory_by_kind_mb,
+        peak_rss_mb;
         `ratios`: medians over paired repeats, above 1 where the first is faster (step_vs_floor: step time over floor),
         with `ratio_spreads`; `memory_ratios`; `failed`: why a contender dropped out; and what was measured, where.
 

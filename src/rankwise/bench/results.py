@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record
-from rankwise.measure import Spread
+from rankwise.measure import KINDS, Spread
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -27,6 +27,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             "tokens_per_second": _spread(record, "tokens_per_second"),
             "step_seconds": asdict(Spread.of([r["step_seconds"]["median"] for r in record.repeats])),
             "peak_memory_mb": record.memory["peak_memory_mb"],
+            "memory_by_kind_mb": record.memory["memory_by_kind_mb"],
             "peak_rss_mb": record.memory["peak_rss_mb"],
         }
         for record in records
@@ -64,6 +65,8 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     console.print(Text(result["title"]))
     console.print()
     console.print(_contenders(result))
+    console.print()
+    console.print(_memory(result))
     for name, reason in result["failed"].items():
         console.print(Text(f"{name} dropped out: {reason}"), style="red")
     if result["ratios"] or result["memory_ratios"]:
@@ -84,6 +87,13 @@ def _contenders(result: dict[str, Any]) -> Table:
             f"{row['peak_memory_mb']:,.0f}",
             "" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f}",
         )
+    return table
+
+
+def _memory(result: dict[str, Any]) -> Table:
+    table = _table("MB at the peak", "total", *KINDS)
+    for row in result["rows"]:
+        table.add_row(row["name"], *(f"{size:,.0f}" for size in row["memory_by_kind_mb"].values()))
     return table
 
 

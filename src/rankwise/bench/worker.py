@@ -3,7 +3,7 @@
     stdin   {"contender", "config"}     go      go      …  go
     stdout            ready ◄───────────┘       │          │
                       {"rows", "tokens", ...} ◄─┘          │      after each repeat
-                      {"peak_memory_mb", "peak_rss_mb"} ◄──┘      after the heaviest batches of a whole epoch
+                      {"peak_memory_mb", "memory_by_kind_mb", "peak_rss_mb"} ◄──┘      after the heaviest batches of a whole epoch
 
 Between its turns a process waits for its next line and computes nothing.
 """
@@ -24,7 +24,7 @@ from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, Runner
 from rankwise.config import from_json
 from rankwise.errors import RankwiseError
-from rankwise.measure import PeakRss, Speed, TensorMemory
+from rankwise.measure import PeakRss, Speed, TensorMemory, label, megabytes
 from rankwise.streams import stream_seed
 
 WARMUP_STEPS = 3
@@ -51,7 +51,10 @@ def compete(name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO) -> No
     rss = PeakRss()
     runner: Runner = enter(config, **contender.settings)
     plan = make_plan(runner, config, contender.max_length)
-    steps = _turns(plan, config, rss, stdin, stdout)
+    model = getattr(runner, "model", None)
+    if model is not None:  # what a model is called with is its batch, whoever calls it
+        model.register_forward_pre_hook(lambda _, *inputs: label("batch", inputs), with_kwargs=True)
+    steps = _turns(plan, config, rss, runner, stdin, stdout)
     next(steps)
     runner.train(plan.rows, plan.batches, lambda: next(steps, None))
 
@@ -106,7 +109,7 @@ def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndar
 
 
 def _turns(
-    plan: Plan, config: BenchConfig, rss: PeakRss, stdin: TextIO, stdout: TextIO
+    plan: Plan, config: BenchConfig, rss: PeakRss, runner: Runner, stdin: TextIO, stdout: TextIO
 ) -> Generator[None, None, None]:
     """What happens around training steps; at each `yield` one step is trained."""
 
@@ -142,9 +145,11 @@ def _turns(
         )
     wait()
     with TensorMemory(config.device) as memory:
+        memory.label("weights", runner)  # those that no module holds: the floor's
         for _ in plan.heaviest:
             yield
-    say(peak_memory_mb=memory.peak_mb, peak_rss_mb=rss.mb)
+    kinds = megabytes(memory.peak)
+    say(peak_memory_mb=kinds["total"], memory_by_kind_mb=kinds, peak_rss_mb=rss.mb)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""What a plan says against independent truths: bytes counted by hand, and tiny models really trained."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import tiny
+from rankwise.bench.lengths import random_rows
+from rankwise.cli import main
+from rankwise.config import PlanConfig
+from rankwise.engine import Engine
+from rankwise.errors import RankwiseError
+from rankwise.measure import KINDS, TensorMemory
+from rankwise.plan import (
+    Setting,
+    Shapes,
+    Sizes,
+    find_architecture,
+    find_lengths,
+    judge,
+    packs,
+    plan,
+    prepared,
+    reduced,
+)
+
+LENGTHS = np.array([5, 9, 14, 30, 31, 7, 40, 12])
+
+
+def architecture(family: str, **settings):
+    config = type(tiny.CONFIGS[family])(**{**tiny.CONFIGS[family].to_dict(), "num_labels": 2, **settings})
+    config.pad_token_id = 0
+    return config
+
+
+def setting(family="bert", method="lora", **changes):
+    return replace(Setting(architecture(family), method, 4, torch.float32, "packed"), **changes)
+
+
+def measured(asked: Setting, recompute: bool) -> dict[str, int]:
+    """The peak of real steps, the first left out."""
+    training = prepared(asked)
+    training.compute = replace(training.compute, engine=Engine(recompute=recompute))
+    training.rows = random_rows(LENGTHS, asked.architecture, np.random.default_rng(1))
+    training.options, training.batch_size = replace(training.options, batch_size=8), 8
+    with training.compute.running(training.model):
+        training.step()
+        with TensorMemory("cpu", training.model, training.update.optimizer) as memory:
+            training.step()
+    return memory.peak
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["fast", "lean"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "distilbert"])
+def test_a_plan_is_what_a_real_step_takes(family, method, recompute):
+    asked = setting(family, method)
+    planned = Shapes(asked).peak(LENGTHS, recompute=recompute)
+    real = measured(asked, recompute)
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
+    for kind in ("weights", "optimizer"):
+        assert planned[kind] == real[kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_and_moments_are_the_bytes_one_counts_by_hand(dtype):
+    # BERT, width 32, feed-forward 64, 2 layers, 100 tokens, 64 positions, 2 token types, 2 classes.
+    d, f, r = 32, 64, 4
+    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d
+    body = (100 + 64 + 2) * d + 2 * d + 2 * layer + d * d + d
+    head = 2 * d + 2
+    adapters = 2 * 2 * 2 * r * d
+    size = dtype.itemsize
+    buffers = 2 * 64 * 8  # position ids and token types, int64
+    peak = Shapes(setting(dtype=dtype)).peak(LENGTHS)
+    # The slab rounds the 2-D stretches (all multiples of 16 here) and the bias of 2 up to 16 numbers.
+    assert peak["weights"] == body * size + (adapters + 2 * d + 16) * 4 + buffers
+    steps = 2 * 4  # a count for each of the optimizer's two tensors
+    assert peak["optimizer"] == 2 * (adapters + 2 * d + 16) * 4 + steps
+    full = Shapes(setting(method="full", dtype=dtype)).peak(LENGTHS)
+    assert full["weights"] == (body + head) * 4 + buffers
+    tensors = 5 + 2 * 16 + 2 + 2
+    assert full["optimizer"] == 2 * (body + head) * 4 + tensors * 4
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["fast", "lean"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_two_shallow_models_say_what_the_deep_one_would(family, method, recompute):
+    deep = setting(family, method, architecture=architecture(family, num_hidden_layers=9, layer_types=None))
+    followed = Shapes(deep)
+    assert followed.depths == (3, 4)
+    assert followed.peak(LENGTHS, recompute=recompute) == Shapes(deep, (9,)).peak(
+        LENGTHS, recompute=recompute
+    )
+
+
+def test_a_part_more_takes_gradients_of_its_own():
+    one, two = (Shapes(setting(method="full", workers=n)).peak(LENGTHS) for n in (1, 2))
+    assert sum(two.values()) > sum(one.values())
+
+
+def test_a_model_without_weights_is_asked_whether_it_packs():
+    assert packs(architecture("roberta"))
+    assert not packs(architecture("mpnet"))
+
+
+def test_a_padded_model_is_planned_with_its_padding():
+    padded = setting("mpnet", padding="longest", targets=("attn.q", "attn.v"))
+    planned, real = Shapes(padded).peak(LENGTHS), measured(padded, False)
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "FacebookAI/roberta-large", "llama-3.1-8b"])
+def test_shipped_architectures_need_no_hub(name):
+    found = find_architecture(name)
+    assert found.num_hidden_layers >= 12
+    assert reduced(found, 2).num_hidden_layers == 2
+
+
+def test_an_8b_model_takes_its_bytes_and_no_memory():
+    found = find_architecture("llama-3.1-8b")
+    peak = Shapes(Setting(found, "lora", 8, torch.bfloat16, "packed")).peak(np.array([64, 64]))
+    # 8.03 billion parameters of Llama 3.1 8B without its language head of 128256 × 4096, in two bytes each.
+    assert peak["weights"] == pytest.approx(2 * (8.03e9 - 128256 * 4096), rel=2e-3)
+
+
+def test_a_config_json_is_enough(tmp_path):
+    tiny.CONFIGS["roberta"].save_pretrained(tmp_path)
+    for place in (tmp_path, tmp_path / "config.json"):
+        assert isinstance(find_architecture(str(place)), hf.RobertaConfig)
+
+
+def test_what_is_no_config_is_refused_in_words(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RankwiseError, match="is no config.json of a Transformers model"):
+        find_architecture(str(tmp_path))
+
+
+def test_lengths_come_from_a_task_a_number_or_a_file(tmp_path):
+    assert set(find_lengths("37")) == {37}
+    assert len(find_lengths("rte")) > 2000
+    file = tmp_path / "lengths.txt"
+    file.write_text("3\n9\n4\n")
+    assert find_lengths(str(file)).tolist() == [3, 9, 4]
+    file.write_text("3\nmany\n")
+    with pytest.raises(RankwiseError, match="one number of tokens a line"):
+        find_lengths(str(file))
+
+
+def test_the_largest_batch_fits_and_one_a_little_larger_does_not():
+    shapes = Shapes(setting())
+    lengths = np.full(400, 20)
+    limit = sum(shapes.peak(np.full(100, 20)).values())
+    sizes = Sizes(shapes, lengths, recompute=False)
+    sizes(16)
+    found = sizes.largest(lambda p: sum(p.values()) <= limit, lambda p: limit - sum(p.values()))
+    assert 90 <= found <= 100
+    assert sum(shapes.peak(np.full(found, 20)).values()) <= limit
+
+
+def test_where_no_row_fits_the_largest_batch_is_none():
+    sizes = Sizes(Shapes(setting()), np.full(50, 20), recompute=False)
+    sizes(16)
+    assert sizes.largest(lambda p: False, lambda p: -float(sum(p.values()))) == 0
+
+
+def test_a_card_near_its_limit_is_too_close_to_call():
+    peak = dict.fromkeys(KINDS, 10**9)
+    assert judge(peak, 6e9, "cpu") == "fits"
+    assert judge(peak, 6e9 - 1, "cpu") == "doesn't"
+    assert [judge(peak, limit, "cuda") for limit in (6e9, 7e9, 9e9)] == [
+        "doesn't",
+        "too close to call",
+        "fits",
+    ]
+
+
+def test_a_plan_answers_for_every_configuration(tmp_path):
+    architecture("bert").save_pretrained(tmp_path)
+    config = PlanConfig(model=str(tmp_path), lengths="20", batch_size=4, memory="1GB", dtype="float32")
+    found = plan(config)["configurations"]
+    assert [(one["method"], one["rank"], one["memory_mode"]) for one in found] == [
+        (method, rank, mode)
+        for method, rank in (("full", None), ("lora", 8), ("adaptive", 16))
+        for mode in ("fast", "lean")
+    ]
+    for one in found:
+        kinds = one["peak_memory_mb"]
+        assert list(kinds) == ["total", *KINDS]
+        assert round(kinds["total"] * 1e6) == sum(round(kinds[kind] * 1e6) for kind in KINDS)
+        assert one["fits"] is True
+    by = {(one["method"], one["memory_mode"]): one["peak_memory_mb"]["total"] for one in found}
+    assert by["lora", "lean"] < by["lora", "fast"] < by["adaptive", "fast"] < by["full", "fast"]
+
+
+def test_the_command_prints_words_or_one_object(tmp_path, capfd):
+    architecture("bert").save_pretrained(tmp_path)
+    arguments = ["plan", "--model", str(tmp_path), "--lengths", "20", "--methods", "lora", "--memory", "30KB"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    said = capfd.readouterr().out
+    assert "LoRA of rank 8 doesn't fit in" in said
+    assert "nor does a single row" in said
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    assert json.loads(capfd.readouterr().out)["configurations"][0]["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--memory", "lean"], "--memory is a size to fit in, such as 8GB; lean is a --memory-mode."),
+        (["--methods", "prefix"], "--methods takes full, lora and adaptive, not 'prefix'."),
+        (["--task", "stt2"], "Lengths are a task's name or a number of tokens, not 'stt2'."),
+    ],
+)
+def test_what_can_not_be_planned_is_refused_in_words(arguments, sentence, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--model", "roberta-base", *arguments])
+    assert ended.value.code == 2
+    assert sentence in capfd.readouterr().err
+
+
+def test_time_an_epoch_is_measured_when_asked_for(tmp_path):
+    architecture("bert").save_pretrained(tmp_path)
+    config = PlanConfig(
+        model=str(tmp_path), lengths="20", batch_size=4, methods=("lora",), memory_mode="fast", speed=True
+    )
+    (one,) = plan(config)["configurations"]
+    assert one["seconds_an_epoch"] > 0
