@@ -168,6 +168,7 @@ def train(
 
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
+    from rankwise import hub
     from rankwise.store import RunFolder
 
     if file is None:
@@ -180,6 +181,8 @@ def train(
         _refuse_other(folder, request)
         result = folder.read_result()
     else:
+        if config.model.from_adapter is not None:
+            hub.check_start(config.model.from_adapter, config.method.partition(":")[0])
         _find_model(config)
         result = _train(folder, request, json)
     _say(
@@ -399,10 +402,12 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
         known_methods.parse(spec, LoraOptions())
 
 
-def _find_model(config: CompareConfig | RunConfig) -> str:
-    """Refuses a model that isn't there before anything slow is started; returns its name."""
+def _find_model(config: CompareConfig | RunConfig) -> str | None:
+    """Refuses a model that isn't there before anything slow is started; returns its name, if it isn't an adapter's to say."""
     from rankwise import hub, recipes
 
+    if config.model.from_adapter is not None and config.model.model is None:
+        return None
     name = config.model.model or recipes.recipe(config.train.recipe)["model"]
     if name != hub.EMBEDDED:
         hub.find(name)

@@ -76,6 +76,9 @@ class ModelOptions:
 
     model: str | None = None
     """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder. Default: the recipe's; ours takes minilm."""
+    from_adapter: Path | None = None
+    """Start from what an earlier run trained: its folder; `{task}`, `{method}` and `{seed}` in it stand for the run's own
+    (`runs/first/mnli.{method}.s{seed}`). Other labels get a new head. full takes a whole model or an adapter, merged."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
     device: str = "auto"

@@ -13,6 +13,7 @@ from rankwise.errors import RankwiseError, nearest
 EMBEDDED = "minilm"
 """The name of the embedded model, all-MiniLM-L6-v2."""
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 HUB_SECONDS = 10.0
 
 
@@ -43,6 +44,25 @@ def find(name: str) -> str:
             f"{nearest(name, _known(folder))}"
         )
     return name
+
+
+def check_start(folder: Path, method: str) -> None:
+    """Refuses a folder that a run can't start from: an adapter does for any method, a whole model for full fine-tuning.
+
+    Raises:
+        RankwiseError: saying what is there instead.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        return
+    if not (folder / CONFIG).is_file():
+        held = "holds no adapter" if folder.is_dir() else "is no folder"
+        raise RankwiseError(
+            f"{folder} {held}, so there is nothing to start from. Name what `rankwise train` wrote with --from-adapter."
+        )
+    if method != "full":
+        raise RankwiseError(
+            f"{folder} holds a whole model, and {method} starts from an adapter. Give the model with --model instead."
+        )
 
 
 def _cached(name: str) -> bool:

@@ -34,6 +34,8 @@ def _full(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 
 def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    if config.model.from_adapter:  # its layers are there already
+        return
     from rankwise.inject import adapt  # here, so that method names can be checked without waiting for torch
 
     lora = config.lora

@@ -16,12 +16,11 @@ from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, machine, models, recipes, tasks
+from rankwise import adapter_io, machine, models, recipes, start, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
-from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
 from rankwise.measure import PeakRss
 from rankwise.methods import METHODS, parse
@@ -118,7 +117,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     why = "as this run began" if facts else why
 
     dataset = tasks.load(config)
-    source = models.locate(config.model.model or EMBEDDED, config.data.max_length)
+    source = start.locate(config)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
     validation = {
@@ -131,17 +130,21 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     rss = PeakRss()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model, new_modules = models.load(
+    model, new_modules, started = start.load(
+        config,
         source,
         list(dataset.task.label_names),
         dtype=dtype if method.frozen_base else torch.float32,
-        seed=config.seed,
     )
     method.prepare(model, config, new_modules)
     model.to(device)  # pyright: ignore[reportArgumentType]
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
     padding, padding_why = choose_padding(model, facts.get("padding") or config.train.padding or "packed")
-    config = replace(config, train=replace(config.train, lr=lr.value, padding=padding))
+    config = replace(
+        config,
+        train=replace(config.train, lr=lr.value, padding=padding),
+        model=replace(config.model, model=source.name),
+    )
     compute = Compute(
         device=device,
         autocast=dtype if not method.frozen_base and dtype != torch.float32 else None,
@@ -162,6 +165,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
+        *filter(None, [started]),
         *dataset.notes,
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())

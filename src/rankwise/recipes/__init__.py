@@ -55,11 +55,12 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {flags}."
         )
+    start = None if config.model.from_adapter else data["model"]  # an adapter names its own base
     return replace(
         config,
         train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),
         data=replace(config.data, max_length=max_length),
-        model=replace(config.model, model=config.model.model or data["model"]),
+        model=replace(config.model, model=config.model.model or start),
     )
 
 
