@@ -44,9 +44,16 @@ class Adapter:
 
     @property
     def num_labels(self) -> int | None:
-        """Rows of the last head matrix, so the number of classes the adapter was trained for."""
-        heads = [value for name, value in self.trained.items() if name.endswith("weight") and value.ndim == 2]
-        return heads[-1].shape[0] if heads else None
+        """Rows of the head's last matrix, so the number of classes the adapter was trained for."""
+        matrices = {
+            name.split(".")[-2]: value
+            for name, value in self.trained.items()
+            if name.endswith(".weight") and value.ndim == 2
+        }
+        last = next(
+            (matrices[name] for name in ("score", "out_proj", "classifier") if name in matrices), None
+        )
+        return None if last is None else last.shape[0]
 
 
 def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:

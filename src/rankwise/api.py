@@ -21,6 +21,7 @@ from rankwise import adapter_io, hub, machine, models, recipes
 from rankwise.config import RunConfig, TrainOptions
 from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
+from rankwise.inject import body_and_heads
 from rankwise.lora import lora_layers
 from rankwise.metrics import score
 from rankwise.store import RunFolder, make_folder, run_folders
@@ -174,9 +175,15 @@ def load(
     except RankwiseError as error:
         why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
         raise RankwiseError(f"{error}{why}") from error
-    labels = adapter.label_names or [f"LABEL_{i}" for i in range(adapter.num_labels or 2)]
+    labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     model, _ = models.load(source, labels, dtype=dtype, seed=0)
     return cast(PreTrainedModel, adapter_io.attach(model, adapter)).eval()
+
+
+def _unnamed_labels(config: Any, count: int | None) -> list[str]:
+    """The labels of an adapter that doesn't name them: its base's, where the number agrees."""
+    names = [config.id2label[i] for i in sorted(config.id2label)]
+    return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
 
 
 def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
@@ -245,7 +252,7 @@ def _compute(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int
 ) -> Compute:
     device = next(model.parameters()).device
-    body = next(p for p in model.parameters() if p.ndim >= 2)
+    body = next(p for p in body_and_heads(model)[0].parameters() if p.ndim >= 2)
     dtype, _ = machine.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
     return Compute(device, dtype if full else None, padding, max_length, models.pad_id(tokenizer))
