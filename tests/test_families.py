@@ -12,9 +12,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import rankwise
 import tiny
-from rankwise import embedded
+from rankwise import embedded, families, models, start
+from rankwise.attention import can_pack
+from rankwise.config import ModelOptions, RunConfig
+from rankwise.errors import RankwiseError
+from rankwise.inject import QUERY_VALUE, body_and_heads
 
 FAMILIES = [*tiny.CONFIGS, "minilm"]
+CAUSAL = {"gpt2", "opt", "llama", "qwen2", "gemma", "mistral"}
 LABELS = {0: "negative", 1: "positive"}
 TRAIN, TEXTS = tiny.reviews(80), [row["text"] for row in tiny.reviews(12, seed=1)]
 STEPS = rankwise.TrainOptions(epochs=2, batch_size=8, lr=3e-3)
@@ -121,3 +126,28 @@ def test_rows_packed_or_padded_get_the_logits_they_get_alone(family, bases):
     model = rankwise.adapt(classifier(base), 3)
     alone = logits(copy.deepcopy(model), tokenizer)
     assert relative(rankwise.predict(model, tokenizer, [{"text": text} for text in TEXTS]), alone) <= 1e-4
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_the_list_of_families_says_how_each_is_run(family):
+    entry = families.family(family)
+    model = tiny.classifier(family)
+    assert (entry.packed, entry.why) == can_pack(model)
+    assert entry.head == tuple(body_and_heads(model)[1])
+    assert entry.pooling == ("last" if family in CAUSAL else "first")
+    assert entry.targets == QUERY_VALUE[family]
+
+
+def test_an_encoder_from_scratch_is_drawn_from_the_runs_seed_and_trained_whole(tmp_path):
+    def loaded(seed: int):
+        source = start.locate(RunConfig(method="full", model=ModelOptions(model="scratch:small")))
+        return models.load(source, ["negative", "positive"], dtype=torch.float32, seed=seed)[0]
+
+    one, same, other = (loaded(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    matrices = [name for name, value in one.items() if value.ndim == 2 and "norm" not in name.lower()]
+    assert not any(torch.equal(one[name], other[name]) for name in matrices)
+    with pytest.raises(RankwiseError, match="nothing pretrained.*--method full"):
+        start.locate(RunConfig(method="lora", model=ModelOptions(model="scratch:small")))
+    with pytest.raises(RankwiseError, match="scratch:smal.*Did you mean 'scratch:small'"):
+        start.locate(RunConfig(method="full", model=ModelOptions(model="scratch:smal")))

@@ -372,6 +372,24 @@ def merge(
 
 
 @app.command
+def models(*, json: Json = False) -> None:
+    """List the model families that are known, with their default targets, and whether their rows are packed without padding.
+
+    Others work with --targets, and are padded where they can't be packed.
+
+    Example: rankwise models
+    """
+    from dataclasses import asdict
+
+    from rankwise.families import families, show
+
+    found = list(families())
+    show(found, _people(json))
+    if json:
+        _print_json({"families": [asdict(family) for family in found]})
+
+
+@app.command
 def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
     """Measure training on this machine: ours beside PEFT + Trainer, full fine-tuning and the floor.
 
@@ -418,7 +436,7 @@ def _fetch(config: CompareConfig) -> None:
     """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
     from rankwise import embedded, hub, tasks
 
-    if _find_model(config) == hub.EMBEDDED:
+    if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
         embedded.model_folder()
     if tasks.MOVIES in config.tasks:
         embedded.movies_file()

@@ -75,7 +75,8 @@ class ModelOptions:
     """The pretrained model and where it runs."""
 
     model: str | None = None
-    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder. Default: the recipe's; ours takes minilm."""
+    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, a folder, or `scratch:small`, an encoder
+    that nobody has trained, for full fine-tuning: the floor of a comparison. Default: the recipe's; ours takes minilm."""
     from_adapter: Path | None = None
     """Start from what an earlier run trained: its folder; `{task}`, `{method}` and `{seed}` in it stand for the run's own
     (`runs/first/mnli.{method}.s{seed}`). Other labels get a new head. full takes a whole model or an adapter, merged."""

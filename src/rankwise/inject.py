@@ -17,6 +17,7 @@ from rankwise.lora import LoRALinear, lora_layers
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
     "albert": ("query", "value"),
     "bert": ("query", "value"),
+    "camembert": ("query", "value"),
     "deberta": ("in_proj",),
     "deberta-v2": ("query_proj", "value_proj"),
     "distilbert": ("q_lin", "v_lin"),

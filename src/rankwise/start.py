@@ -27,6 +27,8 @@ def locate(config: RunConfig) -> Source:
     """
     folder, asked, limit = config.model.from_adapter, config.model.model, config.data.max_length
     if folder is None:
+        if asked in hub.SCRATCH and _method(config) != "full":
+            raise RankwiseError(f"{asked} has nothing pretrained to keep; it takes --method full.")
         return models.locate(asked or hub.EMBEDDED, limit)
     hub.check_start(folder, _method(config))
     if not (folder / adapter_io.CONFIG).is_file():
