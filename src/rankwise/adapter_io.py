@@ -23,6 +23,27 @@ from rankwise.lora import LoRALinear, lora_layers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` that take something out of W0 at the start."""
+CHANGES_LAYER = (
+    *(
+        "use_dora",
+        "use_qalora",
+        "lora_bias",
+        "use_bdlora",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+    ),
+    *(
+        "monteclora_config",
+        "velora_config",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+    ),
+)
+"""Settings of PEFT's LoRA under which a layer computes something else than W0 + s·B·A."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,8 @@ class Adapter:
     modules_to_save: list[str]
     label_names: list[str] | None
     fingerprint: str | None
+    foreign: str | None = None
+    """Why only PEFT can run it, as the end of a sentence; None for what W0 + s·B·A describes."""
 
     @property
     def num_labels(self) -> int | None:
@@ -82,23 +105,36 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     for path in saved:
         for name, value in model.get_submodule(path).state_dict().items():
             tensors[f"{PREFIX}{path}.{name}"] = value
-    labels = getattr(config, "id2label", None) or {}
     base_path = getattr(config, "_name_or_path", None) or None
-    metadata = {
-        "format": "pt",
-        "base_model": base_model or base_path or "",
-        "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
-        "base_fingerprint": fingerprint(model),
-    }
+    metadata = {**_metadata(model, base_model), "base_fingerprint": fingerprint(model)}
     document = peft_config(layers, saved, base_path or base_model)
     document["target_modules"] = _shortest(model, list(layers))
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    partial.write_bytes(_sorted_header(safetensors.torch.save(tensors, metadata=metadata)))
-    partial.replace(folder / WEIGHTS)
+    _write_weights(folder, tensors, metadata)
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(folder / CONFIG)
+
+
+def add_metadata(folder: Path, model: nn.Module, base_model: str) -> None:
+    """Puts the base's name and the labels' names into the header of what PEFT saved."""
+    _write_weights(folder, safetensors.torch.load_file(folder / WEIGHTS), _metadata(model, base_model))
+
+
+def _metadata(model: nn.Module, base_model: str | None) -> dict[str, str]:
+    config = getattr(model, "config", None)
+    labels = getattr(config, "id2label", None) or {}
+    return {
+        "format": "pt",
+        "base_model": base_model or getattr(config, "_name_or_path", None) or "",
+        "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
+    }
+
+
+def _write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    partial = folder / f"{WEIGHTS}.partial"
+    partial.write_bytes(_sorted_header(safetensors.torch.save(tensors, metadata=metadata)))
+    partial.replace(folder / WEIGHTS)
 
 
 def _sorted_header(content: bytes) -> bytes:
@@ -163,8 +199,12 @@ def _alpha(layer: LoRALinear) -> float:
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
 
-def read(folder: str | Path) -> Adapter:
+def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:
     """Reads a PEFT LoRA adapter, made here or by PEFT.
+
+    Args:
+        folder: holds it.
+        any_kind: of PEFT's other kinds too, read what they have in common (`foreign` then says what they are).
 
     Raises:
         RankwiseError: no adapter there, a damaged file, or a kind of adapter that W0 + s·B·A doesn't describe.
@@ -183,25 +223,33 @@ def read(folder: str | Path) -> Adapter:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (ValueError, UnicodeDecodeError, SafetensorError) as error:
         raise RankwiseError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from None
+    foreign = _foreign(config)
+    if foreign and not any_kind:
+        raise RankwiseError(f"{folder} {foreign}. Merge it with PEFT first.")
+    return _assemble(folder, config, tensors, metadata, foreign)
+
+
+def _foreign(config: dict[str, Any]) -> str | None:
+    """What about a PEFT adapter isn't W0 + s·B·A, as the end of a sentence."""
     if config.get("peft_type") != "LORA":
-        raise RankwiseError(
-            f"{folder} holds a {config.get('peft_type')} adapter; rankwise reads LoRA adapters."
-        )
-    unknown = [flag for flag in ("use_dora", "use_qalora", "lora_bias") if config.get(flag)]
-    if unknown:
-        raise RankwiseError(
-            f"{folder} uses {unknown[0]}, which W0 + s·B·A cannot express. Merge it with PEFT first."
-        )
-    return _assemble(folder, config, tensors, metadata)
+        return f"holds a {config.get('peft_type')} adapter, which W0 + s·B·A cannot express"
+    if str(config.get("init_lora_weights", "")).startswith(CHANGES_BASE):
+        return f"was begun with {config['init_lora_weights']}, which changes the base's own weights"
+    flag = next((flag for flag in CHANGES_LAYER if config.get(flag)), None)
+    return f"uses {flag}, which W0 + s·B·A cannot express" if flag else None
 
 
 def _assemble(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, str]
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    foreign: str | None,
 ) -> Adapter:
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     lora, scaling, trained = {}, {}, {}
     for name, value in tensors.items():
-        if name.endswith(".lora_A.weight"):
+        if name.endswith(".lora_A.weight") and foreign is None:
             path = name.removesuffix(".lora_A.weight")
             lora[path] = (value, tensors[f"{path}.lora_B.weight"])
             rank = value.shape[0]
@@ -209,7 +257,7 @@ def _assemble(
             scaling[path] = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
         elif not name.endswith(".lora_B.weight"):
             trained[name] = value
-    if not lora:
+    if not lora and foreign is None:
         raise RankwiseError(f"The adapter in {folder} holds no LoRA matrices.")
     return Adapter(
         folder=folder,
@@ -221,6 +269,7 @@ def _assemble(
         modules_to_save=list(config.get("modules_to_save") or []),
         label_names=json.loads(metadata["label_names"]) if metadata.get("label_names") else None,
         fingerprint=metadata.get("base_fingerprint"),
+        foreign=foreign,
     )
 
 

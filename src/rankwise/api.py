@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, hub, machine, models, recipes
@@ -159,14 +160,23 @@ def load(
     Raises:
         RankwiseError: nothing to load there, or an adapter that doesn't fit the base.
     """
-    folder = Path(folder)
+    model = load_any(Path(folder), base=base, dtype=dtype)
+    if not isinstance(model, PreTrainedModel):
+        raise RankwiseError(
+            f"The adapter in {folder} puts virtual tokens before each row; load it with peft.PeftModel.from_pretrained."
+        )
+    return model
+
+
+def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module:
+    """The same for every kind of adapter: PEFT's wrapper comes back where that adds virtual tokens."""
     if not (folder / adapter_io.CONFIG).is_file():
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
         source = models.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
         return models.load(source, labels, dtype=dtype, seed=0)[0]
-    adapter = adapter_io.read(folder)
+    adapter = adapter_io.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:
         raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
@@ -177,7 +187,11 @@ def load(
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     model, _ = models.load(source, labels, dtype=dtype, seed=0)
-    return cast(PreTrainedModel, adapter_io.attach(model, adapter)).eval()
+    if adapter.foreign is not None:
+        from rankwise import peft_methods
+
+        return peft_methods.load(model, folder)
+    return adapter_io.attach(model, adapter).eval()
 
 
 def _unnamed_labels(config: Any, count: int | None) -> list[str]:
@@ -242,9 +256,9 @@ def _nothing_trained(folder: Path) -> str:
     return f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
 
 
-def label_names(model: PreTrainedModel) -> list[str]:
+def label_names(model: nn.Module) -> list[str]:
     """Names of the classes, in the order of their ids."""
-    names = cast(dict[int, str], model.config.id2label)
+    names = cast(dict[int, str], cast(Any, model).config.id2label)
     return [names[i] for i in sorted(names)]
 
 

@@ -73,11 +73,13 @@ class Update:
             nn.utils.clip_grads_with_norm_(whole, largest, norm)
         return float(norm)
 
-    def step(self, lr: float) -> None:
-        """One update with the gradients added up, which are then forgotten."""
+    def step(self, lr: float, then: Callable[[], None] | None = None) -> None:
+        """One update with the gradients added up, which are forgotten after `then` has looked at them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        if then is not None:
+            then()
         self.optimizer.zero_grad(set_to_none=not self._slabs)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -8,28 +8,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
+from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, machine, models, recipes, start, tasks
+from rankwise import adapter_io, machine, methods, models, recipes, start, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.measure import PeakRss
-from rankwise.methods import METHODS, parse
+from rankwise.methods import parse
 from rankwise.metrics import score
 from rankwise.models import Source
 from rankwise.store import RunFolder, damaged
 from rankwise.streams import stream_seed
 from rankwise.tasks import Dataset
 from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
+
+if TYPE_CHECKING:
+    from rankwise.peft_methods import Peer
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -49,7 +53,9 @@ class Prepared:
     method: str
     dataset: Dataset
     source: Source
-    model: PreTrainedModel
+    model: nn.Module
+    peer: "Peer | None"
+    """What saves the model, where PEFT does."""
     training: Training
     validation: dict[str, Encoded]
     held_out: Encoded | None
@@ -107,7 +113,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     assigned = record.get("assigned") or {}
     method_name, lora = parse(config.method, config.lora)
     config = recipes.resolve(replace(config, lora=lora), method_name)
-    method = METHODS[method_name]
+    method = methods.named(method_name)
     facts = record.get("facts") or {}
 
     threads = facts.get("threads") or config.model.threads or assigned.get("threads") or machine.cores()
@@ -136,10 +142,11 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         list(dataset.task.label_names),
         dtype=dtype if method.frozen_base else torch.float32,
     )
-    method.prepare(model, config, new_modules)
+    peer = methods.prepare(model, method_name, config, new_modules, train)
     model.to(device)  # pyright: ignore[reportArgumentType]
+    trained: nn.Module = model if peer is None else peer.model.to(device)
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
-    padding, padding_why = choose_padding(model, facts.get("padding") or config.train.padding or "packed")
+    padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
     config = replace(
         config,
         train=replace(config.train, lr=lr.value, padding=padding),
@@ -153,7 +160,9 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         pad_id=models.pad_id(source.tokenizer),
         threads=threads,
     )
-    training = Training(model, train, config.train, compute, seed=config.seed)
+    training = Training(
+        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act
+    )
     if facts.get("engine"):
         training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
         engine_why = "run as this run began"
@@ -181,7 +190,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "learning_rate_from": lr.why,
     }
     return Prepared(
-        config, method_name, dataset, source, model, training, validation, held_out, rss, facts, notes
+        config, method_name, dataset, source, trained, peer, training, validation, held_out, rss, facts, notes
     )
 
 
@@ -324,11 +333,13 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         if i == 0:
             rows = run.validation[split]
             folder.write_predictions(rows.idx, _labels(rows), logits.argmax(axis=1), logits)
-    if METHODS[run.method].frozen_base:
+    if run.peer is not None:
+        run.peer.save(folder.path, run.source.name)
+    elif methods.named(run.method).frozen_base:
         adapter_io.save(run.model, folder.path, base_model=run.source.name)
     elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
         with models.quiet():
-            run.model.save_pretrained(folder.path)
+            cast(PreTrainedModel, run.model).save_pretrained(folder.path)
             run.source.tokenizer.save_pretrained(folder.path)
     result = _result(
         run,
@@ -347,8 +358,10 @@ def _result(
     config, training, task = run.config, run.training, run.dataset.task
     headline = next(iter(scores))
     layers = lora_layers(run.model)
-    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
+    if run.peer is not None:
+        adapter = trained - run.peer.head_params
     ranks = {path: layer.rank for path, layer in layers.items()}
     return {
         "task": task.name,
@@ -363,7 +376,7 @@ def _result(
         "trainable_params": trained,
         "total_params": sum(p.numel() for p in run.model.parameters()),
         "adapter_params": adapter,
-        "head_params": trained - adapter if layers else None,
+        "head_params": trained - adapter if adapter else None,
         "steps": training.step_number,
         "train_seconds": training.seconds,
         "samples_per_second": None if shared else training.speed.rows_per_second,

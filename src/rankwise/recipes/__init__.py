@@ -79,7 +79,9 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     """
     if config.train.lr is not None:
         return LearningRate(config.train.lr, "as given")
-    table = recipe(config.train.recipe).get("lr_by_width", {}).get(method)
+    data = recipe(config.train.recipe)
+    like = data.get("lr_as", {}).get(method, method)
+    table = data.get("lr_by_width", {}).get(like)
     if not table:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
@@ -90,7 +92,7 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     if near != width:
         where = f", the nearest width there is a rate for; this model's is {width}"
     return LearningRate(
-        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {method} at width {near}{where}"
+        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {like} at width {near}{where}"
     )
 
 
