@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
+from rankwise.store import make_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -111,9 +112,20 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     document["target_modules"] = _shortest(model, list(layers))
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     _write_weights(folder, tensors, metadata)
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(folder / CONFIG)
+    _write_config(folder, document)
+
+
+def write(adapter: Adapter, document: dict[str, Any], folder: Path) -> None:
+    """Writes an adapter that needn't meet a model: its tensors, and `document` as its config."""
+    make_folder(folder)
+    tensors = {f"{PREFIX}{name}": value for name, value in adapter.trained.items()}
+    for path, (A, B) in adapter.lora.items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"], tensors[f"{PREFIX}{path}.lora_B.weight"] = A, B
+    metadata = {"format": "pt", "base_model": adapter.base_model or ""}
+    if adapter.label_names is not None:
+        metadata["label_names"] = json.dumps(adapter.label_names, ensure_ascii=False)
+    _write_weights(folder, {name: value.contiguous().clone() for name, value in tensors.items()}, metadata)
+    _write_config(folder, document)
 
 
 def add_metadata(folder: Path, model: nn.Module, base_model: str) -> None:
@@ -135,6 +147,12 @@ def _write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str,
     partial = folder / f"{WEIGHTS}.partial"
     partial.write_bytes(_sorted_header(safetensors.torch.save(tensors, metadata=metadata)))
     partial.replace(folder / WEIGHTS)
+
+
+def _write_config(folder: Path, document: dict[str, Any]) -> None:
+    partial = folder / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(folder / CONFIG)
 
 
 def _sorted_header(content: bytes) -> bytes:
@@ -195,7 +213,11 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _alpha(layer: LoRALinear) -> float:
-    alpha = layer.scaling * layer.rank
+    return whole(layer.scaling * layer.rank)
+
+
+def whole(alpha: float) -> float:
+    """An alpha that is a whole number but for rounding as one, since PEFT's field is an integer."""
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
 

@@ -14,19 +14,20 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 from cyclopts import (
     App,
     CycloptsError,
     MissingArgumentError,
     Parameter,
+    Token,
     UnknownCommandError,
     UnusedCliTokensError,
 )
 
 from rankwise.bench.config import BenchConfig
-from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
+from rankwise.config import CompareConfig, LoraOptions, MaybeWhole, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError, nearest
 
 
@@ -369,6 +370,73 @@ def merge(
     )
     if json:
         _print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
+
+
+def _count(kind: Any, tokens: Sequence[Token]) -> int:
+    """`50k`, `1.5M` or a plain number."""
+    text = tokens[0].value
+    try:
+        return int(float(text.rstrip("kKmM")) * {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1))
+    except ValueError:
+        raise RankwiseError(f"--max-params takes a number such as 50k or 1.5M, not {text!r}.") from None
+
+
+@app.command
+def export(
+    adapter: Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
+    format: Literal["peft", "loralib"] = "peft",
+    uniform_rank: MaybeWhole = None,
+    max_params: Annotated[int | None, Parameter(converter=_count)] = None,
+    no_head: bool = False,
+    model: Base = None,
+    alpha: float | None = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter in the form that another program reads: PEFT, a server of LoRA adapters, or loralib.
+
+    Example: rankwise export my-adapter --uniform-rank 8 --no-head --out served
+
+    Parameters
+    ----------
+    format
+        peft or loralib.
+    uniform_rank
+        The same rank for each layer, as servers want it: cut by singular values, or filled up with zeros.
+    max_params
+        Entries of the adapter's matrices at most (50k, 1.5M): the components with least energy are left out.
+    no_head
+        Leave out the classification head, which most servers can't load.
+    alpha
+        s = alpha/r of a loralib checkpoint, which doesn't say it.
+    """
+    from rankwise import export as exporting
+
+    if uniform_rank is not None and uniform_rank < 1:
+        raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
+    done = exporting.export(
+        adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
+        base=model, alpha=alpha,
+    )  # fmt: skip
+    low, high = min(done.ranks.values()), max(done.ranks.values())
+    ranks = str(low) if low == high else f"{low} to {high}"
+    _say(json, f"{len(done.ranks)} layers of rank {ranks}, {done.adapter_params:,} parameters in {out}.")
+    if done.kept < 1:
+        _say(json, f"{100 * done.kept:.2f} % of the update's energy is kept.")
+    for note in done.notes:
+        _say(json, note)
+    if json:
+        _print_json(
+            {
+                "out": str(out),
+                "rank": done.ranks,
+                "adapter_params": done.adapter_params,
+                "kept": done.kept,
+                "notes": done.notes,
+            }
+        )
 
 
 @app.command

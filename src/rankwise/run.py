@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, machine, methods, models, recipes, start, tasks
+from rankwise import adapter_io, card, machine, methods, models, recipes, start, tasks
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
@@ -347,6 +347,8 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         peak_rss_mb,
         shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False),
     )
+    if (folder.path / adapter_io.CONFIG).is_file():
+        card.write(folder.path, folder.read_run(), result)
     folder.write_result(result)
     folder.remove_checkpoint()
     return result
