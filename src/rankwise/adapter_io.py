@@ -20,9 +20,31 @@ from torch import Tensor, nn
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
+from rankwise.store import make_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` that take something out of W0 at the start."""
+CHANGES_LAYER = (
+    *(
+        "use_dora",
+        "use_qalora",
+        "lora_bias",
+        "use_bdlora",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+    ),
+    *(
+        "monteclora_config",
+        "velora_config",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+    ),
+)
+"""Settings of PEFT's LoRA under which a layer computes something else than W0 + s·B·A."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +63,21 @@ class Adapter:
     modules_to_save: list[str]
     label_names: list[str] | None
     fingerprint: str | None
+    foreign: str | None = None
+    """Why only PEFT can run it, as the end of a sentence; None for what W0 + s·B·A describes."""
 
     @property
     def num_labels(self) -> int | None:
-        """Rows of the last head matrix, so the number of classes the adapter was trained for."""
-        heads = [value for name, value in self.trained.items() if name.endswith("weight") and value.ndim == 2]
-        return heads[-1].shape[0] if heads else None
+        """Rows of the head's last matrix, so the number of classes the adapter was trained for."""
+        matrices = {
+            name.split(".")[-2]: value
+            for name, value in self.trained.items()
+            if name.endswith(".weight") and value.ndim == 2
+        }
+        last = next(
+            (matrices[name] for name in ("score", "out_proj", "classifier") if name in matrices), None
+        )
+        return None if last is None else last.shape[0]
 
 
 def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:
@@ -76,20 +107,50 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     for path in saved:
         for name, value in model.get_submodule(path).state_dict().items():
             tensors[f"{PREFIX}{path}.{name}"] = value
-    labels = getattr(config, "id2label", None) or {}
     base_path = getattr(config, "_name_or_path", None) or None
-    metadata = {
-        "format": "pt",
-        "base_model": base_model or base_path or "",
-        "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
-        "base_fingerprint": fingerprint(layers),
-    }
+    metadata = {**_metadata(model, base_model), "base_fingerprint": fingerprint(layers)}
     document = peft_config(layers, saved, base_path or base_model)
     document["target_modules"] = _shortest(model, list(layers))
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    _write_weights(folder, tensors, metadata)
+    _write_config(folder, document)
+
+
+def write(adapter: Adapter, document: dict[str, Any], folder: Path) -> None:
+    """Writes an adapter that needn't meet a model: its tensors, and `document` as its config."""
+    make_folder(folder)
+    tensors = {f"{PREFIX}{name}": value for name, value in adapter.trained.items()}
+    for path, (A, B) in adapter.lora.items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"], tensors[f"{PREFIX}{path}.lora_B.weight"] = A, B
+    metadata = {"format": "pt", "base_model": adapter.base_model or ""}
+    if adapter.label_names is not None:
+        metadata["label_names"] = json.dumps(adapter.label_names, ensure_ascii=False)
+    _write_weights(folder, {name: value.contiguous().clone() for name, value in tensors.items()}, metadata)
+    _write_config(folder, document)
+
+
+def add_metadata(folder: Path, model: nn.Module, base_model: str) -> None:
+    """Puts the base's name and the labels' names into the header of what PEFT saved."""
+    _write_weights(folder, safetensors.torch.load_file(folder / WEIGHTS), _metadata(model, base_model))
+
+
+def _metadata(model: nn.Module, base_model: str | None) -> dict[str, str]:
+    config = getattr(model, "config", None)
+    labels = getattr(config, "id2label", None) or {}
+    return {
+        "format": "pt",
+        "base_model": base_model or getattr(config, "_name_or_path", None) or "",
+        "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
+    }
+
+
+def _write_weights(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     partial = folder / f"{WEIGHTS}.partial"
     partial.write_bytes(_sorted_header(safetensors.torch.save(tensors, metadata=metadata)))
     partial.replace(folder / WEIGHTS)
+
+
+def _write_config(folder: Path, document: dict[str, Any]) -> None:
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(folder / CONFIG)
@@ -161,12 +222,20 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _alpha(layer: LoRALinear) -> float:
-    alpha = layer.scaling * layer.rank
+    return whole(layer.scaling * layer.rank)
+
+
+def whole(alpha: float) -> float:
+    """An alpha that is a whole number but for rounding as one, since PEFT's field is an integer."""
     return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
 
 
-def read(folder: str | Path) -> Adapter:
+def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:
     """Reads a PEFT LoRA adapter, made here or by PEFT.
+
+    Args:
+        folder: holds it.
+        any_kind: of PEFT's other kinds too, read what they have in common (`foreign` then says what they are).
 
     Raises:
         RankwiseError: no adapter there, a damaged file, or a kind of adapter that W0 + s·B·A doesn't describe.
@@ -185,25 +254,33 @@ def read(folder: str | Path) -> Adapter:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (ValueError, UnicodeDecodeError, SafetensorError) as error:
         raise RankwiseError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from None
+    foreign = _foreign(config)
+    if foreign and not any_kind:
+        raise RankwiseError(f"{folder} {foreign}. Merge it with PEFT first.")
+    return _assemble(folder, config, tensors, metadata, foreign)
+
+
+def _foreign(config: dict[str, Any]) -> str | None:
+    """What about a PEFT adapter isn't W0 + s·B·A, as the end of a sentence."""
     if config.get("peft_type") != "LORA":
-        raise RankwiseError(
-            f"{folder} holds a {config.get('peft_type')} adapter; rankwise reads LoRA adapters."
-        )
-    unknown = [flag for flag in ("use_dora", "use_qalora", "lora_bias") if config.get(flag)]
-    if unknown:
-        raise RankwiseError(
-            f"{folder} uses {unknown[0]}, which W0 + s·B·A cannot express. Merge it with PEFT first."
-        )
-    return _assemble(folder, config, tensors, metadata)
+        return f"holds a {config.get('peft_type')} adapter, which W0 + s·B·A cannot express"
+    if str(config.get("init_lora_weights", "")).startswith(CHANGES_BASE):
+        return f"was begun with {config['init_lora_weights']}, which changes the base's own weights"
+    flag = next((flag for flag in CHANGES_LAYER if config.get(flag)), None)
+    return f"uses {flag}, which W0 + s·B·A cannot express" if flag else None
 
 
 def _assemble(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, str]
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    foreign: str | None,
 ) -> Adapter:
     tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     lora, scaling, trained = {}, {}, {}
     for name, value in tensors.items():
-        if name.endswith(".lora_A.weight"):
+        if name.endswith(".lora_A.weight") and foreign is None:
             path = name.removesuffix(".lora_A.weight")
             lora[path] = (value, tensors[f"{path}.lora_B.weight"])
             rank = value.shape[0]
@@ -211,7 +288,7 @@ def _assemble(
             scaling[path] = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
         elif not name.endswith(".lora_B.weight"):
             trained[name] = value
-    if not lora:
+    if not lora and foreign is None:
         raise RankwiseError(f"The adapter in {folder} holds no LoRA matrices.")
     return Adapter(
         folder=folder,
@@ -223,6 +300,7 @@ def _assemble(
         modules_to_save=list(config.get("modules_to_save") or []),
         label_names=json.loads(metadata["label_names"]) if metadata.get("label_names") else None,
         fingerprint=metadata.get("base_fingerprint"),
+        foreign=foreign,
     )
 
 

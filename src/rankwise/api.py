@@ -15,12 +15,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, hub, machine, models, recipes
 from rankwise.config import RunConfig, TrainOptions
 from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
+from rankwise.inject import body_and_heads
 from rankwise.lora import lora_layers
 from rankwise.metrics import score
 from rankwise.rank import Decision
@@ -162,14 +164,23 @@ def load(
     Raises:
         RankwiseError: nothing to load there, or an adapter that doesn't fit the base.
     """
-    folder = Path(folder)
+    model = load_any(Path(folder), base=base, dtype=dtype)
+    if not isinstance(model, PreTrainedModel):
+        raise RankwiseError(
+            f"The adapter in {folder} puts virtual tokens before each row; load it with peft.PeftModel.from_pretrained."
+        )
+    return model
+
+
+def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module:
+    """The same for every kind of adapter: PEFT's wrapper comes back where that adds virtual tokens."""
     if not (folder / adapter_io.CONFIG).is_file():
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
         source = models.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
         return models.load(source, labels, dtype=dtype, seed=0)[0]
-    adapter = adapter_io.read(folder)
+    adapter = adapter_io.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:
         raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
@@ -178,9 +189,19 @@ def load(
     except RankwiseError as error:
         why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
         raise RankwiseError(f"{error}{why}") from error
-    labels = adapter.label_names or [f"LABEL_{i}" for i in range(adapter.num_labels or 2)]
+    labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     model, _ = models.load(source, labels, dtype=dtype, seed=0)
-    return cast(PreTrainedModel, adapter_io.attach(model, adapter)).eval()
+    if adapter.foreign is not None:
+        from rankwise import peft_methods
+
+        return peft_methods.load(model, folder)
+    return adapter_io.attach(model, adapter).eval()
+
+
+def _unnamed_labels(config: Any, count: int | None) -> list[str]:
+    """The labels of an adapter that doesn't name them: its base's, where the number agrees."""
+    names = [config.id2label[i] for i in sorted(config.id2label)]
+    return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
 
 
 def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
@@ -239,9 +260,9 @@ def _nothing_trained(folder: Path) -> str:
     return f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
 
 
-def label_names(model: PreTrainedModel) -> list[str]:
+def label_names(model: nn.Module) -> list[str]:
     """Names of the classes, in the order of their ids."""
-    names = cast(dict[int, str], model.config.id2label)
+    names = cast(dict[int, str], cast(Any, model).config.id2label)
     return [names[i] for i in sorted(names)]
 
 
@@ -249,7 +270,7 @@ def _compute(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int
 ) -> Compute:
     device = next(model.parameters()).device
-    body = next(p for p in model.parameters() if p.ndim >= 2)
+    body = next(p for p in body_and_heads(model)[0].parameters() if p.ndim >= 2)
     dtype, _ = machine.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
     return Compute(device, dtype if full else None, padding, max_length, models.pad_id(tokenizer))

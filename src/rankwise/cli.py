@@ -14,20 +14,29 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 from cyclopts import (
     App,
     CycloptsError,
     MissingArgumentError,
     Parameter,
+    Token,
     UnknownCommandError,
     UnusedCliTokensError,
 )
 
 from rankwise import board
 from rankwise.bench.config import BenchConfig
-from rankwise.config import CompareConfig, LoraOptions, PlanConfig, RunConfig, differences, to_json
+from rankwise.config import (
+    CompareConfig,
+    LoraOptions,
+    MaybeWhole,
+    PlanConfig,
+    RunConfig,
+    differences,
+    to_json,
+)
 from rankwise.errors import RankwiseError, nearest
 
 
@@ -189,6 +198,7 @@ def train(
 
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
+    from rankwise import hub
     from rankwise.store import RunFolder
 
     if tensorboard:
@@ -203,6 +213,8 @@ def train(
         _refuse_other(folder, request)
         result = folder.read_result()
     else:
+        if config.model.from_adapter is not None:
+            hub.check_start(config.model.from_adapter, config.method.partition(":")[0])
         _find_model(config)
         result = _train(folder, request, {"tensorboard": tensorboard}, json)
     if folder.read_ranks():
@@ -397,6 +409,91 @@ def merge(
         _print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
 
 
+def _count(kind: Any, tokens: Sequence[Token]) -> int:
+    """`50k`, `1.5M` or a plain number."""
+    text = tokens[0].value
+    try:
+        return int(float(text.rstrip("kKmM")) * {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1))
+    except ValueError:
+        raise RankwiseError(f"--max-params takes a number such as 50k or 1.5M, not {text!r}.") from None
+
+
+@app.command
+def export(
+    adapter: Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
+    format: Literal["peft", "loralib"] = "peft",
+    uniform_rank: MaybeWhole = None,
+    max_params: Annotated[int | None, Parameter(converter=_count)] = None,
+    no_head: bool = False,
+    model: Base = None,
+    alpha: float | None = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter in the form that another program reads: PEFT, a server of LoRA adapters, or loralib.
+
+    Example: rankwise export my-adapter --uniform-rank 8 --no-head --out served
+
+    Parameters
+    ----------
+    format
+        peft or loralib.
+    uniform_rank
+        The same rank for each layer, as servers want it: cut by singular values, or filled up with zeros.
+    max_params
+        Entries of the adapter's matrices at most (50k, 1.5M): the components with least energy are left out.
+    no_head
+        Leave out the classification head, which most servers can't load.
+    alpha
+        s = alpha/r of a loralib checkpoint, which doesn't say it.
+    """
+    from rankwise import export as exporting
+
+    if uniform_rank is not None and uniform_rank < 1:
+        raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
+    done = exporting.export(
+        adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
+        base=model, alpha=alpha,
+    )  # fmt: skip
+    low, high = min(done.ranks.values()), max(done.ranks.values())
+    ranks = str(low) if low == high else f"{low} to {high}"
+    _say(json, f"{len(done.ranks)} layers of rank {ranks}, {done.adapter_params:,} parameters in {out}.")
+    if done.kept < 1:
+        _say(json, f"{100 * done.kept:.2f} % of the update's energy is kept.")
+    for note in done.notes:
+        _say(json, note)
+    if json:
+        _print_json(
+            {
+                "out": str(out),
+                "rank": done.ranks,
+                "adapter_params": done.adapter_params,
+                "kept": done.kept,
+                "notes": done.notes,
+            }
+        )
+
+
+@app.command
+def models(*, json: Json = False) -> None:
+    """List the model families that are known, with their default targets, and whether their rows are packed without padding.
+
+    Others work with --targets, and are padded where they can't be packed.
+
+    Example: rankwise models
+    """
+    from dataclasses import asdict
+
+    from rankwise.families import families, show
+
+    found = list(families())
+    show(found, _people(json))
+    if json:
+        _print_json({"families": [asdict(family) for family in found]})
+
+
 @app.command
 def inspect(
     adapter: Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")], /, *, json: Json = False
@@ -516,10 +613,12 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
         known_methods.parse(spec, LoraOptions())
 
 
-def _find_model(config: CompareConfig | RunConfig) -> str:
-    """Refuses a model that isn't there before anything slow is started; returns its name."""
+def _find_model(config: CompareConfig | RunConfig) -> str | None:
+    """Refuses a model that isn't there before anything slow is started; returns its name, if it isn't an adapter's to say."""
     from rankwise import hub, recipes
 
+    if config.model.from_adapter is not None and config.model.model is None:
+        return None
     name = config.model.model or recipes.recipe(config.train.recipe)["model"]
     if name != hub.EMBEDDED:
         hub.find(name)
@@ -530,7 +629,7 @@ def _fetch(config: CompareConfig) -> None:
     """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
     from rankwise import embedded, hub, tasks
 
-    if _find_model(config) == hub.EMBEDDED:
+    if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
         embedded.model_folder()
     if tasks.MOVIES in config.tasks:
         embedded.movies_file()

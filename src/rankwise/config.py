@@ -75,7 +75,11 @@ class ModelOptions:
     """The pretrained model and where it runs."""
 
     model: str | None = None
-    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder. Default: the recipe's; ours takes minilm."""
+    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, a folder, or `scratch:small`, an encoder
+    that nobody has trained, for full fine-tuning: the floor of a comparison. Default: the recipe's; ours takes minilm."""
+    from_adapter: Path | None = None
+    """Start from what an earlier run trained: its folder; `{task}`, `{method}` and `{seed}` in it stand for the run's own
+    (`runs/first/mnli.{method}.s{seed}`). Other labels get a new head. full takes a whole model or an adapter, merged."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
     device: str = "auto"
@@ -105,6 +109,11 @@ class LoraOptions:
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family."""
+
+    @property
+    def fixed_rank(self) -> int:
+        """The rank of an adapter whose rank doesn't change."""
+        return 8 if self.rank is None else self.rank
 
     def __post_init__(self) -> None:
         _at_least(1, rank=self.rank)

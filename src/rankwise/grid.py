@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 
 from rankwise.config import CompareConfig, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
+from rankwise.hub import check_start
 from rankwise.machine import cores
-from rankwise.store import RunFolder, make_folder, read_grid, run_name, write_grid
+from rankwise.store import RunFolder, make_folder, method_slug, read_grid, run_name, write_grid
 
 Command = Callable[[Path], list[str]]
 """A run folder → the command line of the process that runs it."""
@@ -70,6 +71,7 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
     with at_work:
         runs = _cells(config)
         refuse_changes(config.out, runs)
+        _check_starts(runs)
         _remember(config)
         waiting = []
         for run in runs:
@@ -85,7 +87,7 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
 def _cells(config: CompareConfig) -> list[Run]:
     """Every run once, in order, also where a task or method was named twice."""
     runs: dict[str, Run] = {}
-    for run in config.runs():
+    for run in map(_start, config.runs()):
         name = run_name(run.task, run.method, run.seed)
         other = runs.setdefault(name, Run(name, run, RunFolder(config.out / name)))
         if other.config != run:
@@ -94,6 +96,16 @@ def _cells(config: CompareConfig) -> list[Run]:
                 "Give one of them a grid of its own with --out."
             )
     return list(runs.values())
+
+
+def _start(run: RunConfig) -> RunConfig:
+    """The run with its own task, method and seed in the name of the folder it starts from."""
+    if run.model.from_adapter is None:
+        return run
+    folder = str(run.model.from_adapter)
+    for name, value in (("task", run.task), ("method", method_slug(run.method)), ("seed", str(run.seed))):
+        folder = folder.replace(f"{{{name}}}", value)
+    return replace(run, model=replace(run.model, from_adapter=Path(folder)))
 
 
 def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
@@ -110,6 +122,14 @@ def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
         raise RankwiseError(
             f"{out} holds runs with other settings: {'; '.join(found)}. Give another --out, or the settings there."
         )
+
+
+def _check_starts(runs: Sequence[Run]) -> None:
+    """Refuses a grid one of whose runs has nothing to start from, before any is started."""
+    for run in runs:
+        folder = run.config.model.from_adapter
+        if folder is not None and not run.folder.finished:
+            check_start(folder, run.config.method.partition(":")[0])
 
 
 def _remember(config: CompareConfig) -> None:

@@ -6,13 +6,24 @@ The grid's parent process asks this before it starts anything, so that a misspel
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rankwise import embedded
 from rankwise.errors import RankwiseError, nearest
 
 EMBEDDED = "minilm"
 """The name of the embedded model, all-MiniLM-L6-v2."""
+SCRATCH: dict[str, dict[str, Any]] = {
+    "scratch:small": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
+}
+"""Encoders that nobody has trained, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 HUB_SECONDS = 10.0
 
 
@@ -20,13 +31,16 @@ def find(name: str) -> str:
     """The folder or hub name that holds a model, once it is known to be there; the embedded one is fetched if need be.
 
     Args:
-        name: `minilm`, a folder, or a Hugging Face name. What is in the local cache is taken without asking the hub.
+        name: `minilm`, a name out of `SCRATCH`, a folder, or a Hugging Face name. What is in the local cache is taken
+            without asking the hub.
 
     Raises:
         RankwiseError: there is no such model, or it can't be reached.
     """
-    if name == EMBEDDED:
+    if name == EMBEDDED or name in SCRATCH:
         return str(embedded.model_folder())
+    if name.startswith("scratch:"):
+        raise RankwiseError(f"There is no model {name!r}.{nearest(name, SCRATCH)}")
     folder = Path(name)
     if folder.is_dir():
         if (folder / CONFIG).is_file():
@@ -43,6 +57,25 @@ def find(name: str) -> str:
             f"{nearest(name, _known(folder))}"
         )
     return name
+
+
+def check_start(folder: Path, method: str) -> None:
+    """Refuses a folder that a run can't start from: an adapter does for any method, a whole model for full fine-tuning.
+
+    Raises:
+        RankwiseError: saying what is there instead.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        return
+    if not (folder / CONFIG).is_file():
+        held = "holds no adapter" if folder.is_dir() else "is no folder"
+        raise RankwiseError(
+            f"{folder} {held}, so there is nothing to start from. Name what `rankwise train` wrote with --from-adapter."
+        )
+    if method != "full":
+        raise RankwiseError(
+            f"{folder} holds a whole model, and {method} starts from an adapter. Give the model with --model instead."
+        )
 
 
 def _cached(name: str) -> bool:
@@ -79,7 +112,7 @@ def _known(folder: Path) -> list[str]:
     """What could have been meant: the embedded model, model folders beside that path, and cached models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    names = [EMBEDDED]
+    names = [EMBEDDED, *SCRATCH]
     with contextlib.suppress(OSError):
         parent = folder.parent
         names += [str(parent / entry.parent.name) for entry in sorted(parent.glob(f"*/{CONFIG}"))]

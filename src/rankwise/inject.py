@@ -18,6 +18,7 @@ from rankwise.rank import ALPHA, START_RANK
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
     "albert": ("query", "value"),
     "bert": ("query", "value"),
+    "camembert": ("query", "value"),
     "deberta": ("in_proj",),
     "deberta-v2": ("query_proj", "value_proj"),
     "distilbert": ("q_lin", "v_lin"),

@@ -1,7 +1,7 @@
 """A method says what of a model is trained, and in which number type the rest is kept. One entry each.
 
-`full` trains every weight (float32 weights, products under autocast); `lora` freezes the base in the run's own dtype and trains
-adapters and head in float32.
+`full` trains every weight (float32 weights, products under autocast), `head` and `bitfit` a part of a model kept like that; `lora` and
+PEFT's methods (`peft:<name>`, see `peft_methods`) freeze the base in the run's own dtype and train adapters and head in float32.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,13 @@ from rankwise.streams import stream_seed
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
+
+    from rankwise.data import Encoded
+    from rankwise.peft_methods import Peer
+
+PEFT = "peft:"
+"""Begins the name of a method that PEFT builds."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,32 @@ def _full(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
     model.requires_grad_(True)
 
 
+def _head(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    from rankwise.inject import body_and_heads, train_beside
+
+    model.requires_grad_(False)
+    train_beside(model, [*body_and_heads(model)[1], *new_modules])
+
+
+def _bitfit(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    """Every bias, and what is new (Ben Zaken et al. 2022)."""
+    _head(model, config, new_modules)
+    biases = [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"]
+    if all(p.requires_grad for p in biases):
+        raise RankwiseError(f"{type(model).__name__} has no biases for bitfit to train.")
+    for bias in biases:
+        bias.requires_grad_(True)
+
+
 def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+    if config.model.from_adapter:  # its layers are there already
+        return
     from rankwise.inject import adapt  # here, so that method names can be checked without waiting for torch
 
     lora = config.lora
     adapt(
         model,
-        lora.rank or 8,
+        lora.fixed_rank,
         alpha=lora.alpha,
         rslora=lora.rslora,
         dropout=lora.lora_dropout,
@@ -51,7 +77,12 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
     from rankwise.inject import adapt_freely
+    from rankwise.lora import lora_layers
 
+    if config.model.from_adapter:  # its layers are there already, and go on from the ranks they have
+        for layer in lora_layers(model).values():
+            layer.watch()
+        return
     lora = config.lora
     adapt_freely(
         model,
@@ -66,35 +97,105 @@ def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> 
 
 METHODS: dict[str, Method] = {
     "full": Method(_full, frozen_base=False),
+    "head": Method(_head, frozen_base=False),
+    "bitfit": Method(_bitfit, frozen_base=False),
     "lora": Method(_lora, frozen_base=True),
     "adaptive": Method(_adaptive, frozen_base=True),
 }
 
 
+def named(name: str) -> Method:
+    """The entry of a method's plain name; PEFT's share one, for `prepare` has them built."""
+    return METHODS["lora"] if name.startswith(PEFT) else METHODS[name]
+
+
+def prepare(
+    model: "PreTrainedModel", name: str, config: RunConfig, new_modules: list[str], rows: "Encoded"
+) -> "Peer | None":
+    """Makes a model ready to be trained by a run's method.
+
+    Args:
+        model: as loaded; prepared in place.
+        name: the method's plain name.
+        config: of the run.
+        new_modules: what is new outside the head (see `models.load`).
+        rows: the training rows.
+
+    Returns:
+        What runs and saves the model where PEFT does, else None.
+    """
+    if not name.startswith(PEFT):
+        METHODS[name].prepare(model, config, new_modules)
+        return None
+    from rankwise import peft_methods
+
+    given = _settings(config.method.removeprefix(name).removeprefix(","), config.method)
+    _, own = _split(name, given)
+    return peft_methods.prepare(model, name.removeprefix(PEFT), own, config, new_modules, rows)
+
+
 def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions]:
     """`lora:rank=4,targets=all-linear` → the method's name, and the options with those settings in place.
 
-    Several targets are joined by `+`: `lora:targets=query+key`.
+    Several targets are joined by `+`: `lora:targets=query+key`. PEFT's methods have their settings behind a comma, ours and PEFT's
+    own: `peft:dora,rank=4`, `peft:prefix,num_virtual_tokens=10`.
 
     Raises:
         RankwiseError: an unknown method or setting, or a value of the wrong kind.
     """
     name, _, rest = spec.partition(":")
+    if name == "peft":
+        name, _, rest = spec.partition(",")
+        ours, _ = _split(name, _settings(rest, spec))
+        return name, _with(lora, ours, spec, name)
     if name not in METHODS:
-        raise RankwiseError(f"There is no method {name!r}.{nearest(name, METHODS)}")
+        known = {*METHODS, "peft:dora", "peft:prefix"}
+        raise RankwiseError(
+            f"There is no method {name!r}.{nearest(spec, known)} Further ones of PEFT's: peft:<name>."
+        )
+    given = _settings(rest, spec)
+    if given and name not in ("lora", "adaptive"):
+        raise RankwiseError(f"{spec!r}: {name} has no settings of its own.")
+    return name, _with(lora, given, spec, name)
+
+
+def _settings(rest: str, spec: str) -> dict[str, str]:
+    """`rank=4,targets=query` as a dict of text."""
+    parts = {part: part.partition("=") for part in filter(None, rest.split(","))}
+    for part, (key, equals, _) in parts.items():
+        if not equals:
+            raise RankwiseError(f"{spec!r}: {part!r} is no setting; write {key}=value.")
+    return {key: value for key, _, value in parts.values()}
+
+
+def _split(name: str, given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings of one of PEFT's methods: those that are the run's own LoRA options, and PEFT's.
+
+    Raises:
+        RankwiseError: PEFT isn't installed, or has no such method or setting.
+    """
+    try:
+        from rankwise import peft_methods
+    except ImportError:
+        raise RankwiseError(f"{name} needs PEFT. Install it: pip install 'rankwise[peft]'.") from None
+    ours = peft_methods.shared_settings(name.removeprefix(PEFT))
+    own = {key: value for key, value in given.items() if key not in ours}
+    peft_methods.settings(name.removeprefix(PEFT), own)
+    return {key: value for key, value in given.items() if key in ours}, own
+
+
+def _with(lora: LoraOptions, given: dict[str, str], spec: str, name: str) -> LoraOptions:
     kinds = {f.name: type(f.default) if f.default is not None else float for f in fields(LoraOptions)}
     kinds["rank"] = int
-    settings: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if name == "full" or key not in kinds or not equals:
-            known = nearest(key, kinds) if name != "full" else " full has no settings of its own."
-            raise RankwiseError(f"{spec!r}: {name} has no setting {key!r}, written as key=value.{known}")
+    values: dict[str, Any] = {}
+    for key, text in given.items():
+        if key not in kinds:
+            raise RankwiseError(f"{spec!r}: {name} has no setting {key!r}.{nearest(key, kinds)}")
         try:
-            settings[key] = _value(kinds[key], value)
+            values[key] = _value(kinds[key], text)
         except (ValueError, KeyError):
-            raise RankwiseError(f"{spec!r}: {key} takes {kinds[key].__name__}, not {value!r}.") from None
-    return name, replace(lora, **settings)
+            raise RankwiseError(f"{spec!r}: {key} takes {kinds[key].__name__}, not {text!r}.") from None
+    return replace(lora, **values)
 
 
 def _value(kind: type, text: str) -> Any:

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -51,6 +52,8 @@ def locate(name: str, max_length: int | None = None) -> Source:
     """
     path = hub.find(name)
     config = _from_pretrained(AutoConfig, path)
+    if name in hub.SCRATCH:
+        config = BertConfig(vocab_size=config.vocab_size, **hub.SCRATCH[name])
     tokenizer = _from_pretrained(AutoTokenizer, path)
     limit = _limit(config, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
@@ -114,11 +117,13 @@ def load(
         The model in eval mode, and the paths of its new modules outside the head (BERT's pooler where it is new).
     """
     labels = dict(enumerate(label_names))
-    options = {
+    options: dict[str, Any] = {
         "num_labels": len(labels),
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
     }
+    if source.name in hub.SCRATCH:
+        return _from_scratch(source.config, options, dtype, seed), []
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         source.path,
@@ -134,6 +139,14 @@ def load(
     draw(model, sorted(new), seed)
     body = f"{model.base_model_prefix}."
     return model.eval(), sorted(path for path in new if path.startswith(body))
+
+
+def _from_scratch(config: Any, options: dict[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """A classifier with every weight drawn from `seed`."""
+    config = type(config)(**{**config.to_dict(), **options})
+    model = AutoModelForSequenceClassification.from_config(config)
+    draw(model, [name for name, _ in model.named_modules()], seed)
+    return model.to(dtype).eval()
 
 
 def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:

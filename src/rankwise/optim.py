@@ -82,14 +82,16 @@ class Update:
         self._divisor = torch.clamp((norm + 1e-6) / largest, min=1.0).float() if largest > 0 else None
         return float(norm)
 
-    def step(self, lr: float) -> None:
-        """One update with the gradients added up, which are then forgotten."""
+    def step(self, lr: float, then: Callable[[], None] | None = None) -> None:
+        """One update with the gradients added up, which are forgotten after `then` has looked at them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # fused Adam divides gradients by this on its way: clipping takes no pass over them of its own
         fused: Any = self.optimizer
         fused.grad_scale, self._divisor = self._divisor, None
         self.optimizer.step()
+        if then is not None:
+            then()
         self.forget()
 
     def forget(self) -> None:

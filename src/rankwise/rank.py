@@ -136,9 +136,11 @@ def held_out_rows(rows: int, trained: int, steps: int) -> int:
 
 
 def settle(layers: Sequence[LoRALinear]) -> None:
-    """Gives layers the safe rank before training, for good."""
+    """Gives fresh layers the safe rank for good; those that have learned something keep what they have."""
     for layer in layers:
         layer.watch(False)
+        if layer.lora_B.any():
+            continue
         rank = min(SAFE_RANK, layer.rank)
         layer.scaling *= layer.rank / rank
         layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())

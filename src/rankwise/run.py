@@ -8,30 +8,33 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
+from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, machine, models, recipes, tasks
+from rankwise import adapter_io, card, machine, methods, models, recipes, start, tasks
 from rankwise.board import Board
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
-from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
 from rankwise.measure import PeakRss, allocated_peak_mb, product_rate
-from rankwise.methods import METHODS, parse
+from rankwise.methods import parse
 from rankwise.metrics import score
 from rankwise.models import Source
 from rankwise.store import RunFolder, damaged
 from rankwise.streams import stream_seed
 from rankwise.tasks import Dataset
 from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
+
+if TYPE_CHECKING:
+    from rankwise.peft_methods import Peer
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -51,7 +54,9 @@ class Prepared:
     method: str
     dataset: Dataset
     source: Source
-    model: PreTrainedModel
+    model: nn.Module
+    peer: "Peer | None"
+    """What saves the model, where PEFT does."""
     training: Training
     validation: dict[str, Encoded]
     held_out: Encoded | None
@@ -113,7 +118,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     assigned = record.get("assigned") or {}
     method_name, lora = parse(config.method, config.lora)
     config = recipes.resolve(replace(config, lora=lora), method_name)
-    method = METHODS[method_name]
+    method = methods.named(method_name)
     facts = record.get("facts") or {}
 
     threads = facts.get("threads") or config.model.threads or assigned.get("threads") or machine.cores()
@@ -123,7 +128,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     why = "as this run began" if facts else why
 
     dataset = tasks.load(config)
-    source = models.locate(config.model.model or EMBEDDED, config.data.max_length)
+    source = start.locate(config)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
     validation = {
@@ -136,17 +141,22 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     rss = PeakRss()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model, new_modules = models.load(
+    model, new_modules, started = start.load(
+        config,
         source,
         list(dataset.task.label_names),
         dtype=dtype if method.frozen_base else torch.float32,
-        seed=config.seed,
     )
-    method.prepare(model, config, new_modules)
+    peer = methods.prepare(model, method_name, config, new_modules, train)
     model.to(device)  # pyright: ignore[reportArgumentType]
+    trained: nn.Module = model if peer is None else peer.model.to(device)
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
-    padding, padding_why = choose_padding(model, facts.get("padding") or config.train.padding or "packed")
-    config = replace(config, train=replace(config.train, lr=lr.value, padding=padding))
+    padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
+    config = replace(
+        config,
+        train=replace(config.train, lr=lr.value, padding=padding),
+        model=replace(config.model, model=source.name),
+    )
     compute = Compute(
         device=device,
         autocast=dtype if not method.frozen_base and dtype != torch.float32 else None,
@@ -155,7 +165,9 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         pad_id=models.pad_id(source.tokenizer),
         threads=threads,
     )
-    training = Training(model, train, config.train, compute, seed=config.seed)
+    training = Training(
+        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act
+    )
     if facts.get("engine"):
         training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
         engine_why = "run as this run began"
@@ -167,7 +179,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
-        *([training.rank_note] if training.rank_note else []),
+        *filter(None, [started, training.rank_note]),
         *dataset.notes,
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
@@ -183,7 +195,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "learning_rate_from": lr.why,
     }
     return Prepared(
-        config, method_name, dataset, source, model, training, validation, held_out, rss, facts, notes
+        config, method_name, dataset, source, trained, peer, training, validation, held_out, rss, facts, notes
     )
 
 
@@ -334,11 +346,13 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         if i == 0:
             rows = run.validation[split]
             folder.write_predictions(rows.idx, _labels(rows), logits.argmax(axis=1), logits)
-    if METHODS[run.method].frozen_base:
+    if run.peer is not None:
+        run.peer.save(folder.path, run.source.name)
+    elif methods.named(run.method).frozen_base:
         adapter_io.save(run.model, folder.path, base_model=run.source.name)
     elif (folder.read_run().get("assigned") or {}).get("keep_model", True):
         with models.quiet():
-            run.model.save_pretrained(folder.path)
+            cast(PreTrainedModel, run.model).save_pretrained(folder.path)
             run.source.tokenizer.save_pretrained(folder.path)
     result = _result(
         run,
@@ -347,6 +361,8 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         followed=[line for line in folder.read_steps() if "memory" in line],
         shared=(folder.read_run().get("assigned") or {}).get("shared_machine", False),
     )
+    if (folder.path / adapter_io.CONFIG).is_file():
+        card.write(folder.path, folder.read_run(), result)
     folder.write_result(result)
     folder.remove_checkpoint()
     return result
@@ -363,8 +379,10 @@ def _result(
     config, training, task = run.config, run.training, run.dataset.task
     headline = next(iter(scores))
     layers = lora_layers(run.model)
-    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values())
+    if run.peer is not None:
+        adapter = trained - run.peer.head_params
     ranks = {path: layer.rank for path, layer in layers.items()}
     return {
         "task": task.name,
@@ -379,7 +397,7 @@ def _result(
         "trainable_params": trained,
         "total_params": sum(p.numel() for p in run.model.parameters()),
         "adapter_params": adapter,
-        "head_params": trained - adapter if layers else None,
+        "head_params": trained - adapter if adapter else None,
         "steps": training.step_number,
         "train_seconds": training.seconds,
         "samples_per_second": None if shared else training.speed.rows_per_second,

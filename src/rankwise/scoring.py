@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rankwise import adapter_io, api, machine, models, tasks
 from rankwise.config import RunConfig, from_json
@@ -34,7 +35,7 @@ Progress = Callable[[int, int], None]
 class Trained:
     """A trained classifier with everything needed to run it on new rows."""
 
-    model: PreTrainedModel
+    model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     task: Task
     compute: Compute
@@ -66,9 +67,8 @@ def open_trained(
     device = machine.choose_device("auto")
     dtype, _ = machine.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / adapter_io.CONFIG).is_file()
-    model = api.load(folder, base=base, dtype=dtype if is_adapter else torch.float32)
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    name = (base or adapter_io.read(folder).base_model or "") if is_adapter else str(folder)
+    model = api.load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32).to(device)
+    name = (base or adapter_io.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
     tokenizer = models.locate(name).tokenizer
     task = _task(record, folder, api.label_names(model))
     columns = {"text": text, "text_pair": text_pair, "label": label}
@@ -77,7 +77,7 @@ def open_trained(
         device=device,
         autocast=dtype if not is_adapter and dtype != torch.float32 else None,
         padding=choose_padding(model, facts.get("padding", "packed"))[0],
-        max_length=facts.get("max_length") or models.text_limit(model.config, tokenizer),
+        max_length=facts.get("max_length") or models.text_limit(cast(Any, model).config, tokenizer),
         pad_id=models.pad_id(tokenizer),
     )
     asked = from_json(RunConfig, record["requested"]) if record else None

@@ -55,8 +55,12 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 def run_name(task: str, method: str, seed: int) -> str:
     """`sst2`, `lora:rank=4`, 0 → `sst2.lora-rank-4.s0`."""
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", method).strip("-")
-    return f"{task}.{slug}.s{seed}"
+    return f"{task}.{method_slug(method)}.s{seed}"
+
+
+def method_slug(method: str) -> str:
+    """`lora:rank=4` → `lora-rank-4`: a method as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", method).strip("-")
 
 
 class RunFolder:

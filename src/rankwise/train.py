@@ -11,11 +11,11 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -212,6 +212,32 @@ class Step:
     flops: int | None = None
 
 
+@runtime_checkable
+class Acting(Protocol):
+    """What a method does besides the loss, where it does anything (AdaLoRA)."""
+
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+        """Gradients of its own penalty, added to those of each step's loss."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Called after an optimizer step (from 1), its gradients still in place."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep, by name."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Sets what `state` gave."""
+        ...
+
+
+def total_steps(rows: int, options: TrainOptions) -> int:
+    """Optimizer steps of a run over `rows` rows."""
+    return max(1, round(cast(float, options.epochs) * math.ceil(rows / cast(int, options.batch_size))))
+
+
 class Training:
     """A model being trained on encoded rows; `step()` until `done`.
 
@@ -221,21 +247,30 @@ class Training:
         options: every setting given (no None among epochs, batch_size, lr, optimizer, schedule, warmup, weight_decay, clip).
         compute: how the model is run.
         seed: of data order and dropout.
+        act: what the method does besides the loss.
 
     Raises:
         RankwiseError: nothing to train, or no rows.
     """
 
     def __init__(
-        self, model: nn.Module, rows: Encoded, options: TrainOptions, compute: Compute, *, seed: int
+        self,
+        model: nn.Module,
+        rows: Encoded,
+        options: TrainOptions,
+        compute: Compute,
+        *,
+        seed: int,
+        act: Acting | None = None,
     ) -> None:
         if len(rows) == 0:
             raise RankwiseError("There are no rows to train on.")
         self.model, self.rows, self.options, self.compute, self.seed = model, rows, options, compute, seed
+        self.act = act
         self.batch_size = cast(int, options.batch_size)
         self.peak_lr, self.clip = cast(float, options.lr), cast(float, options.clip)
         self.steps_per_epoch = math.ceil(len(rows) / self.batch_size)
-        self.steps = max(1, round(cast(float, options.epochs) * self.steps_per_epoch))
+        self.steps = total_steps(len(rows), options)
         self.step_number = 0
         self.seconds = self.rank_seconds = 0.0
         self.rank_note = ""
@@ -442,9 +477,10 @@ class Training:
                 f"{', or use --dtype float32' if half else ''}."
             )
         lr = self.peak_lr * self.factor(self.step_number)
+        then = None if self.act is None else partial(self.act.after_step, self.step_number + 1)
         with self.speed.share("optimizer"):
             norm = self.update.clip(self.clip)
-            self.update.step(lr)
+            self.update.step(lr, then)
         self.step_number += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -484,6 +520,8 @@ class Training:
                 with self.speed.share("optimizer"):
                     self.update.add(gradients[:trained])
                     add_up(self._moments(), gradients[trained:])
+        if self.act is not None:
+            self.update.add(self.act.gradients(self.update.parameters))
         label("batch", batches)
         return sum(losses)
 
@@ -516,6 +554,8 @@ class Training:
             found, position["rank"] = self.rank.state()
             tensors |= {f"rank.{name}": value for name, value in found.items()}
             position["rank_seconds"] = self.rank_seconds
+        if self.act is not None:
+            tensors |= {f"method.{name}": tensor for name, tensor in self.act.state().items()}
         if self.update.flat:  # safetensors wants each tensor in memory of its own
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "training.safetensors")
@@ -536,6 +576,10 @@ class Training:
             found = {k.removeprefix("rank."): v for k, v in tensors.items() if k.startswith("rank.")}
             self.rank.load(found, position["rank"])
             self.rank_seconds = position["rank_seconds"]
+        if self.act is not None:
+            self.act.load_state(
+                {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+            )
         self.step_number, self.seconds = position["step"], position["seconds"]
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:

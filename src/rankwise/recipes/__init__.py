@@ -57,11 +57,12 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {flags}."
         )
+    start = None if config.model.from_adapter else data["model"]  # an adapter names its own base
     return replace(
         config,
         train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),
         data=replace(config.data, max_length=max_length),
-        model=replace(config.model, model=config.model.model or data["model"]),
+        model=replace(config.model, model=config.model.model or start),
     )
 
 
@@ -80,7 +81,9 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     """
     if config.train.lr is not None:
         return LearningRate(config.train.lr, "as given")
-    table = recipe(config.train.recipe).get("lr_by_width", {}).get(LIKE.get(method, method))
+    data = recipe(config.train.recipe)
+    like = data.get("lr_as", {}).get(method, LIKE.get(method, method))
+    table = data.get("lr_by_width", {}).get(like)
     if not table:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
@@ -91,7 +94,7 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     if near != width:
         where = f", the nearest width there is a rate for; this model's is {width}"
     return LearningRate(
-        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {method} at width {near}{where}"
+        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {like} at width {near}{where}"
     )
 
 

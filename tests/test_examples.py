@@ -1,0 +1,44 @@
+"""The examples, run as a person runs them, on the embedded model's folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from rankwise import embedded
+
+pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: object) -> str:
+    environment = dict(os.environ, HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["trainer.py", "plain_loop.py"])
+def test_a_script_of_ones_own_trains_an_adapter_that_peft_loads_and_a_pipeline_runs(name, tmp_path):
+    base = embedded.model_folder()
+    out = run(name, tmp_path / "adapter", base)
+    if name == "trainer.py":
+        assert "accuracy 1.00" in out
+    else:
+        assert float(out.split("loss ")[1]) < 0.3
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
+    answers = run("pipeline.py", tmp_path / "adapter", tmp_path / "merged").splitlines()
+    good, bad = ("positive", "negative") if name == "trainer.py" else ("LABEL_1", "LABEL_0")
+    assert answers[0].startswith(f"a fine film: {good}")
+    assert answers[1].startswith(f"a dull plot: {bad}")
