@@ -137,7 +137,7 @@ def test_the_lora_papers_own_checkpoint_loads_into_roberta_base():
 
 
 def test_components_are_those_of_the_singular_value_decomposition():
-    A, B = torch.randn(3, 10), torch.randn(7, 3)
+    A, B = torch.randn(3, 10, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     (left, right), sigma = components(A, B)
     U, values, Vh = torch.linalg.svd((B @ A).double())
     torch.testing.assert_close(sigma, values[:3])

@@ -74,8 +74,11 @@ def test_a_recipe_without_epochs_for_a_task_says_to_give_them():
     assert (found.train.epochs, found.train.batch_size) == (2.0, 16)
 
 
+NOT_IN_THE_PAPER = [("lora-paper", "movies"), ("lora-paper", "wnli")]
+
+
 @pytest.mark.parametrize(
-    ("name", "task"), [cell for cell in product(NAMES, TASKS) if cell != ("lora-paper", "movies")]
+    ("name", "task"), [cell for cell in product(NAMES, TASKS) if cell not in NOT_IN_THE_PAPER]
 )
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_recipe_decides_everything_for_the_tasks_it_is_for(name, task, method):

@@ -172,3 +172,6 @@ def test_a_folder_without_an_adapter_is_refused(tables, base, tmp_path):
         prepared(tmp_path / "a", config(tables, "same", base, start=tmp_path))
     with pytest.raises(RankwiseError, match="whole model, and lora starts from an adapter.*--model"):
         prepared(tmp_path / "b", config(tables, "same", base, start=Path(base)))
+    for method in ("head", "peft:dora"):
+        with pytest.raises(RankwiseError, match="can't start from an adapter.*full, lora"):
+            prepared(tmp_path / "c", config(tables, "same", base, method=method, start=tmp_path))

@@ -210,7 +210,7 @@ class RunConfig:
     """One run: a task, a method, a seed."""
 
     task: str = "movies"
-    """sst2, rte, mrpc, qnli, mnli, qqp or movies; a table of one's own instead when a file is given."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli or movies; a table of one's own instead when a file is given."""
     method: str = "adaptive"
     """A method's name, with options of its own behind a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`."""
     seed: Whole = 0
@@ -227,7 +227,7 @@ class CompareConfig:
     """A grid: tasks × methods × seeds, one process a run."""
 
     tasks: tuple[str, ...] = ("movies",)
-    """sst2, rte, mrpc, qnli, mnli, qqp, movies."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli, movies."""
     methods: tuple[str, ...] = ("full", "lora")
     """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`."""
     seeds: Whole = 2

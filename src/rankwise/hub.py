@@ -24,6 +24,8 @@ SCRATCH: dict[str, dict[str, Any]] = {
 """Encoders that nobody has trained, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+STARTS = ("full", "lora", "adaptive")
+"""Methods that `--from-adapter` is for."""
 HUB_SECONDS = 10.0
 
 
@@ -60,11 +62,13 @@ def find(name: str) -> str:
 
 
 def check_start(folder: Path, method: str) -> None:
-    """Refuses a folder that a run can't start from: an adapter does for any method, a whole model for full fine-tuning.
+    """Refuses a folder that a run can't start from: an adapter, or for full fine-tuning a whole model.
 
     Raises:
         RankwiseError: saying what is there instead.
     """
+    if method not in STARTS:
+        raise RankwiseError(f"{method} can't start from an adapter. Those that can: {', '.join(STARTS)}.")
     if (folder / ADAPTER_CONFIG).is_file():
         return
     if not (folder / CONFIG).is_file():
