@@ -32,7 +32,7 @@ SHARE = 0.03
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
 """Standard errors of a one-sided 95 % bound."""
-MEMORY = 0.98
+DECAY = 0.98
 """Decay of the moving sums, a step: they reach back some 50 steps."""
 GROW_AT, CUT_AT = (0.1, 0.2, 0.3), (0.5, 0.8)
 """Shares of the training steps after which the evidence is looked at."""
@@ -412,9 +412,7 @@ class RankController:
         for path, layer in self.layers.items():
             if layer.moments is not None and layer.moments.grad is not None:
                 new, layer.moments.grad = layer.moments.grad, None
-                self.moments[path] = (
-                    self.moments[path].mul_(MEMORY).add_(new) if path in self.moments else new
-                )
+                self.moments[path] = self.moments[path].mul_(DECAY).add_(new) if path in self.moments else new
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):
@@ -424,7 +422,7 @@ class RankController:
     @torch.no_grad()
     def sort(self) -> None:
         """Puts every layer's components in order of worth, so that a smaller adapter is a prefix; the function stays as it is."""
-        self._change({path: (basis, None) for path, basis in self._bases().items()})
+        self._change({path: (basis, None) for path, basis in self.bases().items()})
 
     @torch.no_grad()
     def compress(self, on_point: Callable[["Decision"], None] = lambda point: None) -> list[Decision]:
@@ -435,16 +433,16 @@ class RankController:
         Returns:
             The curve: a decision for each size that was looked at.
         """
-        bases, made = self._bases(), len(self.decisions)
-        order = self._order(bases)
-        whole = self._look({})
-        gain = self._look(_none(self.layers)) - whole
+        bases, made = self.bases(), len(self.decisions)
+        order = self.order(bases)
+        whole = self.look({})
+        gain = self.look(none_of(self.layers)) - whole
         limit, total = SHARE * max(gain.mean().item(), 0.0), sum(worth for worth, _ in order)
 
         def try_size(kept: int) -> bool:
             removed = order[: len(order) - kept]
-            ranks = _without(bases, removed)
-            harm = gain if kept == 0 else self._look(self._matrices(bases, ranks)) - whole
+            ranks = without(bases, removed)
+            harm = gain if kept == 0 else self.look(self.matrices(bases, ranks)) - whole
             share = sum(worth for worth, _ in removed) / total if total else 0.0
             expected = None if kept == 0 else share * gain.mean().item()
             accepted = self._decide("cut", harm, limit, ranks, expected=expected, act=False)
@@ -460,7 +458,7 @@ class RankController:
         while good - bad > max(1, good // 16):
             middle = (good + bad) // 2
             good, bad = (middle, bad) if try_size(middle) else (good, middle)
-        self._resize(self._changes(_without(bases, order[: len(order) - good])))
+        self._resize(self._changes(without(bases, order[: len(order) - good])))
         return self.decisions[made:]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -489,16 +487,16 @@ class RankController:
     @torch.no_grad()
     def _cut(self) -> None:
         """Removes as many components, the least worth first, as held-out rows don't miss."""
-        whole = self._look({})
-        gain = self._look(_none(self.layers)) - whole
+        whole = self.look({})
+        gain = self.look(none_of(self.layers)) - whole
         limit = SHARE * max(gain.mean().item(), 0.0)
         if self.aside:
             whole = self._restore(whole, limit)
-        bases = self._bases()
-        order = self._order(bases)
+        bases = self.bases()
+        order = self.order(bases)
         if not order:
             return
-        if _bound(*_mean(gain)) <= limit:  # the adapters as a whole are not missed
+        if _bound(*mean_and_error(gain)) <= limit:  # the adapters as a whole are not missed
             ranks = dict.fromkeys(bases, 0)
             if self.alone:  # without a single component there would be nothing to train
                 ranks[order[-1][1]] = 1
@@ -509,8 +507,8 @@ class RankController:
             removed, reached = _least(order, share)
             if len(removed) < SPARE * len(order):
                 return
-            ranks = _without(bases, removed)
-            harm = self._look(self._matrices(bases, ranks)) - whole
+            ranks = without(bases, removed)
+            harm = self.look(self.matrices(bases, ranks)) - whole
             if self._decide("cut", harm, limit, ranks, expected=reached * gain.mean().item()):
                 return
             share = reached / 4
@@ -522,16 +520,16 @@ class RankController:
         The next component of a layer is hardly worth more than its last, so there is nothing to gain where the last ones together are
         worth little.
         """
-        bases = self._bases()
+        bases = self.bases()
         total = sum(basis.worth.sum().item() for basis in bases.values())
         last = {path: basis.worth[-1].item() for path, basis in bases.items()}
         short = [path for path, worth in last.items() if worth > SHARE * total / len(last)]
         if sum(last[path] for path in short) <= SHARE * total:
             return
-        whole = self._look({})
-        gain = (self._look(_none(self.layers)) - whole).mean().item()
-        without = {path: self.layers[path].rank - 1 for path in short}
-        harm = self._look(self._matrices(bases, without)) - whole
+        whole = self.look({})
+        gain = (self.look(none_of(self.layers)) - whole).mean().item()
+        shorter = {path: self.layers[path].rank - 1 for path in short}
+        harm = self.look(self.matrices(bases, shorter)) - whole
         layers = {path: self.layers[path] for path in short}
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
         self._decide("grow", harm, SHARE * max(gain, 0.0), twice)
@@ -542,7 +540,7 @@ class RankController:
         for path, other in self.aside.items():
             layer = self.layers[path]
             both[path] = torch.cat([layer.lora_A, other.A]), torch.cat([layer.lora_B, other.B], dim=1)
-        with_it = self._look(both)
+        with_it = self.look(both)
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
         restored = self._decide("restore", whole - with_it, limit, ranks)
         self.aside = {}
@@ -550,23 +548,25 @@ class RankController:
 
     # Evidence
 
-    def _bases(self) -> dict[str, Basis]:
+    def bases(self) -> dict[str, Basis]:
+        """Components of every layer that has some and has been heard of."""
         return {
             path: find_basis(layer, self.moments[path])
             for path, layer in self.layers.items()
             if layer.rank and path in self.moments
         }
 
-    def _order(self, bases: Mapping[str, Basis]) -> list[tuple[float, str]]:
+    def order(self, bases: Mapping[str, Basis]) -> list[tuple[float, str]]:
         """(worth, module path) of every component; first the one whose parameters are the least worth each."""
         size = {path: layer.in_features + layer.out_features for path, layer in self.layers.items()}
         components = [(worth, path) for path, basis in bases.items() for worth in basis.worth.tolist()]
         return sorted(components, key=lambda one: one[0] / size[one[1]])
 
-    def _matrices(self, bases: Mapping[str, Basis], ranks: Mapping[str, int]) -> Matrices:
+    def matrices(self, bases: Mapping[str, Basis], ranks: Mapping[str, int]) -> Matrices:
+        """A and B of layers cut to ranks."""
         return {path: bases[path].first(rank).matrices(self.layers[path]) for path, rank in ranks.items()}
 
-    def _look(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+    def look(self, matrices: Matrices) -> Float[Tensor, " examples"]:
         """Losses of the held-out examples with other matrices in some layers."""
         kept = {path: (layer.lora_A.data, layer.lora_B.data) for path, layer in self.layers.items()}
         try:
@@ -599,7 +599,7 @@ class RankController:
             expected: the harm that the statistics expect, where they say something.
             act: resize what is accepted.
         """
-        mean, error = _mean(harm)
+        mean, error = mean_and_error(harm)
         removing = kind == "cut"
         bound = _bound(*_with_expected(mean, error, expected))
         accepted = bound <= limit if removing else mean - SURE * error > limit
@@ -621,7 +621,7 @@ class RankController:
 
     def _resize(self, changes: Mapping[str, tuple[int, int]]) -> None:
         """Gives layers other ranks: keeps what is worth most, adds what was set aside, or new components."""
-        bases, parts = self._bases(), {}
+        bases, parts = self.bases(), {}
         for path, (before, after) in changes.items():
             layer = self.layers[path]
             basis = bases.get(path) or _as_it_is(layer)
@@ -667,7 +667,8 @@ def _as_it_is(layer: LoRALinear) -> Basis:
     return Basis(one, one, one.new_zeros(layer.rank))
 
 
-def _none(layers: Mapping[str, LoRALinear]) -> Matrices:
+def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
+    """Matrices of rank 0 everywhere."""
     return {path: (layer.lora_A[:0], layer.lora_B[:, :0]) for path, layer in layers.items()}
 
 
@@ -678,13 +679,13 @@ def _least(order: Sequence[tuple[float, str]], share: float) -> tuple[Sequence[t
     return order[:count], (worths[count - 1] / worths[-1]).item() if count else 0.0
 
 
-def _without(bases: Mapping[str, Basis], removed: Sequence[tuple[float, str]]) -> dict[str, int]:
+def without(bases: Mapping[str, Basis], removed: Sequence[tuple[float, str]]) -> dict[str, int]:
     """Ranks of the layers without some components; in a layer those of least worth come last."""
     gone = Counter(path for _, path in removed)
     return {path: len(basis.worth) - gone[path] for path, basis in bases.items()}
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
+def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean and its standard error."""
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 

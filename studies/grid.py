@@ -1,0 +1,185 @@
+"""The grid behind adaptive rank: every fixed rank, head only, full fine-tuning and adaptive on seven tasks, paired by seed.
+
+    python studies/grid.py --data ../shared/data/glue      # runs what is missing, stores as it goes, prints
+    python studies/grid.py --show                          # prints what is stored
+
+Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
+Every LoRA has alpha = 16, so s = 16/r. To see small differences more rows are judged than GLUE's validation splits have: sst2 trains on
+12,000 rows and is judged on 10,000 further ones besides, mrpc on its test split too. rte starts from the mnli adapter of the same seed and
+method. Stored as studies/grid.parquet, a row a run.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rankwise.stats import estimate
+from rankwise.store import RunFolder, run_folders
+
+STORED = Path(__file__).with_suffix(".parquet")
+FIXED = tuple(f"lora:rank={r},alpha=16" for r in (1, 2, 4, 8, 16, 32, 64))
+LINEAR = tuple(f"lora:rank={r},alpha=16,targets=all-linear" for r in (4, 8))
+TASKS = ("movies", "mrpc", "mnli", "qnli", "sst2", "qqp")
+STAGES: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
+    (2, ("adaptive", "lora:rank=8,alpha=16", "lora:rank=2,alpha=16", "full"), TASKS),
+    (3, ("adaptive", *FIXED, *LINEAR, "head", "full"), TASKS),
+    (5, ("adaptive", "lora:rank=8,alpha=16", "full"), TASKS),
+)
+"""Seeds, methods and tasks, the most telling first; a later stage adds to an earlier one's runs."""
+SST2_TRAINED, SST2_JUDGED = 12_000, 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with one sub-folder of GLUE's Parquet files a task")
+    parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where runs are kept")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
+    parser.add_argument("--stages", type=int, default=len(STAGES), help="how many stages")
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    if not asked.show:
+        if asked.data is None:
+            parser.error("--data is needed to run anything")
+        data = _prepare(asked.data, asked.work / "data")
+        for seeds, methods, of in STAGES[: asked.stages]:
+            for task in (task for task in of if task in asked.tasks):
+                _compare(asked.work / "runs", data, task, methods, seeds)
+                if task == "mnli":
+                    start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
+                    from_mnli = tuple(m for m in methods if m != "head")
+                    _compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
+                _store(asked.work)
+    show(pq.read_table(STORED).to_pylist())
+
+
+def _prepare(glue: Path, out: Path) -> Path:
+    """The tasks' files, with more rows to judge where there are some."""
+    for task in ("mnli", "qnli", "qqp", "rte"):
+        (out / task).mkdir(parents=True, exist_ok=True)
+        for file in (glue / task).glob("*.parquet"):
+            pq.write_table(pq.read_table(file), out / task / file.name)
+    sst2 = pq.read_table(glue / "sst2" / "train.parquet")
+    order = np.random.default_rng(0).permutation(len(sst2))
+    trained, judged = order[:SST2_TRAINED], order[SST2_TRAINED:][:SST2_JUDGED]
+    mrpc = [pq.read_table(glue / "mrpc" / f"{split}.parquet") for split in ("train", "validation", "test")]
+    for task, train, validation in (
+        (
+            "sst2",
+            sst2.take(trained),
+            [pq.read_table(glue / "sst2" / "validation.parquet"), sst2.take(judged)],
+        ),
+        ("mrpc", mrpc[0], mrpc[1:]),
+    ):
+        (out / task).mkdir(parents=True, exist_ok=True)
+        pq.write_table(train, out / task / "train.parquet")
+        pq.write_table(_one(validation), out / task / "validation.parquet")
+    return out
+
+
+def _one(parts: list[pa.Table]) -> pa.Table:
+    """One table whose idx is the row's place in it."""
+    table = pa.concat_tables(part.select([c for c in parts[0].column_names if c != "idx"]) for part in parts)
+    return table.append_column("idx", pa.array(np.arange(len(table))))
+
+
+def _compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: int, *more: str) -> None:
+    command = [sys.executable, "-m", "rankwise", "compare", "--data", str(data), "--tasks", task]
+    command += ["--methods", *methods, "--seeds", str(seeds), "--jobs", "2", "--threads", "1"]
+    if task == "mnli":
+        command.append("--keep-models")  # rte's full fine-tuning starts from it
+    subprocess.run([*command, *more, "--out", str(out)], check=True)
+
+
+def _store(work: Path) -> None:
+    rows = []
+    for folder in ("runs", "rte"):
+        for run in run_folders(work / folder):
+            if run.finished:
+                rows.append(_row(run))
+    partial = STORED.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows), partial)
+    partial.replace(STORED)
+
+
+def _row(run: RunFolder) -> dict[str, Any]:
+    result = run.read_result()
+    scores = next(iter(result["scores"].values()))
+    kept = (
+        "task",
+        "method",
+        "seed",
+        "score",
+        "n_train",
+        "n_validation",
+        "adapter_params",
+        "mean_rank",
+        "train_seconds",
+    )
+    return {
+        **{key: result[key] for key in kept},
+        "loss": scores["loss"],
+        "rank_seconds": result.get("rank_seconds"),
+        "rank": json.dumps(result["rank"]),
+        "decisions": json.dumps([d["text"] for d in run.read_ranks()]),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Mean scores by task and method, then adaptive against the fixed rank that is best on the other seeds."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for method in methods:
+            found = [row for row in rows if row["task"] == task and row["method"] == method]
+            if found:
+                score = 100 * statistics.fmean(row["score"] for row in found)
+                rank = statistics.fmean(row["mean_rank"] or 0.0 for row in found)
+                size = statistics.fmean(row["adapter_params"] for row in found)
+                print(
+                    f"{task:7} {method:40} {score:6.2f}  n = {len(found)}  mean rank {rank:5.2f}  {size:9,.0f}"
+                )
+    differences = {
+        task: against_best_fixed(rows, task) for task in dict.fromkeys(row["task"] for row in rows)
+    }
+    for task, found in differences.items():
+        if found:
+            print(
+                f"{task:7} adaptive − best fixed rank of the other seeds: "
+                + ", ".join(f"{100 * d:+.2f}" for d in found)
+            )
+    every = [d for found in differences.values() for d in found]
+    if len(every) > 1:
+        mean = estimate(every)
+        print(
+            f"all tasks: {100 * mean.mean:+.2f} ± {100 * (mean.half or 0.0):.2f} points (t over {mean.n} runs)"
+        )
+
+
+def against_best_fixed(rows: list[dict[str, Any]], task: str) -> list[float]:
+    """Adaptive minus, for each seed, the fixed rank on query and value that is best on the other seeds."""
+    scores = {(row["method"], row["seed"]): row["score"] for row in rows if row["task"] == task}
+    seeds = sorted(seed for method, seed in scores if method == "adaptive")
+    found = []
+    for seed in seeds:
+        means = {
+            method: statistics.fmean(others)
+            for method in FIXED
+            if (others := [scores[method, s] for s in seeds if s != seed and (method, s) in scores])
+            and (method, seed) in scores
+        }
+        if means:
+            found.append(scores["adaptive", seed] - scores[max(means, key=lambda m: means[m]), seed])
+    return found
+
+
+if __name__ == "__main__":
+    main()
