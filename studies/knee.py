@@ -1,5 +1,5 @@
-"""Does worth foretell harm? LoRA at rank 16 on movies and mnli; at four moments of the training the components are put in order of worth, and
-validation rows say what the loss is without the least.
+"""Does worth foretell harm? LoRA at rank 16 on movies and mnli; at four moments of the training its components are put in order of worth,
+and validation rows say what the loss is without the least.
 
     python studies/knee.py --data ../shared/data/glue      # runs what is missing, stores, prints
     python studies/knee.py --show                          # prints what is stored, as in docs/adaptive-rank.md
