@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 from rankwise import machine
 from rankwise.bench.lengths import draw, random_rows
 from rankwise.engine import Engine
-from rankwise.measure import TensorMemory, megabytes
+from rankwise.measure import megabytes
 from rankwise.packing import batch_order
 from rankwise.plan import Setting, Shapes, find_architecture, prepared
 
@@ -111,7 +111,7 @@ def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -
         if not training.update.optimizer.state:
             training.step()
             training.step_number = 0
-        with TensorMemory("cpu", training.model, training.update.optimizer) as memory:
+        with training.memory() as memory:
             for _ in order:
                 training.step()
                 training._epoch_batches = (0, order)

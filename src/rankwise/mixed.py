@@ -15,8 +15,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
-class Copies:
+class Copies(nn.Module):
     """Copies of the matrices that a model's Linears multiply with; what else it trains is used as it is.
+
+    A module of its own, so that whoever follows memory finds them among the weights.
 
     Args:
         model: with its trained weights in float32.
@@ -27,6 +29,7 @@ class Copies:
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], dtype: torch.dtype | None
     ) -> None:
+        super().__init__()
         trained, modules = set(parameters), list(model.modules())
         linears = [m for m in modules if isinstance(m, nn.Linear | Conv1D)] if dtype else []
         others = {p for m in modules if m not in set(linears) for p in m._parameters.values()}
@@ -34,6 +37,7 @@ class Copies:
             (m, weight) for m in linears if (weight := cast(nn.Parameter, m.weight)) in trained - others
         ]
         self._of = {master: nn.Parameter(torch.empty_like(master, dtype=dtype)) for _, master in self._places}
+        self._copies = nn.ParameterList(self._of.values())
         self._embeddings = [m for m in modules if isinstance(m, nn.Embedding) and m.weight in trained]
         self.nbytes = sum(copy.nbytes for copy in self._of.values())
 

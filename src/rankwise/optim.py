@@ -46,9 +46,8 @@ class Update:
     ) -> None:
         self.parameters, self.flat = list(parameters), flat
         self._slabs: list[Slab] = []
-        self._kept: dict[
-            nn.Parameter, Tensor
-        ] = {}  # memory of gradients: to take it anew every step costs more than adding
+        self.kept: dict[nn.Parameter, Tensor] = {}
+        """Memory of gradients: to take it anew every step costs more than adding."""
         self._divisor: Tensor | None = None
         groups: list[dict[str, object]] = []
         for matrices, decay in ((True, weight_decay), (False, 0.0)):
@@ -69,7 +68,9 @@ class Update:
             if parameter.grad is not None:
                 parameter.grad.add_(gradient)
                 continue
-            parameter.grad = self._kept.setdefault(parameter, torch.empty_like(parameter))
+            if parameter not in self.kept:
+                self.kept[parameter] = torch.empty_like(parameter)
+            parameter.grad = self.kept[parameter]
             if gradient.is_sparse:
                 parameter.grad.zero_().add_(gradient)
             else:

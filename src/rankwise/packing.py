@@ -262,8 +262,7 @@ class PackedBatch:
         A CPU's matrix kernels are compiled for each number of tokens they meet, which takes longer than running them once.
         With at most 16 numbers between n and 2n they are soon all there; 3 % more tokens are computed.
         """
-        quantum = max(8, 1 << max(0, (self.tokens // 16).bit_length() - 1))
-        filler = -self.tokens % quantum
+        filler = filling(self.tokens)
         ids, positions, types = (
             None if x is None else torch.cat([x, x[:, :1].expand(1, filler)], dim=1)
             for x in (self.input_ids, self.position_ids, self.token_type_ids)
@@ -325,6 +324,11 @@ class PackedBatch:
             rows=self.rows[which],
             labels=None if self.labels is None else self.labels[chosen],
         )
+
+
+def filling(tokens: int) -> int:
+    """Tokens that `PackedBatch.fill` adds to so many."""
+    return -tokens % max(8, 1 << max(0, (tokens // 16).bit_length() - 1))
 
 
 def first_position(model: nn.Module) -> int:

@@ -9,17 +9,19 @@ as ranges, so an answer near the limit is "too close to call".
 
 import copy
 import json
-import math
 import statistics
+import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -29,10 +31,11 @@ from rankwise.bench.lengths import epoch, histogram, random_rows
 from rankwise.config import LoraOptions, PlanConfig, RunConfig, TrainOptions, parse_memory
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
+from rankwise.lora import lora_layers
 from rankwise.measure import KINDS, MB, Speed, Spread, TensorMemory, megabytes
 from rankwise.methods import METHODS
-from rankwise.packing import batch_order
-from rankwise.rank import START_RANK
+from rankwise.packing import batch_order, filling, length_groups
+from rankwise.rank import GROW_AT, START_RANK, RankController
 from rankwise.streams import stream_seed
 from rankwise.train import Compute, Padding, Training
 
@@ -46,23 +49,36 @@ EPOCHS = 3
 """Over which the heaviest batch is looked for: the order of rows is drawn anew in each."""
 KEPT = 17
 """Numbers a layer keeps for backward, for each token and unit of width: what makes batches of long rows comparable with those of many."""
-NEAR = 0.03
-"""Of a peak: what may be left of the limit where a batch size is called the largest."""
-TRIES = 3
-"""Batch sizes tried on the way to the largest."""
+MOST_TOKENS = 8192
+"""Of a batch that is gone through on the way to the largest; beyond that the line is followed."""
+RESERVE = 0.01
+"""Of a peak that was worked out, not gone through: what it may be off by."""
 
-Report = Callable[[str], None]
+LARGEST_RANK = START_RANK * 2 ** len(GROW_AT)
+"""What adaptive LoRA could grow to, if held-out rows asked for it in every layer at every check."""
+
+Report = Callable[[int, int, str], None]
+"""Told how many steps were gone through, of how many, and what comes."""
 
 
 # ── One peak ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _NoValues(TorchDispatchMode):
-    """Answers 1 where a step asks for the value of a number: losses and norms of tensors that have none."""
+    """Answers 1 where a step asks for the value of a number: losses and norms of tensors that have none. Where it asks which tokens
+    aren't padding, to look their gradients up, all are."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked for very often
+        if func is torch.ops.aten.index.Tensor and [getattr(i, "dtype", None) for i in args[1]] == [
+            torch.bool
+        ]:
+            (mask,) = args[1]
+            all_of_them = torch.empty(mask.numel(), dtype=torch.int64, device=mask.device)
+            return func(args[0].flatten(0, mask.ndim - 1), [all_of_them])
         return func(*args, **(kwargs or {}))
 
 
@@ -92,8 +108,8 @@ class Setting:
 
     Attributes:
         architecture: a Transformers config.
-        method: `full` or `lora`.
-        rank: r of every adapter.
+        method: `full`, `lora` or `adaptive`.
+        rank: r of every adapter; with `adaptive` at most what its layer can have.
         dtype: of frozen weights and of products.
         padding: `packed` or `longest`.
         workers: parts of a batch side by side.
@@ -130,11 +146,9 @@ class Shapes:
                 prepared(replace(setting, architecture=reduced(setting.architecture, n))) for n in self.depths
             ]
             for training in self._trainings:
-                for group in training.update.optimizer.param_groups:  # its first step makes the moments
-                    for parameter in group["params"]:
-                        if parameter.grad is None:  # a slab has its own
-                            parameter.grad = torch.zeros_like(parameter)
-                training.update.step(0.0)
+                update = training.update  # whose first step makes what is kept between steps
+                update.add([torch.zeros_like(parameter) for parameter in update.parameters])
+                update.step(0.0)
 
     def peak(self, lengths: np.ndarray, *, recompute: bool = False) -> dict[str, int]:
         """Bytes by kind at the peak of a step that isn't the first.
@@ -145,18 +159,21 @@ class Shapes:
             lengths: tokens of each row of the batch.
             recompute: layers run again in backward (`--memory lean`).
         """
+        return largest(self.moments(lengths, recompute))
+
+    def moments(self, lengths: np.ndarray, recompute: bool) -> np.ndarray:
+        """Bytes by kind at the moments in which a step can peak, [moments, kinds]."""
         first, *more = (self._moments(training, lengths, recompute) for training in self._trainings)
-        moments = first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
-        return dict(zip(KINDS, moments[moments.sum(axis=1).argmax()].tolist(), strict=True))
+        return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
 
     def _moments(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
-        """Bytes by kind at the moments in which a step can peak, [moments, kinds]."""
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))
         training.step_number, training.options = 0, replace(training.options, batch_size=len(lengths))
         with shapes_only(self._fake):
             training.rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
             training._epoch_batches = (0, [np.arange(len(lengths))])
-            memory = TensorMemory("cpu", training.model, training.update.optimizer)
+            training._stand_ins = np.arange(len(lengths))
+            memory = training.memory()
             training.speed = marks = _Marks(memory)
             with memory, training.compute.running(training.model):
                 training.step()
@@ -204,13 +221,26 @@ def moments(trace: np.ndarray, begun: dict[str, list[int]], ended: dict[str, lis
     return np.vstack([stages, top(ended["backward"][-1], len(trace))])
 
 
+def largest(moments: np.ndarray) -> dict[str, int]:
+    """Bytes by kind at the moment with most."""
+    return dict(zip(KINDS, moments[moments.sum(axis=1).argmax()].round().astype(int).tolist(), strict=True))
+
+
 def prepared(setting: Setting) -> Training:
     """What a run has once its model is loaded (`run.prepare`), with one row to train on."""
     method, auto = METHODS[setting.method], cast(Any, AutoModelForSequenceClassification)
     model = auto.from_config(
         setting.architecture, dtype=setting.dtype if method.frozen_base else torch.float32
     )
-    method.prepare(model, RunConfig(lora=LoraOptions(rank=setting.rank, targets=setting.targets)), [])
+    found = setting.method == "adaptive"
+    lora = LoraOptions(rank=None if found else setting.rank, targets=setting.targets)
+    method.prepare(model, RunConfig(lora=lora), [])
+    for layer in lora_layers(model).values() if found else ():
+        layer.watch(False)  # until the ranks are what they are to be
+        rank = min(setting.rank, layer.in_features, layer.out_features)
+        layer.resize(
+            layer.lora_A.new_zeros(rank, layer.in_features), layer.lora_B.new_zeros(layer.out_features, rank)
+        )
     compute = Compute(
         device=torch.device("cpu"),
         autocast=setting.dtype if not method.frozen_base and setting.dtype != torch.float32 else None,
@@ -224,7 +254,12 @@ def prepared(setting: Setting) -> Training:
         weight_decay=0.0, clip=1.0,
     )  # fmt: skip
     rows = random_rows(np.array([1]), setting.architecture, np.random.default_rng(0))
-    return Training(model, rows, options, compute, seed=0)
+    training = Training(model, rows, options, compute, seed=0)
+    if found:  # it watches the layers; no decision is due in a step
+        training.rank = controller = RankController(model, torch.Tensor, sys.maxsize, training.update)
+        for path, layer in controller.layers.items():
+            controller.moments[path] = torch.zeros_like(cast(torch.Tensor, layer.moments))
+    return training
 
 
 # ── What is asked ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,30 +316,26 @@ def find_lengths(name: str) -> np.ndarray:
     return np.repeat(np.array([*counts]), 1000) if len(counts) == 1 else epoch(name, np.random.default_rng(0))
 
 
-def heaviest(lengths: np.ndarray, batch_size: int, setting: Setting) -> tuple[np.ndarray, float]:
-    """Tokens of each row of an epoch's heaviest batch, and its weight, in which peaks grow nearly in a line.
+def heaviest(lengths: np.ndarray, batch_size: int, setting: Setting) -> np.ndarray:
+    """Tokens of each row of an epoch's heaviest batch.
 
-    A layer keeps some `KEPT` numbers a token and width, and one for each head and pair of a row's tokens. Rows are shuffled as a run
-    shuffles them, over `EPOCHS` epochs.
+    Rows are shuffled as a run shuffles them, over `EPOCHS` epochs.
     """
-    width, heads = models.width(setting.architecture), setting.architecture.num_attention_heads
-
-    def weight(n: np.ndarray) -> float:
-        n = n if setting.padding == "packed" else np.full_like(n, n.max())
-        return float(KEPT * width * n.sum() + heads * (n.astype(float) ** 2).sum())
-
-    batches = (
-        lengths[batch]
-        for epoch in range(EPOCHS)
-        for batch in batch_order(
-            lengths,
-            batch_size,
-            seed=stream_seed(0, "order", epoch),
-            group_by_length=setting.padding != "packed",
+    a_token, a_pair = _costs(setting)
+    packed = setting.padding == "packed"
+    each = a_token * lengths + a_pair * lengths.astype(float) ** 2
+    best: tuple[float, np.ndarray] = (-1.0, lengths[:0])
+    for i in range(EPOCHS):
+        seed = stream_seed(0, "order", i)
+        order = batch_order(lengths, batch_size, seed=seed, group_by_length=not packed)
+        sizes = np.array([len(batch) for batch in order])
+        begins, rows = np.cumsum(sizes) - sizes, np.concatenate(order)
+        weights = (
+            np.add.reduceat(each[rows], begins) if packed else sizes * np.maximum.reduceat(each[rows], begins)
         )
-    )
-    weighed = ((batch, weight(batch)) for batch in batches)
-    return max(weighed, key=lambda one: one[1])
+        heavy = int(weights.argmax())
+        best = max(best, (float(weights[heavy]), lengths[order[heavy]]), key=lambda one: one[0])
+    return best[1]
 
 
 def packs(architecture: Any) -> bool:
@@ -341,7 +372,8 @@ def plan(config: PlanConfig, on_progress: Report = lambda text: None) -> dict[st
     Returns:
         `configurations`: method, rank, batch_size, memory_mode, peak_memory_mb {total, weights, …}, outside_mb [least, most],
         verdict (`fits`, `doesn't`, `too close to call`) and fits (true, false, null), largest_batch_size (the last three null without a
-        limit); seconds_an_epoch, where this machine was measured; and what was planned for.
+        limit); seconds_an_epoch, where this machine was measured; of adaptive LoRA, which is planned at its start rank, `at_most`: rank and
+        peak_memory_mb if every layer grew as often as it may. And what was planned for.
 
     Raises:
         RankwiseError: no such model, task or method; a size that is none.
@@ -354,28 +386,33 @@ def plan(config: PlanConfig, on_progress: Report = lambda text: None) -> dict[st
     lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
     padding: Padding = "packed" if packs(architecture) else "longest"
     modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
+    methods = tuple(dict.fromkeys(config.methods))
+    every = len(modes) * (1 if limit is None else 2)  # steps gone through for a method
+    steps = every * len(methods) + len(modes) * (("adaptive" in methods) + config.speed * len(methods))
+    gone = count()
     found = []
-    for method in dict.fromkeys(config.methods):
+    for method in methods:
         rank = {"full": None, "adaptive": START_RANK}.get(method, config.rank)
-        setting = Setting(
-            architecture,
-            "full" if method == "full" else "lora",
-            rank or 1,
-            _dtype(config),
-            padding,
-            config.workers,
-        )
+        setting = Setting(architecture, method, rank or 1, _dtype(config), padding, config.workers)
         shapes = Shapes(setting)
         for mode in modes:
-            on_progress(f"{method}, {mode}")
-            sizes = Sizes(shapes, lengths, mode == "lean")
-            found.append(
-                {"method": method, "rank": rank, "memory_mode": mode, **_answer(sizes, config, limit)}
-            )
-        if config.speed:
-            on_progress(f"{method}, measuring")
-            for one, mode in zip(found[-len(modes) :], modes, strict=True):
-                one["seconds_an_epoch"] = epoch_seconds(setting, lengths, config.batch_size, mode == "lean")
+            lean = mode == "lean"
+
+            def report(doing: str = f"{method}, {mode}") -> None:
+                on_progress(next(gone), steps, doing)
+
+            one: dict[str, Any] = {"method": method, "rank": rank, "memory_mode": mode}
+            one |= _answer(Sizes(shapes, lengths, lean, report), config, limit)
+            if method == "adaptive":
+                report("adaptive, at its largest")
+                largest = Shapes(replace(setting, rank=LARGEST_RANK)).peak(
+                    heaviest(lengths, config.batch_size, setting), recompute=lean
+                )
+                one["at_most"] = {"rank": LARGEST_RANK, "peak_memory_mb": megabytes(largest)}
+            if config.speed:
+                report("measuring")
+                one["seconds_an_epoch"] = epoch_seconds(setting, lengths, config.batch_size, lean)
+            found.append(one)
     return {
         "model": config.model,
         "lengths": config.lengths or config.task,
@@ -397,60 +434,90 @@ def _dtype(config: PlanConfig) -> torch.dtype:
 
 
 class Sizes:
-    """Peaks by batch size: of an epoch's heaviest batch, worked out once each.
+    """Peaks by batch size, of an epoch's heaviest batch.
+
+    What is live at a given moment grows nearly in a line with the weight of a batch. So of all sizes two are gone through: the one that is
+    asked for, and one near the limit.
 
     Args:
         shapes: of the training.
         lengths: tokens of every row.
         recompute: layers run again in backward.
+        report: called before a step is gone through.
     """
 
-    def __init__(self, shapes: Shapes, lengths: np.ndarray, recompute: bool) -> None:
-        self.shapes, self.lengths, self.recompute = shapes, lengths, recompute
-        self.known: dict[int, tuple[float, dict[str, int]]] = {}
+    def __init__(
+        self, shapes: Shapes, lengths: np.ndarray, recompute: bool, report: Callable[[], None] = lambda: None
+    ) -> None:
+        self.shapes, self.lengths, self.recompute, self._report = shapes, lengths, recompute, report
+        self._known: dict[int, np.ndarray] = {}
 
     def __call__(self, batch_size: int) -> dict[str, int]:
-        """Bytes by kind."""
-        if batch_size not in self.known:
-            batch, weight = heaviest(self.lengths, batch_size, self.shapes.setting)
-            self.known[batch_size] = weight, self.shapes.peak(batch, recompute=self.recompute)
-        return self.known[batch_size][1]
+        """Bytes by kind, gone through."""
+        return largest(self._moments(batch_size))
 
-    def largest(self, fits: Callable[[dict[str, int]], bool], room: Callable[[dict[str, int]], float]) -> int:
-        """The largest batch size known to fit, to within a few percent; 0 where one row doesn't.
+    def _moments(self, batch_size: int) -> np.ndarray:
+        if batch_size not in self._known:
+            batch = heaviest(self.lengths, batch_size, self.shapes.setting)
+            self._known[batch_size] = self._go_through(batch)
+        return self._known[batch_size]
+
+    def _go_through(self, batch: np.ndarray) -> np.ndarray:
+        self._report()
+        return self.shapes.moments(batch, self.recompute)
+
+    def largest(self, batch_size: int, limit: float, fits: Callable[[dict[str, int]], bool]) -> int:
+        """The largest batch size that fits, with `RESERVE` to spare; 0 where one row doesn't.
 
         Args:
+            batch_size: one to go out from.
+            limit: near which bytes of tensors the largest may be.
             fits: judges a peak.
-            room: bytes left of the limit by a peak, negative above it.
         """
-        low, high = 0, len(self.lengths) + 1  # the one fits, the other doesn't
-        for n in sorted(self.known):
-            low, high = (n, high) if fits(self(n)) else (low, min(high, n))
-        for _ in range(TRIES):
-            left = room(self(low)) / sum(self(low).values()) if low else 1.0
-            if high - low <= 1 or left < NEAR:
-                break
-            n = self._next(low, high, room)
-            low, high = (n, high) if fits(self(n)) else (low, n)
-        return low
+        law = self._law(batch_size, limit)
 
-    def _next(self, low: int, high: int, room: Callable[[dict[str, int]], float]) -> int:
-        """The largest size between `low` and `high` whose heaviest batch is no heavier than where the line through the two known sizes
-        nearest the limit meets it; a batch without rows keeps what doesn't change with rows."""
-        points = [(weight, room(peak)) for weight, peak in self.known.values()]
-        _, peak = next(iter(self.known.values()))
-        points.append((0.0, room(peak) + sum(peak[kind] for kind in ("activations", "batch", "workspace"))))
-        (x1, left), (x2, right) = sorted(points, key=lambda point: abs(point[1]))[:2]
-        slope = (right - left) / (x2 - x1)
-        weight = x1 - 0.998 * left / slope if slope < 0 else math.inf
-        first, last = low + 1, max(low + 1, high - 1)
-        while first < last:
-            middle = (first + last + 1) // 2
-            if heaviest(self.lengths, middle, self.shapes.setting)[1] <= weight:
-                first = middle
-            else:
-                last = middle - 1
-        return first
+        def does(n: int) -> bool:
+            if n == batch_size:
+                return fits(self(n))
+            peak = largest(law(heaviest(self.lengths, n, self.shapes.setting)))
+            return fits({kind: round(size * (1 + RESERVE)) for kind, size in peak.items()})
+
+        sizes = range(1, len(self.lengths) + 1)
+        found = bisect_left(sizes, True, key=lambda n: not does(n))
+        return max(found, batch_size) if does(batch_size) else found
+
+    def _law(self, batch_size: int, limit: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Moments of any batch, by its weight."""
+        setting = self.shapes.setting
+        one, known = heaviest(self.lengths, batch_size, setting), self._moments(batch_size)
+        fixed, changing = (sum(self(batch_size)[kind] for kind in kinds) for kinds in (KINDS[:3], KINDS[3:]))
+        times = min((limit - fixed) / changing, MOST_TOKENS / one.sum())
+        size = min(max(1, round(batch_size * times)), len(self.lengths))
+        if size == batch_size:
+            size = batch_size // 2 or 2
+        other = heaviest(self.lengths, size, setting)
+        x1, x2 = weight(one, setting), weight(other, setting)
+        slope = (self._moments(size) - known) / (x2 - x1 or 1.0)
+        return lambda batch: known + (weight(batch, setting) - x1) * slope
+
+
+def weight(batch: np.ndarray, setting: Setting) -> float:
+    """What the memory of a batch grows with in a line, of the lengths it is computed with.
+
+    A layer keeps some `KEPT` numbers a token and width, and one for each head and pair of a row's tokens.
+    """
+    if setting.padding == "packed":
+        tokens = int(batch.sum())
+        padded, tokens = length_groups(np.sort(batch)), tokens + filling(tokens)
+    else:
+        padded = np.full_like(batch, batch.max())
+        tokens = int(padded.sum())
+    a_token, a_pair = _costs(setting)
+    return a_token * tokens + a_pair * float((padded.astype(float) ** 2).sum())
+
+
+def _costs(setting: Setting) -> tuple[int, int]:
+    return KEPT * models.width(setting.architecture), setting.architecture.num_attention_heads
 
 
 def _answer(sizes: Sizes, config: PlanConfig, limit: int | None) -> dict[str, Any]:
@@ -459,10 +526,8 @@ def _answer(sizes: Sizes, config: PlanConfig, limit: int | None) -> dict[str, An
     verdict = None if limit is None else judge(peak, limit, config.device)
     largest = None
     if limit is not None:
-        largest = sizes.largest(
-            lambda p: judge(p, limit, config.device) == "fits",
-            lambda p: limit - sum(p.values()) - (outside(p, "cuda")[1] if config.device == "cuda" else 0.0),
-        )
+        room = limit - (most if config.device == "cuda" else 0.0)
+        largest = sizes.largest(config.batch_size, room, lambda p: judge(p, limit, config.device) == "fits")
     return {
         "batch_size": config.batch_size,
         "peak_memory_mb": megabytes(peak),

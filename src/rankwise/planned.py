@@ -3,6 +3,7 @@
 from typing import Any, Self, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -10,26 +11,27 @@ from rankwise.measure import KINDS
 
 
 class PlanProgress:
-    """Given to `plan` as its `on_progress`: a line that says what is being worked out, in a terminal.
+    """Given to `plan` as its `on_progress`: a bar with the time left and what is being worked out, in a terminal.
 
     Args:
         stream: where it is shown.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False)
-        self._status = self._console.status("Reading the architecture")
+        console = Console(file=stream, highlight=False)
+        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("reading the architecture", total=None)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._status.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._status.stop()
+        self._bar.stop()
 
-    def __call__(self, text: str) -> None:
-        self._status.update(f"Going through a step: {text}")
+    def __call__(self, done: int, of: int, text: str) -> None:
+        self._bar.update(self._task, completed=done, total=of, description=text)
 
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
@@ -49,6 +51,9 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
             console.print(Text(answer(one, result)))
     console.print()
     console.print(_table(result))
+    for one in result["configurations"]:
+        if "at_most" in one:
+            console.print(Text(_at_most(one)))
     console.print()
     console.print(Text(_outside(result)))
 
@@ -71,8 +76,17 @@ def name(one: dict[str, Any]) -> str:
     """`LoRA of rank 8, lean`."""
     rank = f" of rank {one['rank']}" if one["rank"] else ""
     what = {"full": "Full fine-tuning", "lora": "LoRA", "adaptive": "Adaptive LoRA"}[one["method"]]
-    at_most = " at most" if one["method"] == "adaptive" else ""
-    return f"{what}{rank}{at_most}" + (", lean," if one["memory_mode"] == "lean" else "")
+    if one["method"] == "adaptive":
+        rank = f" from rank {one['rank']}"
+    return f"{what}{rank}" + (", lean," if one["memory_mode"] == "lean" else "")
+
+
+def _at_most(one: dict[str, Any]) -> str:
+    most = one["at_most"]
+    return (
+        f"{name(one)} takes {most['peak_memory_mb']['total']:,.0f} MB at most, if every layer grew to rank {most['rank']}, as far "
+        "as it may."
+    )
 
 
 def _table(result: dict[str, Any]) -> Table:

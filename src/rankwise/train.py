@@ -452,7 +452,7 @@ class Training:
         trained = sum(p.numel() for p in self.update.parameters)
         changed, self._followed = self._followed not in (-1, trained), trained  # ranks did
         if follow or changed:
-            with TensorMemory(self.compute.device, self.model, self.update.optimizer) as memory:
+            with self.memory() as memory:
                 step = self._step(counts=False)
             step = replace(step, memory=megabytes(memory.peak), flops=memory.flops)
         else:
@@ -460,6 +460,13 @@ class Training:
         if self.rank is not None:
             self._find_rank(self.rank)
         return step
+
+    def memory(self) -> TensorMemory:
+        """What follows steps of this training, with all that it holds between them counted from the start."""
+        memory = TensorMemory(self.compute.device, self.model, self._copies, self.update.optimizer)
+        memory.label("gradients", self.update.kept)
+        memory.label("optimizer", self._statistics())
+        return memory
 
     def _step(self, *, counts: bool = True) -> Step:
         self.speed.begin()
@@ -523,11 +530,18 @@ class Training:
         if self.act is not None:
             self.update.add(self.act.gradients(self.update.parameters))
         label("batch", batches)
+        label("gradients", self.update.kept)
+        label("optimizer", self._statistics())
         return sum(losses)
 
     def _moments(self) -> list[Tensor]:
         """What collects the statistics that ranks are found by, where they are (`lora.LoRALinear.moments`)."""
         return [] if self.rank is None else [cast(Tensor, x.moments) for x in self.rank.layers.values()]
+
+    def _statistics(self) -> list[Tensor]:
+        """Those tensors, what the last step left in them, and the moving sums."""
+        found = [t for m in self._moments() for t in (m, m.grad) if t is not None]
+        return found if self.rank is None else [*found, *self.rank.moments.values()]
 
     def _gradients(
         self, part: PackedBatch | PaddedBatch, rows: int, compute: Compute | None = None, at_once: int = 1

@@ -1,12 +1,12 @@
 """Memory of training: the bytes of live tensors by kind, and resident memory as a check beside them.
 
-    weights      parameters and buffers                          activations  what backward reads of what was made before it
+    weights      parameters, their copies, and buffers           activations  what backward reads of what was made before it
     gradients    of what is trained, a part's own included       batch        token ids, positions, labels, boundaries, masks
     optimizer    its moments and step counts                     workspace    everything else, gone again within the step
 
 Every storage has one kind, so the kinds of a peak add up to it to the byte (1 MB = 10⁶ bytes). A kind is settled when the
-block ends, from what a storage has been through. Recomputed layers make activations, as in forward; the half-precision copies of weights
-that autocast keeps for backward are activations too.
+block ends, from what a storage has been through. Recomputed layers make activations, as in forward. Half-precision copies of trained
+weights that are kept between steps (`mixed.Copies`) are weights; those that autocast makes for one step are activations.
 """
 
 import contextlib
@@ -202,6 +202,8 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # tensors without values are asked for theirs very often
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         # PyTorch's own way to know (`torch.utils.module_tracker`): a backward pass of this thread has a number.
         backward = torch._C._current_graph_task_id() != -1 and not getattr(_recomputing, "now", False)
@@ -217,10 +219,7 @@ class TensorMemory(TorchDispatchMode):
 
     def _follow(self, tensor: Tensor, backward: bool = False) -> int | None:
         """The number of a tensor's storage, new if it wasn't seen before."""
-        device = tensor.device
-        if device.type != self.device.type or tensor.layout is not torch.strided:
-            return None
-        if self.device.index is not None and device.index != self.device.index:
+        if tensor.layout is not torch.strided:
             return None
         # A storage object is unique to its memory while anything holds it, and so is a weak reference to it.
         storage = tensor.untyped_storage()
@@ -228,6 +227,9 @@ class TensorMemory(TorchDispatchMode):
         known = self._live.get(address)
         if known is not None:
             return known[0]
+        device = tensor.device
+        if device.type != self.device.type or self.device.index not in (None, device.index):
+            return None
         number = len(self._sizes)
         self._live[address] = number, weakref.ref(storage, partial(self._forget, address))
         self._sizes.append(storage.nbytes())
@@ -279,7 +281,10 @@ def _tensors(things: Any) -> Iterator[Tensor]:
     """Every tensor in collections and dataclasses, however deep."""
     for thing in things:
         if isinstance(thing, Tensor):
-            yield thing
+            if thing.layout is torch.sparse_coo:
+                yield from (thing._indices(), thing._values())
+            else:
+                yield thing
         elif isinstance(thing, list | tuple):
             yield from _tensors(thing)
         elif isinstance(thing, dict):
