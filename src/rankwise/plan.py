@@ -362,7 +362,7 @@ def reduced(architecture: Any, layers: int) -> Any:
     return few
 
 
-def plan(config: PlanConfig, on_progress: Report = lambda text: None) -> dict[str, Any]:
+def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None) -> dict[str, Any]:
     """Answers what `rankwise plan` asks.
 
     Args:
