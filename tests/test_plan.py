@@ -66,7 +66,7 @@ def test_a_plan_is_what_a_real_step_takes(family, method, dtype, recompute):
     asked = setting(family, method, dtype=dtype)
     planned = Shapes(asked).peak(LENGTHS, recompute=recompute)
     real = measured(asked, recompute)
-    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.02)
     # How many gradients there are by then depends on which of two nearly equal moments is the peak.
     for kind in ("weights", "optimizer"):
         assert planned[kind] == real[kind]
