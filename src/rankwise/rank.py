@@ -403,6 +403,21 @@ class RankController:
         """Rank of each layer now."""
         return {path: layer.rank for path, layer in self.layers.items()}
 
+    def beginning(self) -> dict[str, Any]:
+        """The first line of ranks.jsonl: where every layer starts."""
+        low, high = min(self.ranks.values()), max(self.ranks.values())
+        starts = f"rank {low}" if low == high else f"ranks of {low} to {high}"
+        text = f"step 0: {len(self.ranks)} layers start at {starts}"
+        line = {
+            "step": 0,
+            "kind": "start",
+            "accepted": True,
+            "changes": {},
+            "ranks": self.ranks,
+            "evidence": None,
+        }
+        return {**line, "text": text}
+
     def step(self) -> list[Decision]:
         """Takes in the statistics of a step and, where a check is due, decides.
 
@@ -501,6 +516,9 @@ class RankController:
             if self.alone:  # without a single component there would be nothing to train
                 ranks[order[-1][1]] = 1
             self._decide("cut", gain, limit, ranks)
+            return
+        mean, error = mean_and_error(gain)
+        if mean <= SURE * error:  # nor is it clear that they are good for anything yet: nothing is known
             return
         share = SHARE / (1 + SURE)  # what passes if held-out rows say just what the statistics say
         for _ in range(TRIES):

@@ -239,6 +239,8 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
     training, config = run.training, run.config.train
     pace, watched = _Pace(), training.watched()
     told = len(training.decisions)
+    if training.rank is not None and not folder.read_ranks():
+        folder.append_ranks([training.rank.beginning()])
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
             step = training.step(follow=training.step_number in watched)
