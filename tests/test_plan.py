@@ -66,9 +66,8 @@ def test_a_plan_is_what_a_real_step_takes(family, method, dtype, recompute):
     asked = setting(family, method, dtype=dtype)
     planned = Shapes(asked).peak(LENGTHS, recompute=recompute)
     real = measured(asked, recompute)
-    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.02)
-    # How many gradients there are by then depends on which of two nearly equal moments is the peak.
-    for kind in ("weights", "optimizer"):
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
+    for kind in ("weights", "gradients", "optimizer"):
         assert planned[kind] == real[kind]
 
 
@@ -164,7 +163,7 @@ def test_lengths_come_from_a_task_a_number_or_a_file(tmp_path):
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["fast", "lean"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_largest_batch_fits_and_one_a_little_larger_does_not(method, recompute):
+def test_the_largest_batch_fits_and_one_a_quarter_larger_does_not(method, recompute):
     shapes = Shapes(setting("roberta", method, dtype=torch.bfloat16))
     lengths = np.random.default_rng(3).integers(5, 50, 400)
 
@@ -173,8 +172,17 @@ def test_the_largest_batch_fits_and_one_a_little_larger_does_not(method, recompu
 
     limit = peak(100)
     found = Sizes(shapes, lengths, recompute).largest(4, limit, lambda p: sum(p.values()) <= limit)
-    assert 80 <= found <= 100  # a small model is all attention, which a line follows least well
-    assert peak(found) <= limit
+    assert found >= 93
+    assert (
+        peak(found) <= limit < peak(int(1.25 * found))
+    )  # how rows group makes a size now and then lighter than a smaller one
+
+
+def test_of_rows_of_one_length_the_largest_batch_is_known():
+    shapes, lengths = Shapes(setting()), np.full(400, 20)
+    limit = sum(shapes.peak(np.full(100, 20)).values())
+    found = Sizes(shapes, lengths, recompute=False).largest(16, limit, lambda p: sum(p.values()) <= limit)
+    assert 92 <= found <= 100
 
 
 def test_the_batch_that_is_asked_for_counts_as_it_is_gone_through():

@@ -50,9 +50,9 @@ EPOCHS = 3
 KEPT = 17
 """Numbers a layer keeps for backward, for each token and unit of width: what makes batches of long rows comparable with those of many."""
 MOST_TOKENS = 8192
-"""Of a batch that is gone through on the way to the largest; beyond that the line is followed."""
-RESERVE = 0.01
-"""Of a peak that was worked out, not gone through: what it may be off by."""
+"""Of the second batch that is gone through on the way to the largest; beyond that a line is followed to the third."""
+CLOSE, GONE_THROUGH = 0.02, 6
+"""The largest batch is named when the next that doesn't fit is so near, in a share of it, or when so many were gone through."""
 
 LARGEST_RANK = START_RANK * 2 ** len(GROW_AT)
 """What adaptive LoRA could grow to, if held-out rows asked for it in every layer at every check."""
@@ -387,7 +387,7 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     padding: Padding = "packed" if packs(architecture) else "longest"
     modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
     methods = tuple(dict.fromkeys(config.methods))
-    every = len(modes) * (1 if limit is None else 2)  # steps gone through for a method
+    every = len(modes) * (1 if limit is None else 3)  # steps gone through for a method, mostly
     steps = every * len(methods) + len(modes) * (("adaptive" in methods) + config.speed * len(methods))
     gone = count()
     found = []
@@ -436,8 +436,8 @@ def _dtype(config: PlanConfig) -> torch.dtype:
 class Sizes:
     """Peaks by batch size, of an epoch's heaviest batch.
 
-    What is live at a given moment grows nearly in a line with the weight of a batch. So of all sizes two are gone through: the one that is
-    asked for, and one near the limit.
+    What is live at a given moment grows nearly in a line with the weight of a batch. So few sizes are gone through: the one that is asked
+    for, one nearer the limit, and those that the line through two names.
 
     Args:
         shapes: of the training.
@@ -467,38 +467,44 @@ class Sizes:
         return self.shapes.moments(batch, self.recompute)
 
     def largest(self, batch_size: int, limit: float, fits: Callable[[dict[str, int]], bool]) -> int:
-        """The largest batch size that fits, with `RESERVE` to spare; 0 where one row doesn't.
+        """The largest batch size that fits, to `CLOSE`; it has been gone through itself. 0 where one row doesn't fit.
 
         Args:
             batch_size: one to go out from.
             limit: near which bytes of tensors the largest may be.
             fits: judges a peak.
         """
-        law = self._law(batch_size, limit)
+        good, bad = 0, len(self.lengths) + 1
+        sizes = [batch_size, self._near(batch_size, limit)]
+        for size in sizes:  # those that are worked out on the way come behind
+            if fits(self(size)):
+                good = max(good, size)
+            else:
+                bad = min(bad, size)
+            if size == batch_size:
+                continue
+            if bad - good <= max(1, CLOSE * good) or len(sizes) == GONE_THROUGH:
+                break
+            law, between = self._law(*sizes[-2:]), range(good + 1, bad)
+            enough = bisect_left(between, True, key=lambda n, law=law: not fits(largest(law(n))))
+            sizes.append(between[max(0, enough - 1)])
+        return good
 
-        def does(n: int) -> bool:
-            if n == batch_size:
-                return fits(self(n))
-            peak = largest(law(heaviest(self.lengths, n, self.shapes.setting)))
-            return fits({kind: round(size * (1 + RESERVE)) for kind, size in peak.items()})
-
-        sizes = range(1, len(self.lengths) + 1)
-        found = bisect_left(sizes, True, key=lambda n: not does(n))
-        return max(found, batch_size) if does(batch_size) else found
-
-    def _law(self, batch_size: int, limit: float) -> Callable[[np.ndarray], np.ndarray]:
-        """Moments of any batch, by its weight."""
-        setting = self.shapes.setting
-        one, known = heaviest(self.lengths, batch_size, setting), self._moments(batch_size)
+    def _near(self, batch_size: int, limit: float) -> int:
+        """Another size, nearer to the limit, by what doesn't change with the batch and what does."""
         fixed, changing = (sum(self(batch_size)[kind] for kind in kinds) for kinds in (KINDS[:3], KINDS[3:]))
-        times = min((limit - fixed) / changing, MOST_TOKENS / one.sum())
+        tokens = heaviest(self.lengths, batch_size, self.shapes.setting).sum()
+        times = min((limit - fixed) / changing, MOST_TOKENS / tokens)
         size = min(max(1, round(batch_size * times)), len(self.lengths))
-        if size == batch_size:
-            size = batch_size // 2 or 2
-        other = heaviest(self.lengths, size, setting)
-        x1, x2 = weight(one, setting), weight(other, setting)
-        slope = (self._moments(size) - known) / (x2 - x1 or 1.0)
-        return lambda batch: known + (weight(batch, setting) - x1) * slope
+        return size if size != batch_size else batch_size // 2 or 2
+
+    def _law(self, one: int, other: int) -> Callable[[int], np.ndarray]:
+        """Moments of any size by its weight, in a line through two that were gone through."""
+        setting = self.shapes.setting
+        x1, x2 = (weight(heaviest(self.lengths, n, setting), setting) for n in (one, other))
+        known = self._moments(one)
+        slope = (self._moments(other) - known) / (x2 - x1 or 1.0)
+        return lambda n: known + (weight(heaviest(self.lengths, n, setting), setting) - x1) * slope
 
 
 def weight(batch: np.ndarray, setting: Setting) -> float:

@@ -202,8 +202,6 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # tensors without values are asked for theirs very often
-            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         # PyTorch's own way to know (`torch.utils.module_tracker`): a backward pass of this thread has a number.
         backward = torch._C._current_graph_task_id() != -1 and not getattr(_recomputing, "now", False)
