@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from rankwise.components import Basis, Components, TorchOptimizer, change, find_basis
 from rankwise.inject import adapt_freely
 from rankwise.lora import LoRALinear
-from rankwise.rank import Basis, Components, RankController, TorchOptimizer, change, find_basis
+from rankwise.rank import RankController
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:

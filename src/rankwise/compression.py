@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise import adapter_io
+from rankwise.components import NoOptimizer
 from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.packing import token_batches
-from rankwise.rank import Decision, NoOptimizer, RankController
+from rankwise.rank import Decision, RankController
 from rankwise.scoring import Trained
 from rankwise.store import RunFolder
 from rankwise.train import Compute, predict_logits

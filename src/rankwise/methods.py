@@ -62,17 +62,7 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
         return
     from rankwise.inject import adapt  # here, so that method names can be checked without waiting for torch
 
-    lora = config.lora
-    adapt(
-        model,
-        lora.fixed_rank,
-        alpha=lora.alpha,
-        rslora=lora.rslora,
-        dropout=lora.lora_dropout,
-        targets=lora.targets,
-        also_train=new_modules,
-        seed=stream_seed(config.seed, "adapter"),
-    )
+    adapt(model, config.lora.fixed_rank, rslora=config.lora.rslora, **_adapter(config, new_modules))
 
 
 def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
@@ -83,16 +73,14 @@ def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> 
         for layer in lora_layers(model).values():
             layer.watch()
         return
-    lora = config.lora
-    adapt_freely(
-        model,
-        lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.lora_dropout,
-        targets=lora.targets,
-        also_train=new_modules,
-        seed=stream_seed(config.seed, "adapter"),
-    )
+    adapt_freely(model, config.lora.rank, **_adapter(config, new_modules))
+
+
+def _adapter(config: RunConfig, new_modules: list[str]) -> dict[str, Any]:
+    """What an adapter of a fixed rank and one that finds its own have in common."""
+    lora, seed = config.lora, stream_seed(config.seed, "adapter")
+    shared = {"alpha": lora.alpha, "dropout": lora.lora_dropout, "targets": lora.targets}
+    return {**shared, "also_train": new_modules, "seed": seed}
 
 
 METHODS: dict[str, Method] = {
