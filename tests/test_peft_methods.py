@@ -161,6 +161,8 @@ def test_adaloras_penalty_is_that_of_peft(tmp_path):
         ("peft:dora,rank=x", "rank takes int"),
         ("head:rank=4", "head has no settings of its own"),
         ("lora:rank", "'rank' is no setting"),
+        ("full:lr=x", "lr takes float, not 'x'"),
+        ("full:lr=-1e-4", "lr must be above 0"),
         ("bitfitt", "Did you mean 'bitfit'"),
     ],
 )
@@ -171,8 +173,9 @@ def test_a_misspelt_method_or_setting_is_refused_with_the_nearest_name(spec, mes
 
 def test_settings_of_a_method_reach_peft(tmp_path):
     base = str(tiny.model_folder(tmp_path / "base", "bert"))
-    config = asked("peft:dora,rank=3,alpha=5,targets=key", rows=8, model=base, lr=1e-3)
+    config = asked("peft:dora,rank=3,alpha=5,targets=key,lr=2e-3", rows=8, model=base, lr=1e-3)
     run(tmp_path / "dora", config)
+    assert RunFolder(tmp_path / "dora").read_run()["resolved"]["train"]["lr"] == 2e-3
     saved = load_file(tmp_path / "dora" / "adapter_model.safetensors")
     assert saved["base_model.model.bert.encoder.layer.0.attention.self.key.lora_A.weight"].shape == (3, 32)
     read = PeftConfig.from_pretrained(str(tmp_path / "dora"))

@@ -212,7 +212,8 @@ class RunConfig:
     task: str = "movies"
     """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli or movies; a table of one's own instead when a file is given."""
     method: str = "adaptive"
-    """A method's name, with options of its own behind a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`."""
+    """A method's name, with options of its own behind a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`,
+    `full:lr=5e-5`."""
     seed: Whole = 0
     """Of the new head, the adapter's A, the order of rows, and dropout."""
     table: Table = field(default_factory=TableOptions)
@@ -229,7 +230,8 @@ class CompareConfig:
     tasks: tuple[str, ...] = ("movies",)
     """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli, movies."""
     methods: tuple[str, ...] = ("full", "lora")
-    """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`."""
+    """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`,
+    `full:lr=5e-5`."""
     seeds: Whole = 2
     """Seeds 0 … n−1."""
     out: Path = Path("runs/compare")

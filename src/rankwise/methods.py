@@ -118,12 +118,14 @@ def prepare(
     from rankwise import peft_methods
 
     given = _settings(config.method.removeprefix(name).removeprefix(","), config.method)
+    given.pop("lr", None)
     _, own = _split(name, given)
     return peft_methods.prepare(model, name.removeprefix(PEFT), own, config, new_modules, rows)
 
 
-def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions]:
-    """`lora:rank=4,targets=all-linear` → the method's name, and the options with those settings in place.
+def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions, float | None]:
+    """`lora:rank=4,targets=all-linear` → the method's name, the options with those settings in place, and its learning rate where
+    it has one of its own (`full:lr=5e-5`).
 
     Several targets are joined by `+`: `lora:targets=query+key`. PEFT's methods have their settings behind a comma, ours and PEFT's
     own: `peft:dora,rank=4`, `peft:prefix,num_virtual_tokens=10`.
@@ -134,17 +136,24 @@ def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions]:
     name, _, rest = spec.partition(":")
     if name == "peft":
         name, _, rest = spec.partition(",")
-        ours, _ = _split(name, _settings(rest, spec))
-        return name, _with(lora, ours, spec, name)
-    if name not in METHODS:
+    elif name not in METHODS:
         known = {*METHODS, "peft:dora", "peft:prefix"}
         raise RankwiseError(
             f"There is no method {name!r}.{nearest(spec, known)} Further ones of PEFT's: peft:<name>."
         )
     given = _settings(rest, spec)
-    if given and name not in ("lora", "adaptive"):
-        raise RankwiseError(f"{spec!r}: {name} has no settings of its own.")
-    return name, _with(lora, given, spec, name)
+    rate = given.pop("lr", None)
+    try:
+        lr = None if rate is None else float(rate)
+    except ValueError:
+        raise RankwiseError(f"{spec!r}: lr takes float, not {rate!r}.") from None
+    if lr is not None and not lr > 0:
+        raise RankwiseError(f"{spec!r}: lr must be above 0.")
+    if name.startswith(PEFT):
+        given, _ = _split(name, given)
+    elif given and name not in ("lora", "adaptive"):
+        raise RankwiseError(f"{spec!r}: {name} has no settings of its own but lr.")
+    return name, _with(lora, given, spec, name), lr
 
 
 def _settings(rest: str, spec: str) -> dict[str, str]:

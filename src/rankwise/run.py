@@ -116,8 +116,9 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     record = folder.read_run()
     config = from_json(RunConfig, record["requested"])
     assigned = record.get("assigned") or {}
-    method_name, lora = parse(config.method, config.lora)
-    config = recipes.resolve(replace(config, lora=lora), method_name)
+    method_name, lora, lr = parse(config.method, config.lora)
+    options = config.train if lr is None else replace(config.train, lr=lr)
+    config = recipes.resolve(replace(config, lora=lora, train=options), method_name)
     method = methods.named(method_name)
     facts = record.get("facts") or {}
 
