@@ -1,11 +1,12 @@
-"""The sweep behind the learning rates of recipes/rankwise.toml: as many trials for full fine-tuning as for LoRA, judged on rows held
-out of the training split.
+"""The sweeps behind the learning rates of recipes/rankwise.toml and of the studies: as many trials for full fine-tuning as for LoRA at any
+rank and scale, judged on rows held out of the training split.
 
     python studies/learning_rates.py --data ../shared/data/glue          # runs what is missing, stores, prints
     python studies/learning_rates.py --show                              # prints what is stored
 
 Each trial is `rankwise train` in a process of its own, with the recipe's other settings. A tenth of the training rows (1,000 at most,
-stratified) is held out; no validation split is read. Stored as studies/learning_rates.parquet, a row a trial.
+stratified) is held out; no validation split is read. sst2 has rows to spare: 8,000 to train on and 8,000 to judge on that studies/grid.py
+sees neither way. Stored as studies/learning_rates.parquet, a row a trial.
 """
 
 import argparse
@@ -18,19 +19,35 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise import tasks
 from rankwise.data import Rows
+from rankwise.store import method_slug
 
 HERE = Path(__file__).parent
 STORED = HERE / "learning_rates.parquet"
-WIDE = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
-NEAR = {"full": (1e-4, 2e-4, 4e-4), "lora": (1e-3, 2e-3, 4e-3)}
-SWEEPS = [("movies", 3.0, WIDE), ("movies", 2.0, NEAR), ("mrpc", 3.0, WIDE)]
-"""Task, epochs, and the rates of each method: as many for one as for the other. `make compare` takes 2 epochs, the recipe 3."""
-SEEDS = (0, 1)
+Rates = dict[str, tuple[float, ...]]
+WIDE: Rates = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
+NEAR: Rates = {"full": (1e-4, 2e-4, 4e-4), "lora": (1e-3, 2e-3, 4e-3)}
+RANKS: Rates = {
+    "full": (5e-5, 1e-4, 2e-4),
+    **{f"lora:rank={r},alpha=16": (1e-3, 2e-3, 4e-3) for r in (1, 4, 16, 64)},  # s = 16/r
+    **{f"lora:rank={r},alpha={5.66 * r**0.5:.3g}": (1e-3, 2e-3, 4e-3) for r in (1, 64)},  # s = 5.66/√r
+    **{f"lora:rank={r},alpha=16,targets=all-linear": (5e-4, 1e-3, 2e-3) for r in (8,)},
+}
+"""Fixed ranks at two rules for the scale that agree at rank 8."""
+SWEEPS: list[tuple[str, float, Rates, tuple[int, ...]]] = [
+    ("movies", 3.0, WIDE, (0, 1)),
+    ("movies", 2.0, NEAR, (0, 1)),
+    ("sst2", 3.0, RANKS, (0,)),
+    ("mnli", 3.0, RANKS, (0,)),
+]
+"""Task, epochs, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
+SST2_LEFT, SST2_ROWS = 22_000, 8_000
+"""Rows of sst2 that are studies/grid.py's, in its order, and how many are trained and judged on here."""
 
 
 def main() -> None:
@@ -50,7 +67,7 @@ def main() -> None:
 
 
 def _run(data: Path | None, work: Path, jobs: int) -> None:
-    for task in dict.fromkeys(task for task, _, _ in SWEEPS):
+    for task in dict.fromkeys(task for task, *_ in SWEEPS):
         _split(task, data, work)
     stored = pq.read_table(STORED).to_pylist() if STORED.exists() else []
     known = {(row["task"], row["epochs"], row["method"], row["lr"], row["seed"]) for row in stored}
@@ -70,8 +87,8 @@ def _run(data: Path | None, work: Path, jobs: int) -> None:
 
 
 def _trials() -> Iterator[tuple[str, float, str, float, int]]:
-    for task, epochs, rates in SWEEPS:
-        for seed in SEEDS:
+    for task, epochs, rates, seeds in SWEEPS:
+        for seed in seeds:
             for pair in zip(*rates.values(), strict=True):
                 for method, lr in zip(rates, pair, strict=True):
                     yield task, epochs, method, lr, seed
@@ -80,7 +97,11 @@ def _trials() -> Iterator[tuple[str, float, str, float, int]]:
 def _split(task: str, data: Path | None, work: Path) -> None:
     """Writes the task's training rows without a held-out slice, and the slice."""
     rows, _ = tasks.load_split(tasks.named(task), "train", data)
-    kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
+    if task == "sst2":
+        left = np.random.default_rng(0).permutation(len(rows))[SST2_LEFT:]
+        kept, held_out = (rows.select(left[at : at + SST2_ROWS]) for at in (0, SST2_ROWS))
+    else:
+        kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
     (work / task).mkdir(parents=True, exist_ok=True)
     for name, part in (("train", kept), ("held_out", held_out)):
         pq.write_table(_table(part), work / task / f"{name}.parquet")
@@ -92,7 +113,7 @@ def _table(rows: Rows) -> pa.Table:
 
 
 def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: int) -> dict[str, object]:
-    folder, out = work / task, work / task / f"{method}-{lr:g}-{epochs:g}-epochs-s{seed}"
+    folder, out = work / task, work / task / f"{method_slug(method)}-{lr:g}-{epochs:g}-epochs-s{seed}"
     row: dict[str, object] = {"task": task, "epochs": epochs, "method": method, "lr": lr, "seed": seed}
     pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
     command = [sys.executable, "-m", "rankwise", "train", str(folder / "train.parquet"), *pair]
@@ -112,7 +133,7 @@ def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: i
 
 def _print(rows: list[dict[str, object]]) -> None:
     """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked."""
-    for task, epochs, sweep in SWEEPS:
+    for task, epochs, sweep, _ in SWEEPS:
         for method, rates in sweep.items():
             means = {}
             for lr in rates:
@@ -126,7 +147,7 @@ def _print(rows: list[dict[str, object]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  {method:5} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
+                    f"{task:7} {epochs:g} epochs  {method:40} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
 
 
