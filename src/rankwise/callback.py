@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.metrics import calibrated_cross_entropy
 from rankwise.rank import Decision, RankController
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
@@ -26,18 +26,12 @@ ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 """(model, a collated batch on its device) → the loss of each example."""
 
 
-def cross_entropy(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Of classifiers: the loss of each example."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return F.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="none")
-
-
 class RankCallback(TrainerCallback):
     """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
-        losses: what an example's loss is, where it isn't a classifier's cross-entropy.
+        losses: what an example's loss is, where it isn't a classifier's (`metrics.calibrated_cross_entropy`).
         batch_size: of held-out passes.
         seed: draws what is added when a layer grows.
     """
@@ -46,7 +40,7 @@ class RankCallback(TrainerCallback):
         self,
         held_out: Dataset[Any] | Sequence[Any],
         *,
-        losses: ExampleLosses = cross_entropy,
+        losses: ExampleLosses | None = None,
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
@@ -113,10 +107,19 @@ class RankCallback(TrainerCallback):
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
-            losses = []
-            for batch in loader:
-                on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                losses.append(self.losses(model, on_device).float().cpu())
-            return torch.cat(losses)
+            parts = [self._part(model, {k: _to(v, device) for k, v in batch.items()}) for batch in loader]
+            outputs, *labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+            return calibrated_cross_entropy(outputs, labels[0]) if labels else outputs
         finally:
             model.train(training)
+
+    def _part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
+        """A batch's losses where somebody said what they are, else its logits and labels."""
+        if self.losses is not None:
+            return (self.losses(model, batch).float(),)
+        labels = batch.pop("labels")
+        return model(**batch).logits.float(), labels
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

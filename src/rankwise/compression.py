@@ -21,6 +21,7 @@ from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.metrics import calibrated_cross_entropy
 from rankwise.packing import token_batches
 from rankwise.rank import Decision, RankController
 from rankwise.scoring import Trained
@@ -83,7 +84,7 @@ def compress(
 
     def losses() -> Tensor:
         logits = torch.from_numpy(predict_logits(model, held_out, compute))
-        return F.cross_entropy(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)), reduction="none")
+        return calibrated_cross_entropy(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
 
     controller = RankController(model, losses, 1, NoOptimizer())
     controller.moments = gather(model, seen, compute, on_progress)

@@ -3,12 +3,16 @@
 logits [rows, classes] ─► argmax ─► predictions [rows] ─► {"accuracy": …, "f1": …}
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor
 
 from rankwise.errors import RankwiseError, nearest
 
@@ -51,3 +55,19 @@ def score(
             raise RankwiseError(f"There is no metric {name!r}.{nearest(name, METRICS)}")
         scores[name] = float(METRICS[name](labels, predictions))
     return scores
+
+
+def calibrated_cross_entropy(
+    logits: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Cross-entropy of each row, at the temperature that is best for all of them together (Guo et al. 2017, section 4.2).
+
+    It is blind to how sure a classifier is of itself, and sees what accuracy sees, without accuracy's steps.
+    """
+    logits = logits.double()
+
+    def mean(log_scale: float) -> float:
+        return F.cross_entropy(logits * math.exp(log_scale), labels).item()
+
+    log_scale = minimize_scalar(mean, bounds=(-4.0, 4.0), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
+    return F.cross_entropy(logits * math.exp(log_scale), labels, reduction="none")

@@ -34,6 +34,7 @@ from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
 from rankwise.measure import Speed, TensorMemory, label, megabytes, recomputed
+from rankwise.metrics import calibrated_cross_entropy
 from rankwise.mixed import Copies
 from rankwise.optim import Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
@@ -347,7 +348,7 @@ class Training:
     def _held_out_losses(self) -> Tensor:
         rows = self.rows.select(self.held_out)
         logits = torch.from_numpy(predict_logits(self.model, rows, self.compute))
-        return F.cross_entropy(logits, torch.from_numpy(cast(np.ndarray, rows.labels)), reduction="none")
+        return calibrated_cross_entropy(logits, torch.from_numpy(cast(np.ndarray, rows.labels)))
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         return batch_order(
