@@ -4,9 +4,9 @@
     python studies/grid.py --show                          # prints what is stored
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
-Every LoRA has alpha = 16, so s = 16/r. To see small differences more rows are judged than GLUE's validation splits have: sst2 trains on
-12,000 rows and is judged on 10,000 further ones besides, mrpc on its test split too. rte starts from the mnli adapter of the same seed and
-method. Stored as studies/grid.parquet, a row a run.
+Fixed ranks have the scale, 5.66/√r, and the learning rate that are best for them in studies/learning_rates.py. To see small differences
+more rows are judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on
+its test split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from rankwise.stats import estimate
 from rankwise.store import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-FIXED = tuple(f"lora:rank={r},alpha=16" for r in (1, 2, 4, 8, 16, 32, 64))
-LINEAR = tuple(f"lora:rank={r},alpha=16,targets=all-linear" for r in (4, 8))
+FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true" for r in (1, 2, 4, 8, 16, 32, 64))
+LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8))
 TASKS = ("movies", "mrpc", "mnli", "qnli", "sst2", "qqp")
 STAGES: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
-    (2, ("adaptive", "lora:rank=8,alpha=16", "lora:rank=2,alpha=16", "full"), TASKS),
+    (2, ("adaptive", FIXED[3], FIXED[6], FIXED[1], "full"), TASKS),
     (3, ("adaptive", *FIXED, *LINEAR, "head", "full"), TASKS),
-    (5, ("adaptive", "lora:rank=8,alpha=16", "full"), TASKS),
+    (5, ("adaptive", FIXED[3], "full"), TASKS),
 )
 """Seeds, methods and tasks, the most telling first; a later stage adds to an earlier one's runs."""
 SST2_TRAINED, SST2_JUDGED = 12_000, 10_000

@@ -22,10 +22,13 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from scipy.stats import spearmanr
 
 from rankwise import tasks
 from rankwise.data import Rows
-from rankwise.store import method_slug
+from rankwise.metrics import calibrated_cross_entropy
+from rankwise.store import RunFolder, method_slug
 
 HERE = Path(__file__).parent
 STORED = HERE / "learning_rates.parquet"
@@ -36,7 +39,8 @@ RANKS: Rates = {
     "full": (5e-5, 1e-4, 2e-4),
     **{f"lora:rank={r},alpha=16": (1e-3, 2e-3, 4e-3) for r in (1, 4, 16, 64)},  # s = 16/r
     **{f"lora:rank={r},alpha={5.66 * r**0.5:.3g}": (1e-3, 2e-3, 4e-3) for r in (1, 64)},  # s = 5.66/√r
-    **{f"lora:rank={r},alpha=16,targets=all-linear": (5e-4, 1e-3, 2e-3) for r in (8,)},
+    "lora:rank=8,alpha=16,targets=all-linear": (5e-4, 1e-3, 2e-3),
+    "adaptive": (5e-4, 1e-3, 2e-3),
 }
 """Fixed ranks at two rules for the scale that agree at rank 8."""
 SWEEPS: list[tuple[str, float, Rates, tuple[int, ...]]] = [
@@ -124,15 +128,26 @@ def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: i
     if done.returncode:  # a loss that is not a number ends a trial: the rate is too high
         return {**row, "accuracy": None, "loss": None}
     result = json.loads(done.stdout)
-    scores, n = (
-        result["scores"]["validation"],
-        {"n_train": result["n_train"], "n_held_out": result["n_validation"]},
-    )
-    return {**row, "accuracy": scores["accuracy"], "loss": scores["loss"], **n}
+    scores = result["scores"]["validation"]
+    return {
+        **row,
+        "accuracy": scores["accuracy"],
+        "loss": scores["loss"],
+        "calibrated_loss": _calibrated(out),
+        "n_train": result["n_train"],
+        "n_held_out": result["n_validation"],
+    }
+
+
+def _calibrated(trial: Path) -> float:
+    table = RunFolder(trial).read_predictions()
+    labels, logits = (torch.tensor(table[name].to_pylist()) for name in ("label", "logits"))
+    return calibrated_cross_entropy(logits, labels).mean().item()
 
 
 def _print(rows: list[dict[str, object]]) -> None:
-    """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked."""
+    """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked. Then how well a trial's loss,
+    as it is and at the best temperature, tells its accuracy."""
     for task, epochs, sweep, _ in SWEEPS:
         for method, rates in sweep.items():
             means = {}
@@ -149,6 +164,17 @@ def _print(rows: list[dict[str, object]]) -> None:
                 print(
                     f"{task:7} {epochs:g} epochs  {method:40} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
+    for task in dict.fromkeys(task for task, *_ in SWEEPS):
+        known = [r for r in rows if r["task"] == task and r.get("calibrated_loss") is not None]
+        if len(known) > 2:
+            accuracy, loss, calibrated = (
+                np.array([r[name] for r in known], dtype=float)
+                for name in ("accuracy", "loss", "calibrated_loss")
+            )
+            print(
+                f"{task}: rank correlation with accuracy over {len(known)} trials: loss {spearmanr(loss, accuracy)[0]:+.2f}, "
+                f"at the best temperature {spearmanr(calibrated, accuracy)[0]:+.2f}"
+            )
 
 
 if __name__ == "__main__":

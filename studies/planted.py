@@ -76,7 +76,7 @@ def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
     _plant(teacher, rank, seed)
     targets = _logits(teacher, rows)
     scale = targets.var(dim=0).mean()
-    adapt_freely(student, start, seed=stream_seed(seed, "adapter"))
+    adapt_freely(student, start, targets=("query", "value"), seed=stream_seed(seed, "adapter"))
     student.requires_grad_(False)
     layers = lora_layers(student)
     trained = [

@@ -238,6 +238,22 @@ def train(network, x, y, steps=600, start=6, seed=0, held_out=300, shuffle=False
     return controller
 
 
+def test_a_component_that_is_alone_in_its_layer_pays_for_the_branch():
+    network = adapt_freely(Network(), 4, targets=("first", "second"))
+    controller = RankController(
+        network, lambda: torch.zeros(1), 10, torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    )
+    alone, many = [20.0], [50.0, 15.0, 15.0]
+    sizes = {"first": 16 + 24, "second": 24 + 8}
+    bases = {
+        path: Basis(torch.eye(4)[: len(w)], torch.eye(4)[:, : len(w)], sizes[path] * torch.tensor(w))
+        for path, w in (("first", alone), ("second", many))
+    }
+    assert [path for _, path in controller.order(bases)] == ["first", "second", "second", "second"]
+    bases["first"] = Basis(torch.eye(4)[:1], torch.eye(4)[:, :1], sizes["first"] * torch.tensor([80.0]))
+    assert [path for _, path in controller.order(bases)] == ["second", "second", "second", "first"]
+
+
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_a_planted_rank_is_found_in_its_layer(rank):
     controller = train(*planted(rank))

@@ -20,6 +20,7 @@ from rankwise.config import (
 )
 from rankwise.errors import RankwiseError
 from rankwise.grid import run_grid
+from rankwise.inject import find_targets, make_room, trained_beside
 from rankwise.lora import lora_layers
 from rankwise.run import execute, prepare
 from rankwise.scoring import evaluate_task, open_trained
@@ -98,6 +99,18 @@ def test_new_labels_get_the_head_that_a_fresh_run_begins_with(first, tables, bas
     trainable = {name for name, p in run.model.named_parameters() if p.requires_grad}
     assert set(heads) <= trainable
     assert any("new head" in note for note in run.notes)
+
+
+def test_adaptive_rank_starts_generous_again_in_every_linear_layer(first):
+    model, ids = api.load(first).eval(), torch.randint(3, 15, (2, 6))
+    before, head = model(ids).logits, trained_beside(model)
+    make_room(model)
+    layers = lora_layers(model)
+    assert set(layers) == set(find_targets(model, ["all-linear"]))
+    assert {layer.rank for layer in layers.values()} == {16}
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)
+    assert all(layer.lora_A.requires_grad and layer.lora_B.requires_grad for layer in layers.values())
+    assert trained_beside(model) == head
 
 
 def test_what_started_from_an_adapter_is_a_whole_adapter_again(first, tables, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
-from rankwise.lora import LoRALinear, lora_layers
+from rankwise.lora import LoRALinear, draw_A, lora_layers
 from rankwise.rank import ALPHA, START_RANK
 
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     linear = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D | LoRALinear)
         and not any(name == h or name.startswith(f"{h}.") for h in heads)
     }
     if not targets:
@@ -123,10 +123,10 @@ def adapt(
         model: a Transformers model (or any module, with `targets`).
         rank: r of every adapted layer, for good. None: each layer finds its own while it trains (`rank.RankController`), which `fit` and
             `RankCallback` see to.
-        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank, or `rank.ALPHA` where ranks are found.
+        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank; where ranks are found see `rank.ALPHA`.
         rslora: scale by alpha/√r (Kalajdzievski 2023).
         dropout: probability on the adapters' input while training.
-        targets: see `find_targets`; query and value by default.
+        targets: see `find_targets`. Default: query and value; all linear layers where ranks are found.
         also_train: paths of further modules trained and saved whole (BERT's pooler where it is new).
         seed: draws A.
 
@@ -162,17 +162,45 @@ def adapt_freely(
     seed: int = 0,
 ) -> nn.Module:
     """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
-    then on. What is found hardly depends on it.
+    then on. What is found hardly depends on it. Without `targets` all linear layers of the body take part.
     """
-    paths = find_targets(model, targets)
+    paths = _generous(model, targets)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
     ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
-    scaling = (ALPHA if alpha is None else alpha) / (start or START_RANK)
+    start = START_RANK if start is None else start
+    scaling = ALPHA / start**0.5 if alpha is None else alpha / start
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
     for layer in lora_layers(model).values():
         layer.watch()
     return model
+
+
+@torch.no_grad()
+def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] = (), seed: int = 0) -> None:
+    """Lets the layers of a model that has adapters start generous again: those below the start rank get components that change nothing,
+    those without any a layer of their own. What is trained besides stays trained.
+    """
+    trained, adapted = [p for p in model.parameters() if p.requires_grad], lora_layers(model)
+    paths = _generous(model, targets)
+    most = {path: min(START_RANK, *model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportGeneralTypeIssues]
+    missing = {path: rank for path, rank in most.items() if path not in adapted}
+    scaling: float = ALPHA / START_RANK**0.5
+    insert(model, missing, dict.fromkeys(missing, scaling), dropout=dropout, seed=seed)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for path, layer in adapted.items():
+        added = max(0, most.get(path, 0) - layer.rank)
+        A = draw_A(added, layer.in_features, generator).to(layer.lora_A)
+        B = layer.lora_B.new_zeros(layer.out_features, added)
+        layer.resize(torch.cat([layer.lora_A, A]), torch.cat([layer.lora_B, B], dim=1))
+
+
+def _generous(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Where ranks are found: the targets, or all linear layers of a family that is known."""
+    known = find_targets(model, targets)  # refuses others
+    return known if targets else find_targets(model, ["all-linear"])
 
 
 def scale(rank: int, alpha: float | None, rslora: bool) -> float:

@@ -21,6 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def draw_A(rank: int, d_in: int, generator: torch.Generator | None = None) -> Float[Tensor, "rank d_in"]:
+    """Rows of A as they start, on the CPU: Kaiming-uniform with a = √5, as in loralib's `layers.py`."""
+    return torch.empty(rank, d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
+
+
 class LoRALinear(nn.Module):
     """A frozen Linear (or GPT-2's Conv1D, which stores its weight transposed) plus s·B·A.
 
@@ -62,7 +67,7 @@ class LoRALinear(nn.Module):
         Raises:
             ValueError: the rank doesn't fit the layer.
 
-        Source: initialisation as in loralib `layers.py` (A Kaiming-uniform with a = √5, B zero).
+        Source: initialisation as in loralib `layers.py` (A by `draw_A`, B zero).
         """
         super().__init__()
         self.fan_in_fan_out = fan_in_fan_out
@@ -77,8 +82,7 @@ class LoRALinear(nn.Module):
             self.bias.requires_grad_(False)
 
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        A = torch.empty(rank, d_in, dtype=dtype).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
-        self.lora_A = nn.Parameter(A.to(self.weight.device))
+        self.lora_A = nn.Parameter(draw_A(rank, d_in, generator).to(self.weight.device, dtype))
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, dtype=dtype, device=self.weight.device))
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()

@@ -66,10 +66,11 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 
 def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
-    from rankwise.inject import adapt_freely
+    from rankwise.inject import adapt_freely, make_room
     from rankwise.lora import lora_layers
 
-    if config.model.from_adapter:  # its layers are there already, and go on from the ranks they have
+    if config.model.from_adapter:  # its layers are there already
+        make_room(model, dropout=config.lora.lora_dropout, seed=stream_seed(config.seed, "adapter"))
         for layer in lora_layers(model).values():
             layer.watch()
         return

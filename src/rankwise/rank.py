@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,25 +31,31 @@ from rankwise.components import (
     change,
     find_basis,
 )
-from rankwise.lora import LoRALinear, lora_layers
+from rankwise.lora import LoRALinear, draw_A, lora_layers
 
 START_RANK = 16
 """Room at the start makes optimisation easier; room at the end is waste."""
-ALPHA = 16.0
-"""s = ALPHA / start rank, kept whatever the rank becomes: the best learning rate then hardly depends on the start (Yang et al. 2021 for
-the argument, docs/adaptive-rank.md for the measurement)."""
+ALPHA = 32**0.5
+"""s = ALPHA / √(start rank), kept whatever the rank becomes: rank-stabilised (Kalajdzievski 2023), and the usual s = 2 at rank 8. The best
+learning rate is then the same at ranks 1 and 64 (docs/adaptive-rank.md)."""
 SHARE = 0.03
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
 """Standard errors of a one-sided 95 % bound."""
 DECAY = 0.98
 """Decay of the moving sums, a step: they reach back some 50 steps."""
-GROW_AT, CUT_AT = (0.1, 0.2, 0.3), (0.5, 0.8)
-"""Shares of the training steps after which the evidence is looked at."""
+GROW_AT = (0.1, 0.2, 0.3)
+"""Shares of the training steps after which layers may grow."""
+CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
+"""Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
+training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
 TRIES = 2
 """Proposals a check tests at most; the second is more careful."""
 SPARE = 1 / 16
 """A cut of fewer of the components isn't worth looking at held-out rows."""
+
+BRANCH = 4.0
+"""What a layer's branch costs beside its components, in components: at a small rank its time hardly depends on the rank."""
 
 FEWEST_ROWS, FEWEST_STEPS = 500, 60
 """With less than this there is no evidence to be had, and ranks stay at `SAFE_RANK`."""
@@ -151,7 +158,7 @@ def settle(layers: Sequence[LoRALinear]) -> None:
         if layer.lora_B.any():
             continue
         rank = min(SAFE_RANK, layer.rank)
-        layer.scaling *= layer.rank / rank
+        layer.scaling *= math.sqrt(layer.rank / rank)
         layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())
 
 
@@ -190,7 +197,7 @@ class RankController:
         adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
         self.alone = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.checks = {max(1, round(share * steps)): self._grow for share in GROW_AT}
-        self.checks |= {max(1, round(share * steps)): self._cut for share in CUT_AT}
+        self.checks |= {max(1, round(at * steps)): partial(self._cut, share) for at, share in CUT_AT.items()}
         self.steps_taken = 0
         self.rows_seen = 0
         self.decisions: list[Decision] = []
@@ -306,11 +313,11 @@ class RankController:
     # Checks
 
     @torch.no_grad()
-    def _cut(self) -> None:
+    def _cut(self, negligible: float) -> None:
         """Removes as many components, the least worth first, as held-out rows don't miss."""
         whole = self.look({})
         gain = self.look(none_of(self.layers)) - whole
-        limit = SHARE * max(gain.mean().item(), 0.0)
+        limit = negligible * max(gain.mean().item(), 0.0)
         if self.aside:
             whole = self._restore(whole, limit)
         bases = self.bases()
@@ -326,7 +333,7 @@ class RankController:
         mean, error = mean_and_error(gain)
         if mean <= SURE * error:  # nor is it clear that they are good for anything yet: nothing is known
             return
-        share = SHARE / (1 + SURE)  # what passes if held-out rows say just what the statistics say
+        share = negligible / (1 + SURE)  # what passes if held-out rows say just what the statistics say
         for _ in range(TRIES):
             removed, reached = _least(order, share)
             if len(removed) < SPARE * len(order):
@@ -381,10 +388,13 @@ class RankController:
         }
 
     def order(self, bases: Mapping[str, Basis]) -> list[tuple[float, str]]:
-        """(worth, module path) of every component; first the one whose parameters are the least worth each."""
-        size = {path: layer.in_features + layer.out_features for path, layer in self.layers.items()}
-        components = [(worth, path) for path, basis in bases.items() for worth in basis.worth.tolist()]
-        return sorted(components, key=lambda one: one[0] / size[one[1]])
+        """(worth, module path) of every component; first those that are worth the least for what they cost."""
+        ranked = []
+        for path, basis in bases.items():
+            size = self.layers[path].in_features + self.layers[path].out_features
+            worths = sorted(basis.worth.tolist())
+            ranked += [(rate / size, w, path) for rate, w in zip(_rates(worths), worths, strict=True)]
+        return [(worth, path) for _, worth, path in sorted(ranked)]
 
     def matrices(self, bases: Mapping[str, Basis], ranks: Mapping[str, int]) -> Matrices:
         """A and B of layers cut to ranks."""
@@ -461,11 +471,8 @@ class RankController:
         """Components that change nothing yet: A as at the start (`LoRALinear`), B zero."""
         device = layer.lora_A.device
         generator = torch.Generator().manual_seed((self.seed + self.steps_taken) % 2**63)
-        A = torch.empty(rank, layer.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(
-            layer.in_features
-        )
         return Components(
-            A.to(layer.lora_A),
+            draw_A(rank, layer.in_features, generator).to(layer.lora_A),
             layer.lora_B.new_zeros(layer.out_features, rank),
             torch.zeros(2 * rank + 1, rank, device=device),
         )
@@ -484,6 +491,19 @@ class RankController:
     def _moments(self, path: str) -> Tensor:
         rank = self.layers[path].rank
         return self.moments.get(path, self.layers[path].lora_A.new_zeros(2 * rank + 1, rank))
+
+
+def _rates(worths: Sequence[float]) -> list[float]:
+    """Worth for cost of a layer's components, which go in this order, least first. The last takes the branch with it; so that components
+    are not left alone, those before it go at its rate where that is lower (the lower convex hull of what is lost over what is saved)."""
+    groups: list[tuple[float, float, int]] = []  # worth, cost, components
+    for i, worth in enumerate(worths, 1):
+        group = worth, 1.0 + BRANCH * (i == len(worths)), 1
+        while groups and groups[-1][0] * group[1] > group[0] * groups[-1][1]:
+            before = groups.pop()
+            group = before[0] + group[0], before[1] + group[1], before[2] + group[2]
+        groups.append(group)
+    return [worth / cost for worth, cost, count in groups for _ in range(count)]
 
 
 def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:

@@ -15,7 +15,7 @@ from rankwise.errors import RankwiseError, nearest
 
 NAMES = ("lora-paper", "poster", "rankwise")
 LIKE = {"adaptive": "lora"}
-"""Methods that take another's settings: s = alpha / start rank makes the best learning rate that of LoRA at any rank."""
+"""Methods that take another's settings where a recipe has none for them."""
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
 """What training can't begin without; the learning rate may follow the model's width."""
 
@@ -82,8 +82,10 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     if config.train.lr is not None:
         return LearningRate(config.train.lr, "as given")
     data = recipe(config.train.recipe)
-    like = data.get("lr_as", {}).get(method, LIKE.get(method, method))
-    table = data.get("lr_by_width", {}).get(like)
+    tables = data.get("lr_by_width", {})
+    like = data.get("lr_as", {}).get(method, method)
+    like = like if like in tables else LIKE.get(like, like)
+    table = tables.get(like)
     if not table:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
