@@ -1,0 +1,139 @@
+"""How the peak grows with the batch: the heaviest batch of an epoch, and the largest that fits.
+
+What is live at a given moment grows nearly in a line with the weight of a batch, so few sizes are gone through.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+
+from rankwise import models
+from rankwise.measure import KINDS
+from rankwise.packing import batch_order, filling, length_groups
+from rankwise.plan.shapes import Setting, Shapes, largest
+from rankwise.streams import stream_seed
+
+EPOCHS = 3
+"""Over which the heaviest batch is looked for: the order of rows is drawn anew in each."""
+KEPT = 17
+"""Numbers a layer keeps for backward, for each token and unit of width: what makes batches of long rows comparable with those of many."""
+MOST_TOKENS = 8192
+"""Of the second batch that is gone through on the way to the largest; beyond that a line is followed to the third."""
+CLOSE, GONE_THROUGH = 0.02, 6
+"""The largest batch is named when the next that doesn't fit is so near, in a share of it, or when so many were gone through."""
+
+
+def heaviest(lengths: np.ndarray, batch_size: int, setting: Setting) -> np.ndarray:
+    """Tokens of each row of an epoch's heaviest batch.
+
+    Rows are shuffled as a run shuffles them, over `EPOCHS` epochs.
+    """
+    a_token, a_pair = _costs(setting)
+    packed = setting.padding == "packed"
+    each = a_token * lengths + a_pair * lengths.astype(float) ** 2
+    best: tuple[float, np.ndarray] = (-1.0, lengths[:0])
+    for i in range(EPOCHS):
+        seed = stream_seed(0, "order", i)
+        order = batch_order(lengths, batch_size, seed=seed, group_by_length=not packed)
+        sizes = np.array([len(batch) for batch in order])
+        begins, rows = np.cumsum(sizes) - sizes, np.concatenate(order)
+        weights = (
+            np.add.reduceat(each[rows], begins) if packed else sizes * np.maximum.reduceat(each[rows], begins)
+        )
+        heavy = int(weights.argmax())
+        best = max(best, (float(weights[heavy]), lengths[order[heavy]]), key=lambda one: one[0])
+    return best[1]
+
+
+class Sizes:
+    """Peaks by batch size, of an epoch's heaviest batch.
+
+    What is live at a given moment grows nearly in a line with the weight of a batch. So few sizes are gone through: the one that is asked
+    for, one nearer the limit, and those that the line through two names.
+
+    Args:
+        shapes: of the training.
+        lengths: tokens of every row.
+        recompute: layers run again in backward.
+        report: called before a step is gone through.
+    """
+
+    def __init__(
+        self, shapes: Shapes, lengths: np.ndarray, recompute: bool, report: Callable[[], None] = lambda: None
+    ) -> None:
+        self.shapes, self.lengths, self.recompute, self._report = shapes, lengths, recompute, report
+        self._known: dict[int, np.ndarray] = {}
+
+    def __call__(self, batch_size: int) -> dict[str, int]:
+        """Bytes by kind, gone through."""
+        return largest(self._moments(batch_size))
+
+    def _moments(self, batch_size: int) -> np.ndarray:
+        if batch_size not in self._known:
+            batch = heaviest(self.lengths, batch_size, self.shapes.setting)
+            self._known[batch_size] = self._go_through(batch)
+        return self._known[batch_size]
+
+    def _go_through(self, batch: np.ndarray) -> np.ndarray:
+        self._report()
+        return self.shapes.moments(batch, self.recompute)
+
+    def largest(self, batch_size: int, limit: float, fits: Callable[[dict[str, int]], bool]) -> int:
+        """The largest batch size that fits, to `CLOSE`; it has been gone through itself. 0 where one row doesn't fit.
+
+        Args:
+            batch_size: one to go out from.
+            limit: near which bytes of tensors the largest may be.
+            fits: judges a peak.
+        """
+        good, bad = 0, len(self.lengths) + 1
+        sizes = [batch_size, self._near(batch_size, limit)]
+        for size in sizes:  # those that are worked out on the way come behind
+            if fits(self(size)):
+                good = max(good, size)
+            else:
+                bad = min(bad, size)
+            if size == batch_size:
+                continue
+            if bad - good <= max(1, CLOSE * good) or len(sizes) == GONE_THROUGH:
+                break
+            law, between = self._law(*sizes[-2:]), range(good + 1, bad)
+            enough = bisect_left(between, True, key=lambda n, law=law: not fits(largest(law(n))))
+            sizes.append(between[max(0, enough - 1)])
+        return good
+
+    def _near(self, batch_size: int, limit: float) -> int:
+        """Another size, nearer to the limit, by what doesn't change with the batch and what does."""
+        fixed, changing = (sum(self(batch_size)[kind] for kind in kinds) for kinds in (KINDS[:3], KINDS[3:]))
+        tokens = heaviest(self.lengths, batch_size, self.shapes.setting).sum()
+        times = min((limit - fixed) / changing, MOST_TOKENS / tokens)
+        size = min(max(1, round(batch_size * times)), len(self.lengths))
+        return size if size != batch_size else batch_size // 2 or 2
+
+    def _law(self, one: int, other: int) -> Callable[[int], np.ndarray]:
+        """Moments of any size by its weight, in a line through two that were gone through."""
+        setting = self.shapes.setting
+        x1, x2 = (weight(heaviest(self.lengths, n, setting), setting) for n in (one, other))
+        known = self._moments(one)
+        slope = (self._moments(other) - known) / (x2 - x1 or 1.0)
+        return lambda n: known + (weight(heaviest(self.lengths, n, setting), setting) - x1) * slope
+
+
+def weight(batch: np.ndarray, setting: Setting) -> float:
+    """What the memory of a batch grows with in a line, of the lengths it is computed with.
+
+    A layer keeps some `KEPT` numbers a token and width, and one for each head and pair of a row's tokens.
+    """
+    if setting.padding == "packed":
+        tokens = int(batch.sum())
+        padded, tokens = length_groups(np.sort(batch)), tokens + filling(tokens)
+    else:
+        padded = np.full_like(batch, batch.max())
+        tokens = int(padded.sum())
+    a_token, a_pair = _costs(setting)
+    return a_token * tokens + a_pair * float((padded.astype(float) ** 2).sum())
+
+
+def _costs(setting: Setting) -> tuple[int, int]:
+    return KEPT * models.width(setting.architecture), setting.architecture.num_attention_heads
