@@ -11,24 +11,35 @@ import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
 from rankwise.errors import RankwiseError, nearest
 
+# scikit-learn takes a second to import, which a plan and a help page don't need.
+
+
+def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
+
 
 def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
     return f1_score(labels, predictions, pos_label=1, zero_division=0)  # pyright: ignore[reportArgumentType]
 
 
 def _mcc(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     with warnings.catch_warnings():  # one class alone gives 0, by definition and without a warning
         warnings.simplefilter("ignore")
         return matthews_corrcoef(labels, predictions)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy_score,
+    "accuracy": _accuracy,
     "f1": _f1,
     "mcc": _mcc,
 }
