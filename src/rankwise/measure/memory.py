@@ -10,7 +10,6 @@ weights that are kept between steps (`mixed.Copies`) are weights; those that aut
 """
 
 import contextlib
-import dataclasses
 import gc
 import sys
 import threading
@@ -206,13 +205,16 @@ class TensorMemory(TorchDispatchMode):
         # PyTorch's own way to know (`torch.utils.module_tracker`): a backward pass of this thread has a number.
         backward = torch._C._current_graph_task_id() != -1 and not getattr(_recomputing, "now", False)
         with self._lock:
-            self.flops += flops(func, args, kwargs, result)
-            for tensor in _tensors((args, kwargs)):
+            for tensor in _tensors((*args, *kwargs.values())):
                 number = self._follow(tensor, backward)
                 if backward and number is not None:
                     self._flags[number] |= _READ
-            for tensor in _tensors((result,)):
-                self._follow(tensor, backward)
+            if (
+                func is not torch.ops.prim.device.default
+            ):  # tensors without values are asked for it very often
+                self.flops += flops(func, args, kwargs, result)
+                for tensor in _tensors((result,)):
+                    self._follow(tensor, backward)
         return result
 
     def _follow(self, tensor: Tensor, backward: bool = False) -> int | None:
@@ -275,20 +277,22 @@ def megabytes(peak: Mapping[str, int]) -> dict[str, float]:
     return {"total": sum(peak.values()) / MB} | {kind: size / MB for kind, size in peak.items()}
 
 
-def _tensors(things: Any) -> Iterator[Tensor]:
+def _tensors(things: Any) -> list[Tensor]:
     """Every tensor in collections and dataclasses, however deep."""
+    found: list[Tensor] = []
     for thing in things:
         if isinstance(thing, Tensor):
             if thing.layout is torch.sparse_coo:
-                yield from (thing._indices(), thing._values())
+                found += thing._indices(), thing._values()
             else:
-                yield thing
-        elif isinstance(thing, list | tuple):
-            yield from _tensors(thing)
+                found.append(thing)
+        elif isinstance(thing, (list, tuple)):
+            found += _tensors(thing)
         elif isinstance(thing, dict):
-            yield from _tensors(thing.values())
-        elif dataclasses.is_dataclass(thing):
-            yield from _tensors(vars(thing).values())
+            found += _tensors(thing.values())
+        elif hasattr(thing, "__dataclass_fields__"):
+            found += _tensors(vars(thing).values())
+    return found
 
 
 _allocated_before: dict[int, int] = {}
