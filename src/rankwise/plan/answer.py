@@ -70,6 +70,7 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         rank = {"full": None, "adaptive": START_RANK}.get(method, config.rank)
         setting = Setting(architecture, method, rank or 1, _dtype(config), padding, config.workers)
         shapes = Shapes(setting)
+        grown = Shapes(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
         for mode in modes:
             lean = mode == "lean"
 
@@ -78,12 +79,10 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
 
             one: dict[str, Any] = {"method": method, "rank": rank, "memory_mode": mode}
             one |= _answer(Sizes(shapes, lengths, lean, report), config, limit)
-            if method == "adaptive":
+            if grown is not None:
                 report("adaptive, at its largest")
-                largest = Shapes(replace(setting, rank=LARGEST_RANK)).peak(
-                    heaviest(lengths, config.batch_size, setting), recompute=lean
-                )
-                one["at_most"] = {"rank": LARGEST_RANK, "peak_memory_mb": megabytes(largest)}
+                most = grown.peak(heaviest(lengths, config.batch_size, setting), recompute=lean)
+                one["at_most"] = {"rank": LARGEST_RANK, "peak_memory_mb": megabytes(most)}
             if config.speed:
                 report("measuring")
                 one["seconds_an_epoch"] = epoch_seconds(setting, lengths, config.batch_size, lean)

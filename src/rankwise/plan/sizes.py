@@ -4,7 +4,7 @@ What is live at a given moment grows nearly in a line with the weight of a batch
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,10 +18,12 @@ EPOCHS = 3
 """Over which the heaviest batch is looked for: the order of rows is drawn anew in each."""
 KEPT = 17
 """Numbers a layer keeps for backward, for each token and unit of width: what makes batches of long rows comparable with those of many."""
-MOST_TOKENS = 8192
-"""Of the second batch that is gone through on the way to the largest; beyond that a line is followed to the third."""
+CHANGING = ("activations", "batch", "workspace")
+"""Kinds that grow with the batch."""
 CLOSE, GONE_THROUGH = 0.02, 6
-"""The largest batch is named when the next that doesn't fit is so near, in a share of it, or when so many were gone through."""
+"""The largest batch is named when a larger one that fits would be so near, in a share of it, or when so many were gone through."""
+APART = 0.1
+"""How far the second size is from the first at least, in a share of it."""
 
 
 def heaviest(lengths: np.ndarray, batch_size: int, setting: Setting) -> np.ndarray:
@@ -50,7 +52,7 @@ class Sizes:
     """Peaks by batch size, of an epoch's heaviest batch.
 
     What is live at a given moment grows nearly in a line with the weight of a batch. So few sizes are gone through: the one that is asked
-    for, one nearer the limit, and those that the line through two names.
+    for, one that it names, and those that the line through two names.
 
     Args:
         shapes: of the training.
@@ -84,40 +86,32 @@ class Sizes:
 
         Args:
             batch_size: one to go out from.
-            limit: near which bytes of tensors the largest may be.
-            fits: judges a peak.
+            fits: judges a peak; what fits at a size does at smaller ones.
         """
-        good, bad = 0, len(self.lengths) + 1
-        sizes = [batch_size, self._near(batch_size, limit)]
-        for size in sizes:  # those that are worked out on the way come behind
-            if fits(self(size)):
-                good = max(good, size)
-            else:
-                bad = min(bad, size)
-            if size == batch_size:
-                continue
-            if bad - good <= max(1, CLOSE * good) or len(sizes) == GONE_THROUGH:
-                break
-            law, between = self._law(*sizes[-2:]), range(good + 1, bad)
-            enough = bisect_left(between, True, key=lambda n, law=law: not fits(largest(law(n))))
-            sizes.append(between[max(0, enough - 1)])
-        return good
+        sizes = [batch_size]
+        while True:
+            good = max((n for n in sizes if fits(self(n))), default=0)
+            bad = min((n for n in sizes if not fits(self(n))), default=len(self.lengths) + 1)
+            law, between = self._law(sizes[-2:]), range(good + 1, bad)
+            more = bisect_left(between, True, key=lambda n, law=law: not fits(largest(law(n))))
+            near = len(sizes) > 1 and max(more, 1) <= CLOSE * good
+            if not between or near or (len(sizes) >= GONE_THROUGH and good):
+                return good
+            size = between[max(0, more - 1)]
+            if len(sizes) == 1 and abs(size - batch_size) < APART * batch_size:
+                size = batch_size // 2 or 2  # for a line to go by
+            sizes.append(size)
 
-    def _near(self, batch_size: int, limit: float) -> int:
-        """Another size, nearer to the limit, by what doesn't change with the batch and what does."""
-        fixed, changing = (sum(self(batch_size)[kind] for kind in kinds) for kinds in (KINDS[:3], KINDS[3:]))
-        tokens = heaviest(self.lengths, batch_size, self.shapes.setting).sum()
-        times = min((limit - fixed) / changing, MOST_TOKENS / tokens)
-        size = min(max(1, round(batch_size * times)), len(self.lengths))
-        return size if size != batch_size else batch_size // 2 or 2
+    def _law(self, sizes: Sequence[int]) -> Callable[[int], np.ndarray]:
+        """Moments of any size by its weight: in a line through two sizes, or by one, as though all that a batch brings grew with it."""
+        known, weight = self._moments(sizes[0]), self._weight(sizes[0])
+        slope = known * np.isin(KINDS, CHANGING) / weight
+        if len(sizes) == 2:
+            slope = (self._moments(sizes[1]) - known) / (self._weight(sizes[1]) - weight or 1.0)
+        return lambda n: known + (self._weight(n) - weight) * slope
 
-    def _law(self, one: int, other: int) -> Callable[[int], np.ndarray]:
-        """Moments of any size by its weight, in a line through two that were gone through."""
-        setting = self.shapes.setting
-        x1, x2 = (weight(heaviest(self.lengths, n, setting), setting) for n in (one, other))
-        known = self._moments(one)
-        slope = (self._moments(other) - known) / (x2 - x1 or 1.0)
-        return lambda n: known + (weight(heaviest(self.lengths, n, setting), setting) - x1) * slope
+    def _weight(self, size: int) -> float:
+        return weight(heaviest(self.lengths, size, self.shapes.setting), self.shapes.setting)
 
 
 def weight(batch: np.ndarray, setting: Setting) -> float:
