@@ -10,7 +10,7 @@ by far, in backward above all. Boundaries travel as the keyword argument `layout
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -408,9 +408,14 @@ def _softmax(scores: Float[Tensor, "rows heads n n"], mask: Tensor | None) -> Fl
     if scores.dtype in (torch.float32, torch.float64):
         return torch.softmax(scores, -1)
     n = scores.shape[-1]
-    for block in scores.view(-1, n, n).split(max(1, SOFTMAX_BLOCK // (n * n))):
+    for block in _blocks(scores.view(-1, n, n), max(1, SOFTMAX_BLOCK // (n * n))):
         block.copy_(torch.softmax(block, -1, dtype=torch.float32))
     return scores
+
+
+def _blocks(scores: Float[Tensor, "rows_heads n n"], most: int) -> Sequence[Tensor]:
+    """Views of at most so many rows and heads, to be computed one after the other."""
+    return scores.split(most)
 
 
 def _keep(layout: Layout, heads: int, p: float, stream: Key, like: Tensor) -> Tensor | None:
