@@ -24,6 +24,7 @@ from rankwise.engine import Engine
 from rankwise.measure import megabytes
 from rankwise.packing import batch_order
 from rankwise.plan import Setting, Shapes, find_architecture, prepared
+from rankwise.rank import START_RANK
 
 RESULTS = Path(__file__).parent / "results/plan"
 PAGE = Path(__file__).parents[1] / "docs/memory.md"
@@ -32,7 +33,7 @@ SMALL_LLAMA = LlamaConfig(
     vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
     num_key_value_heads=4, max_position_embeddings=2048, pad_token_id=0,
 )  # fmt: skip
-METHODS = (("full", None), ("lora", 1), ("lora", 8), ("lora", 64))
+METHODS = (("full", None), ("lora", 1), ("lora", 8), ("lora", 64), ("adaptive", START_RANK))
 MODES = ("fast", "lean")
 SHAPES = (("sst2", 16), ("qnli", 8), ("rte", 4))
 BATCHES = 2
@@ -126,7 +127,7 @@ def table() -> None:
         stored = json.loads(file.read_text(encoding="utf-8"))
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in stored["rows"]:
-            label = row["method"] if row["rank"] is None else f"lora r={row['rank']}"
+            label = row["method"] if row["rank"] is None else f"{row['method']} r={row['rank']}"
             groups.setdefault((label, row["memory_mode"]), []).append(row)
         what = stored["model"] + (
             f", {stored['workers']} parts side by side" if stored["workers"] > 1 else ""
