@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics  # noqa: F401 (imported by the first score otherwise, in the time an example may take)
 import torch
 import torch.nn.functional as F
 from hypothesis import given
