@@ -16,8 +16,9 @@ from rankwise.config import TrainOptions
 from rankwise.data import Rows, encode
 from rankwise.inject import adapt, adapt_freely
 from rankwise.lora import lora_layers
+from rankwise.measure import KINDS, MB, TensorMemory
 from rankwise.rank_map import draw
-from rankwise.train import Compute, Training
+from rankwise.train import Compute, Training, predict_logits
 
 OPTIONS = TrainOptions(
     epochs=2,
@@ -63,6 +64,24 @@ def test_ranks_fall_and_the_optimizer_goes_on(trained):
     assert sum(trained.rank.ranks.values()) < 0.5 * 16 * len(trained.rank.ranks)
     for path, layer in lora_layers(trained.model).items():
         assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == trained.rank.ranks[path]
+
+
+def test_passes_over_held_out_rows_are_in_the_recorded_peak():
+    state = training(batch_size=2, epochs=0.25)  # 75 steps of two short rows, decided on by 60
+    with TensorMemory("cpu", state.model) as alone:
+        predict_logits(state.model, state.rows.select(state.held_out), state.compute)
+    with state.compute.running(state.model):
+        plain = [state.step(follow=True) for _ in range(3)]
+        steps = []
+        while not state.rank.done:
+            steps.append(state.step())
+    assert max(step.memory["total"] for step in plain) < alone.peak_mb
+    followed = [step for step in steps if step.step in state.rank.checks]
+    assert len(followed) == len(state.rank.checks)
+    assert max(step.memory["total"] for step in followed) >= alone.peak_mb
+    for step in followed:
+        assert round(step.memory["total"] * MB) == sum(round(step.memory[kind] * MB) for kind in KINDS)
+        assert step.flops > 0
 
 
 def test_held_out_rows_are_trained_on_only_after_the_last_decision():

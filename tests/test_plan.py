@@ -28,6 +28,7 @@ from rankwise.plan import (
     prepared,
     reduced,
 )
+from rankwise.train import predict_logits
 
 LENGTHS = np.array([5, 9, 14, 30, 31, 7, 40, 12])
 
@@ -106,6 +107,23 @@ def test_two_shallow_models_say_what_the_deep_one_would(family, method, recomput
     assert followed.peak(LENGTHS, recompute=recompute) == Shapes(deep, (9,)).peak(
         LENGTHS, recompute=recompute
     )
+
+
+def test_a_pass_over_held_out_rows_is_the_peak_where_it_takes_more_than_a_step():
+    asked = setting(method="adaptive")
+    lengths = np.full(600, 30)
+    shapes = Shapes(asked)
+    small, large = (Sizes(shapes, lengths, recompute=True)(n) for n in (1, 64))
+    assert sum(small.values()) > sum(shapes.peak(np.full(1, 30), recompute=True).values())
+    assert sum(large.values()) == sum(shapes.peak(np.full(64, 30), recompute=True).values())
+    training = prepared(asked)
+    training._stand_ins = np.arange(1)
+    rows = random_rows(np.full(2048 // 30, 30), asked.architecture, np.random.default_rng(1))
+    with training.compute.running(training.model):
+        training.step()
+        with training.memory() as memory:
+            predict_logits(training.model, rows, training.compute)
+    assert sum(small.values()) == pytest.approx(sum(memory.peak.values()), rel=0.01)
 
 
 def test_a_part_more_takes_gradients_of_its_own():
@@ -211,7 +229,7 @@ def test_a_card_near_its_limit_is_too_close_to_call():
 def test_a_plan_answers_for_every_configuration(tmp_path):
     wide = architecture("bert", hidden_size=128, intermediate_size=256)  # adapters are small beside it
     wide.save_pretrained(tmp_path)
-    config = PlanConfig(model=str(tmp_path), lengths="20", batch_size=4, memory="1GB", dtype="float32")
+    config = PlanConfig(model=str(tmp_path), lengths="20", batch_size=128, memory="1GB", dtype="float32")
     found = plan(config)["configurations"]
     assert [(one["method"], one["rank"], one["memory_mode"]) for one in found] == [
         (method, rank, mode)

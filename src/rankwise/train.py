@@ -50,6 +50,8 @@ CURVE_POINTS = 20
 """Steps of a run, evenly apart, whose memory is followed, which makes a step take longer by a tenth to a half."""
 LEAST_APART = 50
 """Steps between them at least."""
+FORWARD_TOKENS = 2048
+"""Of a batch where nothing is kept for backward, at most."""
 
 
 @dataclass(frozen=True)
@@ -445,21 +447,25 @@ class Training:
 
         Args:
             follow: its memory and its operations too; that slows it down, so it doesn't count in rows/s. The step after a change of
-                ranks is always followed.
+                ranks is always followed, and one in which ranks are decided, whose passes over held-out rows count in its memory.
 
         Raises:
             RankwiseError: the loss is not a number.
         """
         trained = sum(p.numel() for p in self.update.parameters)
         changed, self._followed = self._followed not in (-1, trained), trained  # ranks did
-        if follow or changed:
+        decides = self.rank is not None and self.rank.steps_taken + 1 in self.rank.checks
+        if follow or changed or decides:
             with self.memory() as memory:
                 step = self._step(counts=False)
             step = replace(step, memory=megabytes(memory.peak), flops=memory.flops)
         else:
             step = self._step()
         if self.rank is not None:
-            self._find_rank(self.rank)
+            with self.memory() if decides else contextlib.nullcontext() as memory:
+                self._find_rank(self.rank)
+            if memory is not None and memory.peak_mb > cast(dict[str, float], step.memory)["total"]:
+                step = replace(step, memory=megabytes(memory.peak))
         return step
 
     def memory(self) -> TensorMemory:
@@ -606,7 +612,7 @@ def predict_logits(
     rows: Encoded,
     compute: Compute,
     *,
-    max_tokens: int = 2048,
+    max_tokens: int = FORWARD_TOKENS,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> np.ndarray:
     """Logits of every row, float32 [rows, classes], in the rows' own order.

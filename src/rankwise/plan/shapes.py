@@ -8,7 +8,7 @@ A deep model isn't gone through whole: what is live at a given moment grows with
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -157,8 +157,32 @@ class Shapes:
 
     def moments(self, lengths: np.ndarray, recompute: bool) -> np.ndarray:
         """Bytes by kind at the moments in which a step can peak, [moments, kinds]."""
-        first, *more = (self._moments(training, lengths, recompute) for training in self._trainings)
+        return self._followed(lambda training: self._moments(training, lengths, recompute))
+
+    def forward(self, lengths: np.ndarray) -> np.ndarray:
+        """Bytes by kind at the peak of a pass over rows that keeps nothing for backward, as ranks are decided by, [1, kinds].
+
+        Args:
+            lengths: tokens of each row.
+        """
+        return self._followed(lambda training: self._forward(training, lengths))
+
+    def _followed(self, moments: Callable[[Training], np.ndarray]) -> np.ndarray:
+        """Moments of the models that are run, followed to all layers."""
+        first, *more = map(moments, self._trainings)
         return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
+
+    def _forward(self, training: Training, lengths: np.ndarray) -> np.ndarray:
+        compute = replace(training.compute, engine=Engine())
+        with shapes_only(self._fake):
+            rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
+            with training.memory() as memory, torch.no_grad(), compute.running(training.model.eval()):
+                begun = memory.events - 1
+                for batch in compute.batches(training.model, rows, np.arange(len(lengths))):
+                    compute.logits(training.model, batch)
+        trace = memory.trace()[begun:]
+        top = trace[trace.sum(axis=1).argmax()]
+        return (trace[0] + self.setting.workers * (top - trace[0]))[None]
 
     def _moments(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))

@@ -10,9 +10,10 @@ import numpy as np
 
 from rankwise import models
 from rankwise.measure import KINDS
-from rankwise.packing import batch_order, filling, length_groups
+from rankwise.packing import batch_order, filling, length_groups, token_batches
 from rankwise.plan.shapes import Setting, Shapes, largest
 from rankwise.streams import stream_seed
+from rankwise.train import FORWARD_TOKENS
 
 EPOCHS = 3
 """Over which the heaviest batch is looked for: the order of rows is drawn anew in each."""
@@ -49,7 +50,7 @@ def heaviest(lengths: np.ndarray, batch_size: int, setting: Setting) -> np.ndarr
 
 
 class Sizes:
-    """Peaks by batch size, of an epoch's heaviest batch.
+    """Peaks by batch size, of an epoch's heaviest batch; or, where ranks are found, of the passes over held-out rows that decide them.
 
     What is live at a given moment grows nearly in a line with the weight of a batch. So few sizes are gone through: the one that is asked
     for, one that it names, and those that the line through two names.
@@ -66,6 +67,10 @@ class Sizes:
     ) -> None:
         self.shapes, self.lengths, self.recompute, self._report = shapes, lengths, recompute, report
         self._known: dict[int, np.ndarray] = {}
+        self._passes = np.empty((0, len(KINDS)))
+        if shapes.setting.method == "adaptive":
+            batches = (lengths[rows] for rows in token_batches(lengths, FORWARD_TOKENS))
+            self._passes = shapes.forward(max(batches, key=lambda batch: weight(batch, shapes.setting)))
 
     def __call__(self, batch_size: int) -> dict[str, int]:
         """Bytes by kind, gone through."""
@@ -79,7 +84,7 @@ class Sizes:
 
     def _go_through(self, batch: np.ndarray) -> np.ndarray:
         self._report()
-        return self.shapes.moments(batch, self.recompute)
+        return np.vstack([self.shapes.moments(batch, self.recompute), self._passes])
 
     def largest(self, batch_size: int, limit: float, fits: Callable[[dict[str, int]], bool]) -> int:
         """The largest batch size that fits, to `CLOSE`; it has been gone through itself. 0 where one row doesn't fit.
