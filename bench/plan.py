@@ -102,6 +102,7 @@ def batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -> dict[str, int]:
     """Bytes by kind at the peak of an epoch, behind a step that makes the moments."""
     training.rows = random_rows(lengths, training.model.config, np.random.default_rng(0))
+    training._stand_ins = np.arange(len(lengths))  # adaptive LoRA holds none of these rows out
     training.compute = replace(training.compute, engine=engine, threads=engine.workers)
     training.compute.__dict__.pop("workers", None)
     training.batch_size, training.step_number = batch_size, 0
