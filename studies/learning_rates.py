@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,9 +117,9 @@ def _table(rows: Rows) -> pa.Table:
     return pa.table(columns | ({"text_pair": rows.text_pair} if rows.text_pair else {}))
 
 
-def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: int) -> dict[str, object]:
+def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: int) -> dict[str, Any]:
     folder, out = work / task, work / task / f"{method_slug(method)}-{lr:g}-{epochs:g}-epochs-s{seed}"
-    row: dict[str, object] = {"task": task, "epochs": epochs, "method": method, "lr": lr, "seed": seed}
+    row: dict[str, Any] = {"task": task, "epochs": epochs, "method": method, "lr": lr, "seed": seed}
     pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
     command = [sys.executable, "-m", "rankwise", "train", str(folder / "train.parquet"), *pair]
     command += ["--validation", str(folder / "held_out.parquet"), "--method", method, "--lr", str(lr)]
@@ -145,7 +146,7 @@ def _calibrated(trial: Path) -> float:
     return calibrated_cross_entropy(logits, labels).mean().item()
 
 
-def _print(rows: list[dict[str, object]]) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked. Then how well a trial's loss,
     as it is and at the best temperature, tells its accuracy."""
     for task, epochs, sweep, _ in SWEEPS:
