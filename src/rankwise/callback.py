@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.losses import example_losses
 from rankwise.rank import Decision, RankController
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
@@ -26,10 +26,10 @@ ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 """(model, a collated batch on its device) → the loss of each example."""
 
 
-def cross_entropy(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Of classifiers: the loss of each example."""
+def label_losses(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Of models with a head: the loss of each example that fits its labels (classes, sets of labels or numbers)."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return F.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="none")
+    return example_losses(model(**inputs).logits.float(), batch["labels"])
 
 
 class RankCallback(TrainerCallback):
@@ -37,7 +37,7 @@ class RankCallback(TrainerCallback):
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
-        losses: what an example's loss is, where it isn't a classifier's cross-entropy.
+        losses: what an example's loss is, where it isn't the one that fits its labels.
         batch_size: of held-out passes.
         seed: draws what is added when a layer grows.
     """
@@ -46,7 +46,7 @@ class RankCallback(TrainerCallback):
         self,
         held_out: Dataset[Any] | Sequence[Any],
         *,
-        losses: ExampleLosses = cross_entropy,
+        losses: ExampleLosses = label_losses,
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:

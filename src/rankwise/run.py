@@ -6,7 +6,7 @@ A run tells what it does through events (plain dicts: start, step, evaluate, res
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,14 +24,16 @@ from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.losses import class_weights, mean_loss
 from rankwise.measure import PeakRss, allocated_peak_mb, product_rate
 from rankwise.methods import parse
 from rankwise.metrics import score
 from rankwise.models import Source
+from rankwise.problems import Labels, problem_of, strata
 from rankwise.store import RunFolder, damaged
 from rankwise.streams import stream_seed
 from rankwise.tasks import Dataset
-from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
+from rankwise.train import Compute, Training, choose_padding, predict_logits
 
 if TYPE_CHECKING:
     from rankwise.peft_methods import Peer
@@ -144,7 +146,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     model, new_modules, started = start.load(
         config,
         source,
-        list(dataset.task.label_names),
+        dataset.task,
         dtype=dtype if method.frozen_base else torch.float32,
     )
     peer = methods.prepare(model, method_name, config, new_modules, train)
@@ -165,9 +167,13 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         pad_id=models.pad_id(source.tokenizer),
         threads=threads,
     )
+    weights = None
+    if config.train.class_weights is not None:
+        weights = class_weights(config.train.class_weights, dataset.task.label_names, _labels(train))
     training = Training(
-        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act
-    )
+        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act,
+        class_weights=weights,
+    )  # fmt: skip
     if facts.get("engine"):
         training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
         engine_why = "run as this run began"
@@ -179,7 +185,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
-        *filter(None, [started, training.rank_note]),
+        *filter(None, [started, training.rank_note, _said(weights, dataset.task.label_names)]),
         *dataset.notes,
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
@@ -194,9 +200,19 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "engine": training.compute.engine.to_json(),
         "learning_rate_from": lr.why,
     }
+    if weights is not None:
+        facts["class_weights"] = dict(zip(dataset.task.label_names, weights.tolist(), strict=True))
     return Prepared(
         config, method_name, dataset, source, trained, peer, training, validation, held_out, rss, facts, notes
     )
+
+
+def _said(weights: torch.Tensor | None, names: Sequence[str]) -> str:
+    """The class weights in a sentence; nothing where there are none."""
+    if weights is None:
+        return ""
+    each = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights.tolist(), strict=True))
+    return f"Class weights in the training loss: {each}."
 
 
 def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
@@ -206,7 +222,7 @@ def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
         np.arange(len(rows)),
         test_size=n,
         random_state=stream_seed(seed, "held out") % 2**32,
-        stratify=rows.labels,
+        stratify=strata(_labels(rows)),
     )
     return rows.select(np.sort(kept)), rows.select(np.sort(held))
 
@@ -317,7 +333,7 @@ class _Pace:
         )
 
 
-def _labels(rows: Encoded) -> np.ndarray:
+def _labels(rows: Encoded) -> Labels:
     if rows.labels is None:
         raise RankwiseError("These rows have no labels to score against. Name their column with --label.")
     return rows.labels
@@ -347,7 +363,8 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         logits, scores[split] = _evaluate(run, split, emit)
         if i == 0:
             rows = run.validation[split]
-            folder.write_predictions(rows.idx, _labels(rows), logits.argmax(axis=1), logits)
+            labels = _labels(rows)
+            folder.write_predictions(rows.idx, labels, problem_of(labels).predict(logits), logits)
     if run.peer is not None:
         run.peer.save(folder.path, run.source.name)
     elif methods.named(run.method).frozen_base:
