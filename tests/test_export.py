@@ -9,10 +9,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import tiny
-from rankwise import adapter_io
+from rankwise import adapter_io, export
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
-from rankwise.export import components, export, read_loralib
+from rankwise.formats import components, read_loralib
 from rankwise.inject import find_targets, insert, train_beside
 from rankwise.lora import lora_layers
 

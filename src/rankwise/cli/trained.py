@@ -237,11 +237,11 @@ def export(
     alpha
         s = alpha/r of a loralib checkpoint, which doesn't say it.
     """
-    from rankwise import export as exporting
+    from rankwise import formats
 
     if uniform_rank is not None and uniform_rank < 1:
         raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
-    done = exporting.export(
+    done = formats.export(
         adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
         base=model, alpha=alpha,
     )  # fmt: skip
