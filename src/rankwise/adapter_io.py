@@ -21,6 +21,7 @@ from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
 from rankwise.problems import of_config
+from rankwise.quantized import is_quantized
 from rankwise.store import make_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -382,10 +383,12 @@ def _module_paths(model: nn.Module, names: list[str]) -> list[str]:
 
 
 def fingerprint(layers: dict[str, LoRALinear]) -> str:
-    """Identifies the frozen weights under the LoRA layers, whatever dtype they were loaded in.
+    """Identifies the frozen weights under the LoRA layers, whatever dtype they were loaded in; empty where they are quantized.
 
     SHA-256 over up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16.
     """
+    if any(is_quantized(layer) for layer in layers.values()):
+        return ""
     digest = hashlib.sha256()
     for path, layer in layers.items():
         weight = layer.weight.detach().reshape(-1)

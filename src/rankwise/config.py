@@ -83,6 +83,8 @@ class ModelOptions:
     (`runs/first/mnli.{method}.s{seed}`). Other labels get a new head. full takes a whole model or an adapter, merged."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
+    base_bits: Literal[8, 4] | None = None
+    """Keep the frozen linear layers of lora and adaptive in 8 or 4 bits (QLoRA); needs bitsandbytes, on cpu or cuda."""
     device: str = "auto"
     """auto: cuda, then mps, then cpu."""
     threads: MaybeWhole = None
@@ -318,6 +320,8 @@ class PlanConfig:
     """cuda: a card, which also holds what isn't tensors. cpu: tensor bytes alone, as `rankwise train --memory` counts them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 on a card and where this CPU has it in hardware."""
+    base_bits: Literal[8, 4] | None = None
+    """The frozen linear layers of lora and adaptive in 8 or 4 bits."""
     workers: Whole = 1
     """Parts of a batch side by side, as a run's first line says. Each takes gradients of its own."""
     speed: bool = False

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, card, machine, methods, models, recipes, start, tasks
+from rankwise import adapter_io, card, machine, methods, models, quantized, recipes, start, tasks
 from rankwise.board import Board
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
@@ -129,6 +129,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     dtype, why = machine.choose_dtype(facts.get("dtype") or config.model.dtype, device)
     why = "as this run began" if facts else why
 
+    if config.model.base_bits is not None:
+        _check_base_bits(config, method_name, device)
     dataset = tasks.load(config)
     source = start.locate(config)
     cache = cache_folder()
@@ -151,6 +153,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     )
     peer = methods.prepare(model, method_name, config, new_modules, train)
     model.to(device)  # pyright: ignore[reportArgumentType]
+    if config.model.base_bits is not None:
+        quantized.quantize(model, config.model.base_bits)
     trained: nn.Module = model if peer is None else peer.model.to(device)
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
     padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
@@ -182,6 +186,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     dtype_name = str(dtype).removeprefix("torch.")
     notes = [
         f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); "
+        f"{_bits(config.model.base_bits)}"
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
@@ -200,11 +205,26 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "engine": training.compute.engine.to_json(),
         "learning_rate_from": lr.why,
     }
+    if config.model.base_bits is not None:
+        facts["base_bits"] = config.model.base_bits
     if weights is not None:
         facts["class_weights"] = dict(zip(dataset.task.label_names, weights.tolist(), strict=True))
     return Prepared(
         config, method_name, dataset, source, trained, peer, training, validation, held_out, rss, facts, notes
     )
+
+
+def _check_base_bits(config: RunConfig, method: str, device: torch.device) -> None:
+    """Refuses quantized weights where they would be trained, or can't be had."""
+    if method not in ("lora", "adaptive"):
+        raise RankwiseError(
+            f"--base-bits {config.model.base_bits} is for lora and adaptive, whose base is frozen; {method} is neither."
+        )
+    quantized.check(device)
+
+
+def _bits(base_bits: int | None) -> str:
+    return "" if base_bits is None else f"frozen linear layers in {base_bits} bits; "
 
 
 def _said(weights: torch.Tensor | None, names: Sequence[str]) -> str:

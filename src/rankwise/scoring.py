@@ -20,7 +20,7 @@ from scipy.special import expit, softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rankwise import adapter_io, api, machine, models, tasks
+from rankwise import adapter_io, api, machine, models, quantized, tasks
 from rankwise.config import RunConfig, from_json
 from rankwise.data import Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
@@ -71,6 +71,9 @@ def open_trained(
     dtype, _ = machine.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / adapter_io.CONFIG).is_file()
     model = api.load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32).to(device)
+    if is_adapter and facts.get("base_bits"):
+        quantized.check(device)
+        quantized.quantize(model, facts["base_bits"])
     name = (base or adapter_io.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
     tokenizer = models.locate(name).tokenizer
     task = _task(record, folder, cast(Any, model).config)
