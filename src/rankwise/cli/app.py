@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command and exits: 0 done, 2 something to put right, 130 interrupted, 1 a defect of rankwise."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it speaks of kernels to fetch
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # PEFT imports it, and it speaks of kernels to fetch
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

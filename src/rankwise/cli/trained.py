@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rankwise.scoring import Trained
 
 
+AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """How a trained model reads texts."""
@@ -117,7 +120,7 @@ def _open(adapter: Path, rows: TextOptions) -> "Trained":
 
 
 @app.command
-def inspect(adapter: Adapter, /, *, json: Json = False) -> None:
+def inspect(adapter: AnyAdapter, /, *, json: Json = False) -> None:
     """Show an adapter's ranks by layer, how they were found, and how its energy is spread.
 
     Example: rankwise inspect my-adapter
@@ -208,7 +211,7 @@ def _count(kind: Any, tokens: Sequence[Token]) -> int:
 
 @app.command
 def export(
-    adapter: Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")],
+    adapter: AnyAdapter,
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
