@@ -13,8 +13,8 @@ from rankwise import adapter_io, export
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
 from rankwise.formats import components, read_loralib
-from rankwise.inspection import inspect
 from rankwise.inject import find_targets, insert, train_beside
+from rankwise.inspection import inspect
 from rankwise.lora import lora_layers
 
 LORALIB = Path(__file__).parents[1] / "../shared/data/loralib/roberta_base_lora_mnli.bin"
