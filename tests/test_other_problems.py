@@ -15,7 +15,6 @@ from sklearn.metrics import f1_score
 import rankwise
 import tiny
 from rankwise import stats
-from rankwise.cli import main
 from rankwise.config import TrainOptions
 from rankwise.store import RunFolder
 
@@ -60,15 +59,6 @@ def model(tmp_path_factory) -> str:
     return str(tiny.model_folder(tmp_path_factory.mktemp("models") / "tiny-bert"))
 
 
-def run(capfd, *arguments: object) -> dict:
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, arguments), "--json"])
-    captured = capfd.readouterr()
-    assert stopped.value.code == 0, captured.err
-    return json.loads(captured.out)
-
-
 @pytest.mark.parametrize(
     ("label", "method", "padding"),
     [
@@ -78,9 +68,9 @@ def run(capfd, *arguments: object) -> dict:
         ("tags", "adaptive", "packed"),
     ],
 )
-def test_the_score_of_a_run_is_that_of_its_predictions(capfd, model, label, method, padding):
-    result = run(
-        capfd, "train", "train.jsonl", "--validation", "held.jsonl", "--label", label, "--model", model,
+def test_the_score_of_a_run_is_that_of_its_predictions(told, model, label, method, padding):
+    result = told(
+        "train", "train.jsonl", "--validation", "held.jsonl", "--label", label, "--model", model,
         "--method", method, "--padding", padding, "--out", "run", *(LEARN if method == "full" else BRIEF),
     )  # fmt: skip
     predictions = RunFolder("run").read_predictions()
@@ -90,48 +80,48 @@ def test_the_score_of_a_run_is_that_of_its_predictions(capfd, model, label, meth
     assert result["score"] == pytest.approx(scored)
     assert result["score"] > 0.8 or method != "full"
     assert result["padding"] == padding
-    again = run(capfd, "evaluate", "run", "held.jsonl")
+    again = told("evaluate", "run", "held.jsonl")
     assert again["loss"] == pytest.approx(result["scores"]["validation"]["loss"], rel=1e-4)
-    assert run(capfd, "evaluate", "run")["n"] == 40
+    assert told("evaluate", "run")["n"] == 40
 
 
-def trained(capfd, model: str, label: str) -> dict:
-    return run(
-        capfd, "train", "train.jsonl", "--validation", "held.jsonl", "--label", label, "--model", model,
+def trained(told, model: str, label: str) -> dict:
+    return told(
+        "train", "train.jsonl", "--validation", "held.jsonl", "--label", label, "--model", model,
         "--method", "lora", "--out", "run", *BRIEF,
     )  # fmt: skip
 
 
-def test_predicted_numbers_are_written_as_numbers(capfd, model):
-    trained(capfd, model, "stars")
-    told = run(capfd, "predict", "run", "held.jsonl", "--out", "said.csv")
+def test_predicted_numbers_are_written_as_numbers(told, model):
+    trained(told, model, "stars")
+    summary = told("predict", "run", "held.jsonl", "--out", "said.csv")
     written = list(csv.DictReader(Path("said.csv").read_text().splitlines()))
     said = [float(row["label"]) for row in written]
     assert list(written[0]) == ["idx", "label"]
     assert said == pytest.approx(RunFolder("run").read_predictions()["prediction"].to_pylist(), abs=1e-5)
-    assert told["predicted"] == pytest.approx(
+    assert summary["predicted"] == pytest.approx(
         {"lowest": min(said), "mean": np.mean(said), "highest": max(said)}
     )
 
 
-def test_predicted_sets_of_labels_are_lists_of_names(capfd, model):
-    trained(capfd, model, "tags")
-    told = run(capfd, "predict", "run", "held.jsonl", "--out", "said.jsonl")
+def test_predicted_sets_of_labels_are_lists_of_names(told, model):
+    trained(told, model, "tags")
+    summary = told("predict", "run", "held.jsonl", "--out", "said.jsonl")
     written = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     names = ["film", "good", "plot"]
     for row in written:
         assert row["label"] == [n for n in names if row[f"probability_{n}"] > 0.5]
         assert row["probability_film"] == pytest.approx(1 / (1 + np.exp(-row["logit_film"])), abs=1e-6)
-    assert told["predicted"] == {n: sum(n in row["label"] for row in written) for n in names}
-    run(capfd, "predict", "run", "held.jsonl", "--out", "said.csv")
+    assert summary["predicted"] == {n: sum(n in row["label"] for row in written) for n in names}
+    told("predict", "run", "held.jsonl", "--out", "said.csv")
     cells = [row["label"] for row in csv.DictReader(Path("said.csv").read_text().splitlines())]
     assert [json.loads(cell) for cell in cells] == [row["label"] for row in written]
 
 
 @pytest.mark.parametrize("label", ["stars", "tags"])
-def test_transformers_pipeline_and_peft_say_the_same(capfd, model, label):
-    trained(capfd, model, label)
-    run(capfd, "merge", "run", "--out", "merged")
+def test_transformers_pipeline_and_peft_say_the_same(told, model, label):
+    trained(told, model, label)
+    told("merge", "run", "--out", "merged")
     ours = rankwise.load("run").eval()
     batch = tiny.tokenizer()(TEXTS, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -154,20 +144,20 @@ def test_transformers_pipeline_and_peft_say_the_same(capfd, model, label):
     ]
 
 
-def test_a_card_says_how_the_base_is_loaded(capfd, model):
-    trained(capfd, model, "stars")
+def test_a_card_says_how_the_base_is_loaded(told, model):
+    trained(told, model, "stars")
     card = Path("run/README.md").read_text()
     assert "Says a number of a text: stars." in card
     assert '`problem_type="regression"`' in card
 
 
-def test_class_weights_move_the_decision_and_are_recorded(capfd, model):
+def test_class_weights_move_the_decision_and_are_recorded(told, model):
     table = [{"text": r["text"], "label": "rare" if i % 8 == 0 else "usual"} for i, r in enumerate(rows(160))]
     Path("rare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     said = {}
     for name, weights in (("plain", []), ("weighted", ["--class-weights", "balanced"])):
-        run(
-            capfd, "train", "rare.jsonl", "--model", model, "--method", "lora", "--out", name, *weights,
+        told(
+            "train", "rare.jsonl", "--model", model, "--method", "lora", "--out", name, *weights,
             *BRIEF,
         )  # fmt: skip
         said[name] = np.array(RunFolder(name).read_predictions()["logits"].to_pylist())
@@ -180,11 +170,11 @@ def test_class_weights_move_the_decision_and_are_recorded(capfd, model):
     assert lead["weighted"] > lead["plain"] + 0.5
 
 
-def test_an_adapter_for_classes_gives_its_matrices_to_regression_with_a_new_head(capfd, model):
+def test_an_adapter_for_classes_gives_its_matrices_to_regression_with_a_new_head(told, model):
     Path("classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(60)))
-    run(capfd, "train", "classes.jsonl", "--model", model, "--method", "lora", "--out", "first", *BRIEF)
-    run(
-        capfd, "train", "train.jsonl", "--label", "stars", "--from-adapter", "first", "--method", "lora",
+    told("train", "classes.jsonl", "--model", model, "--method", "lora", "--out", "first", *BRIEF)
+    told(
+        "train", "train.jsonl", "--label", "stars", "--from-adapter", "first", "--method", "lora",
         "--out", "second", *BRIEF,
     )  # fmt: skip
     assert rankwise.load("second").config.problem_type == "regression"
@@ -206,7 +196,7 @@ def test_of_numbers_an_example_counts_for_the_nearer_prediction():
 
 
 @pytest.mark.slow
-def test_a_compared_grid_pairs_runs_of_regression(capfd, model, tmp_path):
+def test_a_compared_grid_pairs_runs_of_regression(told, model, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -221,8 +211,8 @@ def test_a_compared_grid_pairs_runs_of_regression(capfd, model, tmp_path):
             "idx": list(range(n)),
         }
         pq.write_table(pa.table(columns), folder / f"{split}.parquet")
-    report = run(
-        capfd, "compare", "--tasks", "stsb", "--methods", "full", "lora", "--seeds", 1, "--data", tmp_path / "glue",
+    report = told(
+        "compare", "--tasks", "stsb", "--methods", "full", "lora", "--seeds", 1, "--data", tmp_path / "glue",
         "--model", model, "--out", "grid", *BRIEF,
     )  # fmt: skip
     lora = next(row for row in report["rows"] if row["method"] == "lora")

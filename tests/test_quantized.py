@@ -11,7 +11,6 @@ from torch import nn
 import rankwise
 import tiny
 from rankwise import adapter_io
-from rankwise.cli import main
 from rankwise.config import ModelOptions, RunConfig
 from rankwise.errors import RankwiseError
 from rankwise.lora import LoRALinear, lora_layers
@@ -105,24 +104,15 @@ def test_an_adapter_trained_on_a_quantized_base_loads_on_the_base_itself(tmp_pat
     assert lora_layers(adapter_io.attach(tiny.classifier("bert"), adapter))
 
 
-def run(capfd, *arguments: object) -> dict:
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, arguments), "--json"])
-    captured = capfd.readouterr()
-    assert stopped.value.code == 0, captured.err
-    return json.loads(captured.out)
-
-
 @bits
 def test_a_run_keeps_its_base_in_few_bits_and_is_evaluated_as_it_was_trained(
-    capfd, tmp_path, monkeypatch, bits
+    told, tmp_path, monkeypatch, bits
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     model = tiny.model_folder(tmp_path / "bert")
     Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(80)))
-    result = run(
+    result = told(
         capfd,
         "train",
         "t.jsonl",
@@ -136,20 +126,18 @@ def test_a_run_keeps_its_base_in_few_bits_and_is_evaluated_as_it_was_trained(
         "run",
         *FAST,
     )
-    plain = run(capfd, "train", "t.jsonl", "--model", model, "--method", "adaptive", "--out", "plain", *FAST)
+    plain = told("train", "t.jsonl", "--model", model, "--method", "adaptive", "--out", "plain", *FAST)
     # the 12 linear layers of a BERT of 2, which were in float32
     frozen = 2 * (4 * 32 * 32 + 2 * 32 * 64) * 4 / 1e6
     saved = plain["peak_memory_mb"]["weights"] - result["peak_memory_mb"]["weights"]
     assert saved == pytest.approx(frozen * (1 - bits / 32), rel=0.1)
     assert result["total_params"] == plain["total_params"]
-    assert run(capfd, "evaluate", "run")["loss"] == pytest.approx(
-        result["scores"]["validation"]["loss"], rel=1e-5
-    )
+    assert told("evaluate", "run")["loss"] == pytest.approx(result["scores"]["validation"]["loss"], rel=1e-5)
     assert RunFolder("run").read_run()["facts"]["base_bits"] == bits
 
 
 @bits
-def test_plan_knows_what_it_saves(capfd, bits):
+def test_plan_knows_what_it_saves(told, bits):
     options = (
         "plan",
         "--model",
@@ -163,7 +151,7 @@ def test_plan_knows_what_it_saves(capfd, bits):
         "--dtype",
         "bfloat16",
     )
-    plain, few = (run(capfd, *options, *more)["configurations"][0] for more in ((), ("--base-bits", bits)))
+    plain, few = (told(*options, *more)["configurations"][0] for more in ((), ("--base-bits", bits)))
     frozen = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
     saved = (plain["peak_memory_mb"]["weights"] - few["peak_memory_mb"]["weights"]) * 1e6
     scales = frozen / {8: 256, 4: 64}[bits] * 4
