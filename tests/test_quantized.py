@@ -113,7 +113,6 @@ def test_a_run_keeps_its_base_in_few_bits_and_is_evaluated_as_it_was_trained(
     model = tiny.model_folder(tmp_path / "bert")
     Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(80)))
     result = told(
-        capfd,
         "train",
         "t.jsonl",
         "--model",
