@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing rankwise and its pinned dependencies into $(VENV) (a minute or two) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,tensorboard]' --group dev
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,quantized,tensorboard]' --group dev
 	@touch $@
 
 format: $(STAMP)

@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 from rankwise import tasks
 from rankwise.data import Rows
-from rankwise.metrics import calibrated_cross_entropy
+from rankwise.losses import calibrated_losses
 from rankwise.store import RunFolder, method_slug
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def _trial(work: Path, task: str, epochs: float, method: str, lr: float, seed: i
 def _calibrated(trial: Path) -> float:
     table = RunFolder(trial).read_predictions()
     labels, logits = (torch.tensor(table[name].to_pylist()) for name in ("label", "logits"))
-    return calibrated_cross_entropy(logits, labels).mean().item()
+    return calibrated_losses(logits, labels).mean().item()
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

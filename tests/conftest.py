@@ -1,5 +1,8 @@
-"""Shapes and types in rankwise's annotations are checked wherever tests run them."""
+"""Shapes and types in rankwise's annotations are checked wherever tests run them; and what a command tells a script."""
 
+import json
+
+import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import install_import_hook
@@ -16,3 +19,20 @@ def check_types(function):
 
 
 install_import_hook("rankwise", "conftest.check_types")
+
+
+@pytest.fixture
+def told(capfd):
+    """Runs a command that must end well, and returns the JSON object that it prints."""
+
+    def call(*arguments: object) -> dict:
+        from rankwise.cli import main
+
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments), "--json"])
+        captured = capfd.readouterr()
+        assert stopped.value.code == 0, captured.err
+        return json.loads(captured.out)
+
+    return call

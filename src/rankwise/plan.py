@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rankwise import attention, dropout, hub, machine, models
+from rankwise import attention, dropout, hub, machine, models, quantized
 from rankwise.bench import architectures
 from rankwise.bench.lengths import epoch, histogram, random_rows
 from rankwise.config import LoraOptions, PlanConfig, RunConfig, TrainOptions, parse_memory
@@ -114,6 +114,7 @@ class Setting:
         padding: `packed` or `longest`.
         workers: parts of a batch side by side.
         targets: layers that get an adapter; the family's query and value by default.
+        base_bits: frozen linear layers in 8 or 4 bits; full fine-tuning has none.
     """
 
     architecture: Any
@@ -123,6 +124,7 @@ class Setting:
     padding: Padding
     workers: int = 1
     targets: tuple[str, ...] = ()
+    base_bits: int | None = None
 
 
 class Shapes:
@@ -241,6 +243,8 @@ def prepared(setting: Setting) -> Training:
         layer.resize(
             layer.lora_A.new_zeros(rank, layer.in_features), layer.lora_B.new_zeros(layer.out_features, rank)
         )
+    if setting.base_bits is not None and method.frozen_base:
+        quantized.quantize(model, setting.base_bits)
     compute = Compute(
         device=torch.device("cpu"),
         autocast=setting.dtype if not method.frozen_base and setting.dtype != torch.float32 else None,
@@ -381,6 +385,8 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     limit = None if config.memory is None else parse_memory(config.memory)
     if isinstance(limit, str):
         raise RankwiseError(f"--memory is a size to fit in, such as 8GB; {limit} is a --memory-mode.")
+    if config.base_bits is not None:
+        quantized.check(torch.device(config.device))
     architecture = find_architecture(config.model)
     lengths = find_lengths(config.lengths or config.task)
     lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
@@ -393,7 +399,15 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     found = []
     for method in methods:
         rank = {"full": None, "adaptive": START_RANK}.get(method, config.rank)
-        setting = Setting(architecture, method, rank or 1, _dtype(config), padding, config.workers)
+        setting = Setting(
+            architecture,
+            method,
+            rank or 1,
+            _dtype(config),
+            padding,
+            config.workers,
+            base_bits=config.base_bits,
+        )
         shapes = Shapes(setting)
         for mode in modes:
             lean = mode == "lean"
