@@ -17,8 +17,8 @@ help:  ## this list
 compare: $(STAMP)  ## full fine-tuning against LoRA on the embedded model and data; the table at the end
 	@$(BIN)/rankwise compare --tasks movies --methods full lora --seeds 2 --epochs 2 --out $(OUT)
 
-test: $(STAMP)  ## every test
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, a process a core
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: format lint types  ## the developer's quick loop: format, lint, types, fast tests
 	@$(BIN)/python -m pytest -q -x -m "not slow"

@@ -1,11 +1,15 @@
 """Shapes and types in rankwise's annotations are checked wherever tests run them; and what a command tells a script."""
 
 import json
+import os
 
 import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import install_import_hook
+
+# Small tensors gain nothing from more, and tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An int is a float wherever one is asked for (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -105,13 +105,14 @@ class LoraOptions:
     rank: MaybeWhole = None
     """r: rows of A, columns of B. Default: 8; for adaptive, where every layer starts, 16."""
     alpha: float | None = None
-    """s = alpha/r. Default: 2·rank, so s = 2."""
+    """s = alpha/r. Default: 2·rank, so s = 2; adaptive has √(32 / start rank)."""
     rslora: bool = False
     """s = alpha/√r instead (Kalajdzievski 2023)."""
     lora_dropout: float = 0.0
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
-    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family."""
+    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family; for adaptive
+    all linear layers."""
 
     @property
     def fixed_rank(self) -> int:
