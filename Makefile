@@ -17,8 +17,8 @@ help:  ## this list
 compare: $(STAMP)  ## full fine-tuning against LoRA on the embedded model and data; the table at the end
 	@$(BIN)/rankwise compare --tasks movies --methods full lora --seeds 2 --epochs 2 --out $(OUT)
 
-test: $(STAMP)  ## every test
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, a process a core
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: format lint types  ## the developer's quick loop: format, lint, types, fast tests
 	@$(BIN)/python -m pytest -q -x -m "not slow"
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing rankwise and its pinned dependencies into $(VENV) (a minute or two) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,tensorboard]' --group dev
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,quantized,tensorboard]' --group dev
 	@touch $@
 
 format: $(STAMP)

@@ -31,7 +31,7 @@ def collate(batch: list[tuple[str, int]]) -> BatchEncoding:
 
 
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 model, optimizer, batches = accelerator.prepare(
     model, optimizer, DataLoader(rows, batch_size=8, shuffle=True, collate_fn=collate)
 )

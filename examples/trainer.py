@@ -32,7 +32,7 @@ ranks = rankwise.RankCallback(held_out)
 trainer = Trainer(
     model=model,
     args=TrainingArguments(
-        output_dir=f"{out}/trainer", num_train_epochs=8, per_device_train_batch_size=8, learning_rate=5e-3,
+        output_dir=f"{out}/trainer", num_train_epochs=8, per_device_train_batch_size=8, learning_rate=1e-3,
         save_strategy="no", report_to=[], disable_tqdm=True,
     ),
     train_dataset=train,

@@ -1,8 +1,15 @@
-"""Shapes and types in rankwise's annotations are checked wherever tests run them."""
+"""Shapes and types in rankwise's annotations are checked wherever tests run them; and what a command tells a script."""
 
+import json
+import os
+
+import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import install_import_hook
+
+# Small tensors gain nothing from more, and tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An int is a float wherever one is asked for (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -16,3 +23,20 @@ def check_types(function):
 
 
 install_import_hook("rankwise", "conftest.check_types")
+
+
+@pytest.fixture
+def told(capfd):
+    """Runs a command that must end well, and returns the JSON object that it prints."""
+
+    def call(*arguments: object) -> dict:
+        from rankwise.cli import main
+
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments), "--json"])
+        captured = capfd.readouterr()
+        assert stopped.value.code == 0, captured.err
+        return json.loads(captured.out)
+
+    return call

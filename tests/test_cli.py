@@ -196,7 +196,7 @@ def test_a_misspelt_target_is_answered_with_the_nearest_layer(model, table, refu
         ("train --out", "--out needs a value: Folder of the run"),
         ("predict adapter", "rankwise predict needs"),
         ("report", "rankwise report needs OUT"),
-        ("train a.csv b.csv --out out", "no use for 'b.csv'"),
+        ("merge a b --out out", "no use for 'b'"),
         ("train --rank 4.5 --out out", "--rank must be a whole number; it is '4.5'"),
         ("train --rank 0 --out out", "--rank must be a number, 1 or more; it is 0"),
         ("train --epochs inf --out out", "--epochs must be a number above 0; it is inf"),

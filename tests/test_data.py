@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rankwise.data import Rows, encode, read_table
+from rankwise.data import Rows, encode
 from rankwise.errors import RankwiseError
+from rankwise.tables import read_table
 
 WORDS = [f"w{i}" for i in range(50)]
 

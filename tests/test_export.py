@@ -9,11 +9,12 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import tiny
-from rankwise import adapter_io
+from rankwise import adapter_io, export
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
-from rankwise.export import components, export, read_loralib
+from rankwise.formats import components, read_loralib
 from rankwise.inject import find_targets, insert, train_beside
+from rankwise.inspection import inspect
 from rankwise.lora import lora_layers
 
 LORALIB = Path(__file__).parents[1] / "../shared/data/loralib/roberta_base_lora_mnli.bin"
@@ -108,6 +109,14 @@ def test_loralibs_form_and_back_is_the_same_adapter(base, adapted, tmp_path):
     export(tmp_path / "out.bin", tmp_path / "back", base="tiny", alpha=8)
     back = adapter_io.attach(copy.deepcopy(base), adapter_io.read(tmp_path / "back")).eval()
     torch.testing.assert_close(back(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loralib_checkpoint_is_inspected_as_the_adapter_that_it_holds(adapted, tmp_path):
+    _, folder = adapted
+    export(folder, tmp_path / "out.bin", format="loralib")
+    mine, expected = inspect(tmp_path / "out.bin"), inspect(folder)
+    assert mine["adapter_params"] >= expected["adapter_params"]  # filled up to one rank
+    assert mine["effective_rank"] == pytest.approx(expected["effective_rank"], rel=1e-3)
 
 
 @pytest.mark.slow

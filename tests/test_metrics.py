@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 (imported by the first score otherwise, in the time an example may take)
-import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
-from rankwise.metrics import METRICS, calibrated_cross_entropy, score
+from rankwise.metrics import METRICS, score
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50)
 
@@ -45,24 +42,45 @@ def test_an_unknown_metric_is_refused_with_the_nearest():
     assert all(name in str(error.value) for name in METRICS)
 
 
-def noisy_classifier(rows=4000, seed=0):
-    """Logits whose softmax is the very distribution that the labels were drawn from."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
-    return logits, torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+def test_regression_is_scored_by_correlation():
+    labels = np.array([0.0, 1.0, 2.5, 4.0, 4.5], dtype=np.float32)
+    logits = np.array([[0.3], [0.1], [2.0], [5.0], [4.0]], dtype=np.float32)
+    centred = [x - x.mean() for x in (labels, logits[:, 0])]
+    pearson = (centred[0] @ centred[1]) / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    ranks = [np.argsort(np.argsort(x)) for x in (labels, logits[:, 0])]
+    spearman = 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum() / (5 * (25 - 1))
+    assert score(["pearson", "spearman"], labels, logits) == pytest.approx(
+        {"pearson": pearson, "spearman": spearman}
+    )
 
 
-@pytest.mark.parametrize("factor", [0.2, 1.0, 7.0])
-def test_calibrated_cross_entropy_is_blind_to_how_sure_a_classifier_is(factor):
-    logits, labels = noisy_classifier()
-    found = calibrated_cross_entropy(factor * logits, labels)
-    truth = F.cross_entropy(logits, labels, reduction="none")
-    assert found.shape == labels.shape
-    assert found.mean().item() <= truth.mean().item() + 1e-9
-    assert found.mean().item() == pytest.approx(truth.mean().item(), abs=1e-3)
+def test_what_does_not_vary_has_no_correlation():
+    labels = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    assert score(["pearson", "spearman"], labels, np.ones((3, 1))) == {"pearson": 0.0, "spearman": 0.0}
+    assert score(["pearson"], labels[:1], np.ones((1, 1))) == {"pearson": 0.0}
 
 
-def test_calibrated_cross_entropy_of_logits_that_say_nothing_is_that_of_a_guess():
-    logits, labels = noisy_classifier()
-    wrong = calibrated_cross_entropy(-logits, labels).mean().item()
-    assert wrong == pytest.approx(np.log(3), rel=0.05)
+@given(st.lists(st.tuples(*[st.booleans()] * 4), min_size=1, max_size=30))
+def test_several_labels_are_scored_over_all_and_by_label(rows):
+    """Two labels a row, and what is said of them."""
+    table = np.array(rows, dtype=np.float32)
+    labels, said = table[:, :2], table[:, 2:]
+    hits, wrong = (labels * said).sum(axis=0), (labels != said).sum(axis=0)
+
+    def f1(hit, off):
+        return 2 * hit / (2 * hit + off) if hit else 0.0
+
+    assert score(["micro_f1", "macro_f1", "accuracy"], labels, 2 * said - 1) == pytest.approx(
+        {
+            "micro_f1": f1(hits.sum(), wrong.sum()),
+            "macro_f1": np.mean([f1(h, w) for h, w in zip(hits, wrong, strict=True)]),
+            "accuracy": (labels == said).all(axis=1).mean(),
+        }
+    )
+
+
+def test_a_metric_of_another_problem_is_refused_with_those_that_fit():
+    with pytest.raises(
+        RankwiseError, match="accuracy is no metric of regression. Those that are: pearson, spearman"
+    ):
+        score(["accuracy"], np.array([0.5], dtype=np.float32), np.ones((1, 1)))

@@ -99,7 +99,7 @@ def adalora(folder: Path, tmp_path: Path, spec: str = "peft:adalora,rank=2") -> 
     store = RunFolder(folder)
     config = RunConfig(
         method=spec,
-        table=TableOptions(train_file=table(tmp_path)),
+        table=TableOptions(train_file=(table(tmp_path),)),
         model=ModelOptions(model=str(tmp_path / "base"), threads=1, dtype="float32"),
         train=TrainOptions(epochs=5, batch_size=8, lr=1e-2),
     )

@@ -47,7 +47,7 @@ def config(
 ):
     return RunConfig(
         method=method,
-        table=TableOptions(train_file=tables / f"{table}.jsonl"),
+        table=TableOptions(train_file=(tables / f"{table}.jsonl",)),
         model=ModelOptions(model=base, from_adapter=start, dtype="float32", threads=1),
         lora=LoraOptions(**lora),
         train=TrainOptions(epochs=2, batch_size=8, lr=5e-3),

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from rankwise.callback import RankCallback
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
+    from rankwise.formats import Exported, export
     from rankwise.inject import adapt
     from rankwise.rank import RankController
 
 _HOME = {
     "Columns": "api",
+    "Exported": "formats",
     "FitResult": "api",
     "RankCallback": "callback",
     "RankController": "rank",
@@ -24,6 +26,7 @@ _HOME = {
     "TrainOptions": "config",
     "adapt": "inject",
     "evaluate": "api",
+    "export": "formats",
     "fit": "api",
     "load": "api",
     "merge": "api",
@@ -33,6 +36,7 @@ _HOME = {
 
 __all__ = [
     "Columns",
+    "Exported",
     "FitResult",
     "RankCallback",
     "RankController",
@@ -40,6 +44,7 @@ __all__ = [
     "TrainOptions",
     "adapt",
     "evaluate",
+    "export",
     "fit",
     "load",
     "merge",

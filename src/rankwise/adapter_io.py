@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
+from rankwise.problems import of_config
+from rankwise.quantized import is_quantized
 from rankwise.store import make_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,6 +65,8 @@ class Adapter:
     modules_to_save: list[str]
     label_names: list[str] | None
     fingerprint: str | None
+    problem: str | None = None
+    """What the head's outputs stand for (see `problems`), where the file says it."""
     foreign: str | None = None
     """Why only PEFT can run it, as the end of a sentence; None for what W0 + s·B·A describes."""
 
@@ -123,6 +127,8 @@ def write(adapter: Adapter, document: dict[str, Any], folder: Path) -> None:
     for path, (A, B) in adapter.lora.items():
         tensors[f"{PREFIX}{path}.lora_A.weight"], tensors[f"{PREFIX}{path}.lora_B.weight"] = A, B
     metadata = {"format": "pt", "base_model": adapter.base_model or ""}
+    if adapter.problem is not None:
+        metadata["problem"] = adapter.problem
     if adapter.label_names is not None:
         metadata["label_names"] = json.dumps(adapter.label_names, ensure_ascii=False)
     _write_weights(folder, {name: value.contiguous().clone() for name, value in tensors.items()}, metadata)
@@ -138,6 +144,7 @@ def _metadata(model: nn.Module, base_model: str | None) -> dict[str, str]:
     config = getattr(model, "config", None)
     labels = getattr(config, "id2label", None) or {}
     return {
+        "problem": of_config(config).name,
         "format": "pt",
         "base_model": base_model or getattr(config, "_name_or_path", None) or "",
         "label_names": json.dumps([labels[i] for i in sorted(labels)], ensure_ascii=False),
@@ -300,6 +307,7 @@ def _assemble(
         modules_to_save=list(config.get("modules_to_save") or []),
         label_names=json.loads(metadata["label_names"]) if metadata.get("label_names") else None,
         fingerprint=metadata.get("base_fingerprint"),
+        problem=metadata.get("problem"),
         foreign=foreign,
     )
 
@@ -375,10 +383,12 @@ def _module_paths(model: nn.Module, names: list[str]) -> list[str]:
 
 
 def fingerprint(layers: dict[str, LoRALinear]) -> str:
-    """Identifies the frozen weights under the LoRA layers, whatever dtype they were loaded in.
+    """Identifies the frozen weights under the LoRA layers, whatever dtype they were loaded in; empty where they are quantized.
 
     SHA-256 over up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16.
     """
+    if any(is_quantized(layer) for layer in layers.values()):
+        return ""
     digest = hashlib.sha256()
     for path, layer in layers.items():
         weight = layer.weight.detach().reshape(-1)

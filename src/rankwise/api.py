@@ -24,10 +24,12 @@ from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads
 from rankwise.lora import lora_layers
+from rankwise.losses import class_weights, mean_loss
 from rankwise.metrics import score
+from rankwise.problems import PROBLEMS, Labels, of_config
 from rankwise.rank import Decision
 from rankwise.store import RunFolder, make_folder, run_folders
-from rankwise.train import Compute, Step, Training, choose_padding, mean_loss, predict_logits
+from rankwise.train import Compute, Step, Training, choose_padding, predict_logits
 
 Table = Iterable[Mapping[str, Any]]
 """Rows as mappings: a list of dicts, a `datasets.Dataset`, `pyarrow.Table.to_pylist()` …"""
@@ -40,6 +42,7 @@ class Columns:
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    """A class's name or id; a number; or a list: names of labels, or a 0 or 1 for each."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,13 @@ def fit(
 ) -> FitResult:
     """Trains a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
 
+    What the labels are follows the model's `config.problem_type`, or else what Transformers takes: one output is a number (regression),
+    lists are several labels a row, all else is a class. `config.problem_type` says it afterwards.
+
     Args:
         model: where it is (device) and in the dtype it is in.
         tokenizer: the model's.
-        train: rows with a text and a label (an id, or one of the model's label names).
+        train: rows with a text and a label (see `Columns.label`).
         validation: rows to score after the last step.
         columns: the keys of text, pair and label.
         options: what isn't set comes from the recipe.
@@ -99,8 +105,13 @@ def fit(
     settings = replace(config.train, lr=lr.value, padding=padding)
     limit = max_length or models.text_limit(model.config, tokenizer)
     compute = _compute(model, tokenizer, padding, limit)
-    rows = _encode(train, columns, tokenizer, limit, model, labelled=True)
-    training = Training(model, rows, settings, compute, seed=seed)
+    entries = list(train)
+    _say_problem(model, entries, columns.label)
+    rows = _encode(entries, columns, tokenizer, limit, model, labelled=True)
+    weights = None
+    if settings.class_weights is not None:
+        weights = class_weights(settings.class_weights, label_names(model), cast(Labels, rows.labels))
+    training = Training(model, rows, settings, compute, seed=seed, class_weights=weights)
     engine = training.tune(memory, cache_folder())
     steps: list[Step] = []
     with training.compute.running(model):
@@ -126,7 +137,7 @@ def predict(
     columns: Columns = Columns(),
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Logits [rows, classes] of texts, in their order; labels aren't looked at."""
+    """Logits [rows, outputs] of texts, in their order; labels aren't looked at."""
     limit = max_length or models.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
     return predict_logits(
@@ -139,16 +150,18 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     rows: Table,
     *,
-    metrics: Sequence[str] = ("accuracy",),
+    metrics: Sequence[str] | None = None,
     columns: Columns = Columns(),
     max_length: int | None = None,
 ) -> dict[str, float]:
-    """Metrics and mean cross-entropy (`loss`) of a model on labelled rows."""
+    """Metrics (by default those of its kind of problem) and mean loss of a model on labelled rows."""
     limit = max_length or models.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
     compute = _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
-    logits, labels = predict_logits(model, encoded, compute), cast(np.ndarray, encoded.labels)
-    return score(metrics, labels, logits) | {"loss": mean_loss(logits, labels)}
+    logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
+    return score(metrics or of_config(model.config).metrics, labels, logits) | {
+        "loss": mean_loss(logits, labels)
+    }
 
 
 def load(
@@ -179,7 +192,7 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
             raise RankwiseError(_nothing_trained(folder))
         source = models.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
-        return models.load(source, labels, dtype=dtype, seed=0)[0]
+        return models.load(source, labels, dtype=dtype, seed=0, problem=of_config(source.config).name)[0]
     adapter = adapter_io.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:
@@ -190,7 +203,8 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
         why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
-    model, _ = models.load(source, labels, dtype=dtype, seed=0)
+    problem = adapter.problem or ("regression" if len(labels) == 1 else "classification")
+    model, _ = models.load(source, labels, dtype=dtype, seed=0, problem=problem)
     if adapter.foreign is not None:
         from rankwise import peft_methods
 
@@ -294,10 +308,8 @@ def _encode(
     )
     labels = None
     if labelled:
-        ids = {name: i for i, name in enumerate(label_names(model))}
-        labels = np.array(
-            [_label(entry, columns.label, ids, i) for i, entry in enumerate(entries)], dtype=np.int64
-        )
+        read = _LABELS[of_config(model.config).name]
+        labels = np.array([read(e, columns.label, label_names(model), i) for i, e in enumerate(entries)])
     rows = Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
     return encode(rows, tokenizer, max_length, None)
 
@@ -308,12 +320,52 @@ def _text(entry: Mapping[str, Any], column: str, i: int) -> str:
     return entry[column]
 
 
-def _label(entry: Mapping[str, Any], column: str, ids: dict[str, int], i: int) -> int:
+def _say_problem(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
+    """Fills in what a model's config leaves open: what its outputs stand for."""
+    if model.config.problem_type is None:
+        several = bool(entries) and isinstance(entries[0].get(column), list | tuple | np.ndarray)
+        problem = PROBLEMS["multi-label"] if several else of_config(model.config)
+        model.config.problem_type = problem.problem_type
+
+
+def _class(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.int64:
     value = entry.get(column)
-    if isinstance(value, str) and value in ids:
-        return ids[value]
-    if isinstance(value, int | np.integer) and 0 <= int(value) < len(ids):
-        return int(value)
-    raise RankwiseError(
-        f"Row {i} has the label {value!r} in {column!r}; the model knows {json.dumps(list(ids))}."
+    if isinstance(value, str) and value in names:
+        return np.int64(names.index(value))
+    if isinstance(value, int | np.integer) and 0 <= int(value) < len(names):
+        return np.int64(value)
+    raise _no_label(value, column, i, f"the model knows {json.dumps(names)}")
+
+
+def _several(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.ndarray:
+    value = entry.get(column)
+    if isinstance(value, list | tuple | np.ndarray):
+        labels = list(value)
+        if all(isinstance(label, str) and label in names for label in labels):
+            return np.isin(names, labels).astype(np.float32)
+        if len(labels) == len(names) and all(label in (0, 1) for label in labels):
+            return np.array(labels, dtype=np.float32)
+    raise _no_label(
+        value,
+        column,
+        i,
+        f"several labels are a list of names out of {json.dumps(names)}, or of as many 0s and 1s",
     )
+
+
+def _number(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.float32:
+    value = entry.get(column)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value):
+        return np.float32(value)
+    raise _no_label(value, column, i, "regression takes numbers")
+
+
+_LABELS: dict[str, Callable[[Mapping[str, Any], str, list[str], int], Any]] = {
+    "classification": _class,
+    "multi-label": _several,
+    "regression": _number,
+}
+
+
+def _no_label(value: Any, column: str, i: int, known: str) -> RankwiseError:
+    return RankwiseError(f"Row {i} has the label {value!r:.60} in {column!r}; {known}.")

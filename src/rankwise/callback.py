@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
-from rankwise.metrics import calibrated_cross_entropy
+from rankwise.losses import calibrated_losses
 from rankwise.rank import Decision, RankController
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
@@ -31,7 +31,7 @@ class RankCallback(TrainerCallback):
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
-        losses: what an example's loss is, where it isn't a classifier's (`metrics.calibrated_cross_entropy`).
+        losses: what an example's loss is, where it isn't the one that fits its labels (`losses.calibrated_losses`).
         batch_size: of held-out passes.
         seed: draws what is added when a layer grows.
     """
@@ -109,7 +109,7 @@ class RankCallback(TrainerCallback):
         try:
             parts = [self._part(model, {k: _to(v, device) for k, v in batch.items()}) for batch in loader]
             outputs, *labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-            return calibrated_cross_entropy(outputs, labels[0]) if labels else outputs
+            return calibrated_losses(outputs, labels[0]) if labels else outputs
         finally:
             model.train(training)
 

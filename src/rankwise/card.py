@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise import hub, recipes
+from rankwise.problems import PROBLEMS
 from rankwise.tasks import HUB, MOVIES, TASKS
 
 HUB_NAMES = {hub.EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}
@@ -72,6 +73,16 @@ def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _what(task: dict[str, Any]) -> str:
+    """What the outputs say of a text."""
+    names = ", ".join(task["label_names"])
+    if task["problem"] == "regression":
+        return f"Says a number of a text: {names}."
+    if task["problem"] == "multi-label":
+        return f"Says which of these hold of a text: {names}."
+    return f"Classifies text as {names}."
+
+
 def _base(result: dict[str, Any]) -> str:
     name: str = result["model"]
     return HUB_NAMES.get(name, name)
@@ -79,7 +90,6 @@ def _base(result: dict[str, Any]) -> str:
 
 def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
     task, resolved = record["task"], record["resolved"]
-    labels = ", ".join(task["label_names"])
     settings = {**resolved["train"], "method": result["method"], "seed": result["seed"]}
     if result["rank"]:
         low, high = min(result["rank"].values()), max(result["rank"].values())
@@ -96,7 +106,7 @@ def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
     recipe = recipes.recipe(resolved["train"]["recipe"])["source"]
     return f"""# {task["name"]}: {result["method"]} on {base}
 
-Classifies text as {labels}. {task["source"]}.
+{_what(task)} {task["source"]}.
 Trained on {result["n_train"]:,} rows; {result["trainable_params"]:,} of {result["total_params"]:,} parameters were trained.
 
 | split | metric | value |
@@ -112,7 +122,9 @@ import rankwise
 model = rankwise.load("this-folder")
 ```
 
-or `rankwise predict this-folder new.csv --out scored.csv`; PEFT loads it with `PeftModel.from_pretrained(base_model, "this-folder")`.
+or `rankwise predict this-folder new.csv --out scored.csv`; PEFT loads it with `PeftModel.from_pretrained(base_model, "this-folder")`, the
+base by `AutoModelForSequenceClassification.from_pretrained` with `num_labels={len(task["label_names"])}` and
+`problem_type="{PROBLEMS[task["problem"]].problem_type}"`.
 
 ## Training
 

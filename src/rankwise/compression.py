@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise import adapter_io
@@ -21,7 +20,7 @@ from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
-from rankwise.metrics import calibrated_cross_entropy
+from rankwise.losses import calibrated_losses, example_losses
 from rankwise.packing import token_batches
 from rankwise.rank import Decision, RankController
 from rankwise.scoring import Trained
@@ -84,7 +83,7 @@ def compress(
 
     def losses() -> Tensor:
         logits = torch.from_numpy(predict_logits(model, held_out, compute))
-        return calibrated_cross_entropy(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
+        return calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
 
     controller = RankController(model, losses, 1, NoOptimizer())
     controller.moments = gather(model, seen, compute, on_progress)
@@ -116,7 +115,7 @@ def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progr
         for which in token_batches(rows.lengths, TOKENS):
             (batch,) = single.batches(model, rows, which)
             logits = single.logits(model, batch)
-            loss = F.cross_entropy(logits, cast(Tensor, batch.labels), reduction="sum")
+            loss = example_losses(logits, cast(Tensor, batch.labels)).sum()
             gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
             for path, gradient in zip(watched, gradients, strict=True):
                 if gradient is not None:

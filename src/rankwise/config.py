@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclopts import Parameter, Token
 
 from rankwise.errors import RankwiseError
+from rankwise.problems import ProblemName
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:
@@ -82,6 +83,8 @@ class ModelOptions:
     (`runs/first/mnli.{method}.s{seed}`). Other labels get a new head. full takes a whole model or an adapter, merged."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 where the machine has it in hardware."""
+    base_bits: Literal[8, 4] | None = None
+    """Keep the frozen linear layers of lora and adaptive in 8 or 4 bits (QLoRA); needs bitsandbytes, on cpu or cuda."""
     device: str = "auto"
     """auto: cuda, then mps, then cpu."""
     threads: MaybeWhole = None
@@ -102,13 +105,14 @@ class LoraOptions:
     rank: MaybeWhole = None
     """r: rows of A, columns of B. Default: 8; for adaptive, where every layer starts, 16."""
     alpha: float | None = None
-    """s = alpha/r. Default: 2·rank, so s = 2."""
+    """s = alpha/r. Default: 2·rank, so s = 2; adaptive has √(32 / start rank)."""
     rslora: bool = False
     """s = alpha/√r instead (Kalajdzievski 2023)."""
     lora_dropout: float = 0.0
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ()
-    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family."""
+    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value of the family; for adaptive
+    all linear layers."""
 
     @property
     def fixed_rank(self) -> int:
@@ -150,6 +154,9 @@ class TrainOptions:
     max_length: every text to `max_length`, the fixed protocol."""
     evaluate_every: MaybeWhole = None
     """Evaluate on the validation rows every so many steps too (reported as a curve; the score is the final step's)."""
+    class_weights: str | None = None
+    """balanced, or weights by name (`spam=5,ham=1`): classes count so much in the training loss, and in the held-out losses that ranks are
+    decided on; reported losses and scores know no weights."""
     patience: MaybeWhole = None
     """Stop early when the loss on rows held out of training has not improved for so many checks (one an epoch)."""
 
@@ -167,16 +174,42 @@ class TrainOptions:
 class TableOptions:
     """A table of one's own instead of a task by name."""
 
-    train_file: Annotated[Path | None, Parameter(parse=False)] = None
-    """CSV, TSV, JSONL or Parquet."""
+    train_file: Annotated[tuple[Path, ...] | None, Parameter(parse=False)] = None
+    """CSV, TSV, JSONL or Parquet; several with the same columns are one table."""
     validation: Path | None = None
     """Rows to evaluate on; split off the training file, stratified by label, when not given."""
+    dataset: str | None = None
+    """Instead of files: a data set of the Hugging Face hub (`owner/name`), or a folder that the `datasets` library loads."""
+    dataset_config: str | None = None
+    """Its configuration, where it has several."""
+    train_split: str | None = None
+    """Its split to train on. Default: `train`."""
+    validation_split: str | None = None
+    """Its split to evaluate on. Default: `validation` where it has one, else rows are split off."""
     text: str | None = None
     """Column of the text."""
     text_pair: str | None = None
     """Column of the second text of a pair."""
-    label: str | None = None
-    """Column of the label, strings or integers."""
+    label: tuple[str, ...] | None = None
+    """Column of the label: a class, a number, or a list of labels. Several columns: one of 0s and 1s for each label."""
+    problem: ProblemName | None = None
+    """classification (one class a row), multi-label (any number of labels a row) or regression (a number). Default: by the label column:
+    a list or several columns are multi-label, numbers with fractions regression, all else classification."""
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None and self.train_file:
+            raise RankwiseError(
+                f"Both --dataset {self.dataset} and the file {self.train_file[0]} are named; leave one out."
+            )
+        for name in ("dataset_config", "train_split", "validation_split"):
+            if self.dataset is None and getattr(self, name) is not None:
+                raise RankwiseError(
+                    f"--{name.replace('_', '-')} is for a data set, and --dataset names none."
+                )
+        if self.dataset is not None and self.validation is not None:
+            raise RankwiseError(
+                "--validation names a file; of a data set, name the split with --validation-split."
+            )
 
 
 def _at_least(smallest: float, **settings: float | None) -> None:
@@ -210,7 +243,7 @@ class RunConfig:
     """One run: a task, a method, a seed."""
 
     task: str = "movies"
-    """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli or movies; a table of one's own instead when a file is given."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli or movies; a table of one's own instead when a file is given."""
     method: str = "adaptive"
     """A method's name, with options of its own behind a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`,
     `full:lr=5e-5`."""
@@ -228,7 +261,7 @@ class CompareConfig:
     """A grid: tasks × methods × seeds, one process a run."""
 
     tasks: tuple[str, ...] = ("movies",)
-    """sst2, rte, mrpc, qnli, mnli, qqp, cola, wnli, movies."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies."""
     methods: tuple[str, ...] = ("full", "lora")
     """Methods by name, with options of their own behind a colon: `lora:rank=4,targets=all-linear`,
     `full:lr=5e-5`."""
@@ -290,6 +323,8 @@ class PlanConfig:
     """cuda: a card, which also holds what isn't tensors. cpu: tensor bytes alone, as `rankwise train --memory` counts them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of frozen weights and of the matrix products. auto: bfloat16 on a card and where this CPU has it in hardware."""
+    base_bits: Literal[8, 4] | None = None
+    """The frozen linear layers of lora and adaptive in 8 or 4 bits."""
     workers: Whole = 1
     """Parts of a batch side by side, as a run's first line says. Each takes gradients of its own."""
     speed: bool = False
@@ -330,7 +365,8 @@ def _from_json(kind: Any, value: Any) -> Any:
     if kind is Path:
         return Path(value)
     if get_origin(kind) is tuple:
-        return tuple(value)
+        values = [value] if isinstance(value, str) else value  # one alone
+        return tuple(_from_json(get_args(kind)[0], one) for one in values)
     return value
 
 

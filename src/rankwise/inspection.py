@@ -12,14 +12,20 @@ from torch import Tensor
 
 from rankwise import adapter_io
 from rankwise.adapter_io import Adapter
+from rankwise.formats import read_loralib
 from rankwise.rank_map import draw
 from rankwise.store import RunFolder
 
 ENERGIES = (0.9, 0.99, 0.999)
+ANY_ALPHA = 1.0
+"""Of a loralib checkpoint, which doesn't say its own: shares of energy are the same under any."""
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """Ranks, size, energies and decisions of an adapter made here or by PEFT, as plain values.
+    """Ranks, size, energies and decisions of an adapter, as plain values.
+
+    Args:
+        folder: made here or by PEFT; or a loralib checkpoint's file.
 
     Returns:
         `rank` {module path: r}, `mean_rank`, `adapter_params` (LoRA matrices only), `effective_rank` {module path: exp of the entropy of
@@ -29,7 +35,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises:
         RankwiseError: no adapter there.
     """
-    adapter = adapter_io.read(folder)
+    adapter = read_loralib(folder, None, ANY_ALPHA) if folder.is_file() else adapter_io.read(folder)
     run = RunFolder(folder)
     ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}
     if run.finished:

@@ -1,84 +1,93 @@
-"""Scores of a classifier from its logits, by scikit-learn: accuracy, F1 of class 1 and Matthews' correlation.
+"""Scores of a model from its logits, by scikit-learn and SciPy.
 
-logits [rows, classes] ─► argmax ─► predictions [rows] ─► {"accuracy": …, "f1": …}
+logits [rows, outputs] ─► predictions in the labels' form ─► {"accuracy": …, "f1": …}
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import numpy as np
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
-from scipy.optimize import minimize_scalar
-from torch import Tensor
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from rankwise.errors import RankwiseError, nearest
+from rankwise.problems import problem_of
 
-# scikit-learn takes a second to import, which a plan and a help page don't need.
-
-
-def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, predictions))
+Score = Callable[[np.ndarray, np.ndarray], float]
+"""(labels, predictions) → a number; higher is better."""
 
 
-def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import f1_score
+@dataclass(frozen=True)
+class Metric:
+    """A score, and the problems whose labels and predictions it compares."""
 
-    return f1_score(labels, predictions, pos_label=1, zero_division=0)  # pyright: ignore[reportArgumentType]
-
-
-def _mcc(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    with warnings.catch_warnings():  # one class alone gives 0, by definition and without a warning
-        warnings.simplefilter("ignore")
-        return matthews_corrcoef(labels, predictions)
+    score: Score
+    problems: tuple[str, ...]
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "mcc": _mcc,
+def _defined(score: Score) -> Score:
+    """0, without a warning, where a score is not defined: one class alone, or a column that doesn't vary, shows no relation."""
+
+    def defined(labels: np.ndarray, predictions: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = float(score(labels, predictions)) if len(labels) > 1 else 0.0
+        return value if np.isfinite(value) else 0.0
+
+    return defined
+
+
+def _f1(average: str) -> Score:
+    return partial(f1_score, average=average, pos_label=1, zero_division=0)  # pyright: ignore[reportReturnType,reportArgumentType]
+
+
+def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return cast(float, pearsonr(labels.astype(float), predictions.astype(float))[0])
+
+
+def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return cast(float, spearmanr(labels, predictions)[0])
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(accuracy_score, ("classification", "multi-label")),
+    "f1": Metric(_f1("binary"), ("classification",)),
+    "mcc": Metric(_defined(matthews_corrcoef), ("classification",)),
+    "micro_f1": Metric(_f1("micro"), ("classification", "multi-label")),
+    "macro_f1": Metric(_f1("macro"), ("classification", "multi-label")),
+    "pearson": Metric(_defined(_pearson), ("regression",)),
+    "spearman": Metric(_defined(_spearman), ("regression",)),
 }
-"""Name of a metric → function of (labels, predictions)."""
+"""By name. `f1` is class 1's; `accuracy` of several labels asks for all of a row's labels and no other."""
 
 
 def score(
-    metrics: Sequence[str], labels: Int64[np.ndarray, "rows"], logits: Float[np.ndarray, "rows classes"]
+    metrics: Sequence[str], labels: np.ndarray, logits: Float[np.ndarray, "rows outputs"]
 ) -> dict[str, float]:
     """The named metrics, in the order asked for; by custom the first is the headline.
 
     Args:
         metrics: names out of `METRICS`.
-        labels: the true class of each row.
-        logits: the highest one is the prediction.
+        labels: in one of the three forms of `problems`.
+        logits: of the same rows.
 
     Raises:
-        RankwiseError: no metric has that name.
+        RankwiseError: no metric has that name, or it is none for such labels.
     """
-    predictions = logits.argmax(axis=1)
+    problem = problem_of(labels)
+    predictions = problem.predict(logits)
     scores = {}
     for name in metrics:
         if name not in METRICS:
             raise RankwiseError(f"There is no metric {name!r}.{nearest(name, METRICS)}")
-        scores[name] = float(METRICS[name](labels, predictions))
+        if problem.name not in METRICS[name].problems:
+            fitting = [other for other, metric in METRICS.items() if problem.name in metric.problems]
+            raise RankwiseError(
+                f"{name} is no metric of {problem.name}. Those that are: {', '.join(fitting)}."
+            )
+        scores[name] = float(METRICS[name].score(labels, predictions))
     return scores
-
-
-def calibrated_cross_entropy(
-    logits: Float[Tensor, "rows classes"], labels: Int64[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
-    """Cross-entropy of each row, at the temperature that is best for all of them together (Guo et al. 2017, section 4.2).
-
-    It is blind to how sure a classifier is of itself, and sees what accuracy sees, without accuracy's steps.
-    """
-    logits = logits.double()
-
-    def mean(log_scale: float) -> float:
-        return F.cross_entropy(logits * math.exp(log_scale), labels).item()
-
-    log_scale = minimize_scalar(mean, bounds=(-4.0, 4.0), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
-    return F.cross_entropy(logits * math.exp(log_scale), labels, reduction="none")

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise import hub
 from rankwise.errors import RankwiseError
+from rankwise.problems import PROBLEMS
 from rankwise.streams import stream_seed
 
 
@@ -103,15 +104,16 @@ def _first_line(error: Exception) -> str:
 
 
 def load(
-    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int
+    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem: str = "classification"
 ) -> tuple[PreTrainedModel, list[str]]:
     """Loads a sequence classifier and draws what its checkpoint doesn't have.
 
     Args:
         source: from `locate`.
-        label_names: the classes, in the order of their ids.
+        label_names: the classes, in the order of their ids; one name for each output of the head.
         dtype: of every weight as read (no float32 copy is made on the way).
         seed: the run's seed.
+        problem: what the outputs stand for (see `problems`); the model's config says it to others.
 
     Returns:
         The model in eval mode, and the paths of its new modules outside the head (BERT's pooler where it is new).
@@ -121,6 +123,7 @@ def load(
         "num_labels": len(labels),
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
+        "problem_type": PROBLEMS[problem].problem_type,
     }
     if source.name in hub.SCRATCH:
         return _from_scratch(source.config, options, dtype, seed), []

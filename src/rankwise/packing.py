@@ -231,7 +231,7 @@ class PackedBatch:
         order: the place in the packed order of each row, in the order they were asked for.
         by_length: its inverse: which of them lies at each place.
         rows: the numbers of the rows; `labels` and logits stand in this order.
-        labels: class ids of the rows.
+        labels: of the rows, in the form of their problem (see `problems`).
     """
 
     input_ids: Int64[Tensor, "1 tokens"]
@@ -241,7 +241,7 @@ class PackedBatch:
     order: Int64[Tensor, "rows"]
     by_length: Int64[np.ndarray, "rows"]
     rows: Int64[np.ndarray, "rows"]
-    labels: Int64[Tensor, "rows"] | None
+    labels: Int64[Tensor, "rows"] | Float[Tensor, "rows"] | Float[Tensor, "rows labels"] | None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -372,7 +372,7 @@ def pack(
         order=_long(order),
         by_length=by_length,
         rows=rows,
-        labels=None if labels is None else _long(labels[rows]),
+        labels=None if labels is None else _as_stored(labels[rows]),
     )
 
 
@@ -391,7 +391,7 @@ def pad(
         padding: to the longest of these rows, or to this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask`, `token_type_ids` where there are any, and `labels`; int64 [rows, length].
+        `input_ids`, `attention_mask`, `token_type_ids` where there are any, int64 [rows, length]; and `labels`.
 
     Raises:
         ValueError: a row is longer than the length asked for.
@@ -407,13 +407,17 @@ def pad(
     batch = {"input_ids": np.where(real, encoded.input_ids[token], pad_id), "attention_mask": real}
     if encoded.token_type_ids is not None:
         batch["token_type_ids"] = np.where(real, encoded.token_type_ids[token], 0)
-    if encoded.labels is not None:
-        batch["labels"] = encoded.labels[rows]
-    return {name: _long(values) for name, values in batch.items()}
+    inputs = {name: _long(values) for name, values in batch.items()}
+    return inputs if encoded.labels is None else inputs | {"labels": _as_stored(encoded.labels[rows])}
 
 
 def _long(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _as_stored(labels: np.ndarray) -> Tensor:
+    """Labels as a tensor: class ids int64, numbers and sets of labels float32."""
+    return torch.from_numpy(labels) if labels.dtype.kind == "f" else _long(labels)
 
 
 def batch_order(

@@ -14,7 +14,7 @@ the examples' own spread falls out of the difference.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,8 +49,8 @@ GROW_AT = (0.1, 0.2, 0.3)
 CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
 training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
-TRIES = 2
-"""Proposals a check tests at most; the second is more careful."""
+TRIES = 3
+"""Proposals a check tests at most: after one that passes one of twice the worth, after one that doesn't one of a quarter."""
 SPARE = 1 / 16
 """A cut of fewer of the components isn't worth looking at held-out rows."""
 
@@ -273,9 +273,9 @@ class RankController:
             harm = gain if kept == 0 else self.look(self.matrices(bases, ranks)) - whole
             share = sum(worth for worth, _ in removed) / total if total else 0.0
             expected = None if kept == 0 else share * gain.mean().item()
-            accepted = self._decide("cut", harm, limit, ranks, expected=expected, act=False)
+            self.decisions.append(self._judge("cut", harm, limit, ranks, expected))
             on_point(self.decisions[-1])
-            return accepted
+            return self.decisions[-1].accepted
 
         good, bad = len(order), 0
         if not order or try_size(0):
@@ -328,21 +328,31 @@ class RankController:
             ranks = dict.fromkeys(bases, 0)
             if self.alone:  # without a single component there would be nothing to train
                 ranks[order[-1][1]] = 1
-            self._decide("cut", gain, limit, ranks)
+            self._take(self._judge("cut", gain, limit, ranks))
             return
         mean, error = mean_and_error(gain)
         if mean <= SURE * error:  # nor is it clear that they are good for anything yet: nothing is known
             return
-        share = negligible / (1 + SURE)  # what passes if held-out rows say just what the statistics say
+        share, best = (
+            negligible / (1 + SURE),
+            None,
+        )  # what passes if held-out rows say just what the statistics say
         for _ in range(TRIES):
             removed, reached = _least(order, share)
             if len(removed) < SPARE * len(order):
-                return
+                break
             ranks = without(bases, removed)
             harm = self.look(self.matrices(bases, ranks)) - whole
-            if self._decide("cut", harm, limit, ranks, expected=reached * gain.mean().item()):
-                return
+            decision = self._judge("cut", harm, limit, ranks, reached * gain.mean().item())
+            if decision.accepted:
+                best, share = decision, 2 * reached
+                continue
+            self._take(decision)
+            if best:
+                break
             share = reached / 4
+        if best:
+            self._take(best)
 
     @torch.no_grad()
     def _grow(self) -> None:
@@ -363,7 +373,7 @@ class RankController:
         harm = self.look(self.matrices(bases, shorter)) - whole
         layers = {path: self.layers[path] for path in short}
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
-        self._decide("grow", harm, SHARE * max(gain, 0.0), twice)
+        self._take(self._judge("grow", harm, SHARE * max(gain, 0.0), twice))
 
     def _restore(self, whole: Tensor, limit: float) -> Tensor:
         """Brings back what the last cut took, where held-out rows miss it by now; returns the losses after it."""
@@ -373,9 +383,10 @@ class RankController:
             both[path] = torch.cat([layer.lora_A, other.A]), torch.cat([layer.lora_B, other.B], dim=1)
         with_it = self.look(both)
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
-        restored = self._decide("restore", whole - with_it, limit, ranks)
+        decision = self._judge("restore", whole - with_it, limit, ranks)
+        self._take(decision)
         self.aside = {}
-        return with_it if restored else whole
+        return with_it if decision.accepted else whole
 
     # Evidence
 
@@ -413,17 +424,10 @@ class RankController:
         self.rows_seen += len(losses)
         return losses
 
-    def _decide(
-        self,
-        kind: str,
-        harm: Tensor,
-        limit: float,
-        ranks: dict[str, int],
-        *,
-        expected: float | None = None,
-        act: bool = True,
-    ) -> bool:
-        """Accepts a proposal or doesn't, notes it, and resizes.
+    def _judge(
+        self, kind: str, harm: Tensor, limit: float, ranks: Mapping[str, int], expected: float | None = None
+    ) -> Decision:
+        """Accepts a proposal or doesn't; nothing is changed yet.
 
         Args:
             kind: `cut` removes what does no harm; `grow` and `restore` add where its lack does.
@@ -431,21 +435,18 @@ class RankController:
             limit: the harm that would matter.
             ranks: proposed, for the layers concerned.
             expected: the harm that the statistics expect, where they say something.
-            act: resize what is accepted.
         """
         mean, error = mean_and_error(harm)
-        removing = kind == "cut"
         bound = _bound(*_with_expected(mean, error, expected))
-        accepted = bound <= limit if removing else mean - SURE * error > limit
-        changes = self._changes(ranks)
-        if accepted and act:
-            self._resize(changes)
-        self.decisions.append(
-            Decision(
-                self.steps_taken, kind, accepted, changes, self.ranks, mean, error, len(harm), limit, expected
-            )
-        )
-        return accepted
+        accepted = bound <= limit if kind == "cut" else mean - SURE * error > limit
+        seen = mean, error, len(harm), limit, expected
+        return Decision(self.steps_taken, kind, accepted, self._changes(ranks), self.ranks, *seen)
+
+    def _take(self, decision: Decision) -> None:
+        """Notes a decision, and resizes where the proposal was accepted."""
+        if decision.accepted:
+            self._resize(decision.changes)
+        self.decisions.append(replace(decision, ranks=self.ranks))
 
     # Resizing
 

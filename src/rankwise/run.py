@@ -6,7 +6,7 @@ A run tells what it does through events (plain dicts: start, step, evaluate, res
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,21 +17,23 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise import adapter_io, card, machine, methods, models, recipes, start, tasks
+from rankwise import adapter_io, card, machine, methods, models, quantized, recipes, start, tasks
 from rankwise.board import Board
 from rankwise.config import RunConfig, from_json, to_json
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.engine import Engine
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.losses import class_weights, mean_loss
 from rankwise.measure import PeakRss, allocated_peak_mb, product_rate
 from rankwise.methods import parse
 from rankwise.metrics import score
 from rankwise.models import Source
+from rankwise.problems import Labels, problem_of, strata
 from rankwise.store import RunFolder, damaged
 from rankwise.streams import stream_seed
 from rankwise.tasks import Dataset
-from rankwise.train import Compute, Training, choose_padding, mean_loss, predict_logits
+from rankwise.train import Compute, Training, choose_padding, predict_logits
 
 if TYPE_CHECKING:
     from rankwise.peft_methods import Peer
@@ -128,6 +130,8 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     dtype, why = machine.choose_dtype(facts.get("dtype") or config.model.dtype, device)
     why = "as this run began" if facts else why
 
+    if config.model.base_bits is not None:
+        _check_base_bits(config, method_name, device)
     dataset = tasks.load(config)
     source = start.locate(config)
     cache = cache_folder()
@@ -145,11 +149,13 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     model, new_modules, started = start.load(
         config,
         source,
-        list(dataset.task.label_names),
+        dataset.task,
         dtype=dtype if method.frozen_base else torch.float32,
     )
     peer = methods.prepare(model, method_name, config, new_modules, train)
     model.to(device)  # pyright: ignore[reportArgumentType]
+    if config.model.base_bits is not None:
+        quantized.quantize(model, config.model.base_bits)
     trained: nn.Module = model if peer is None else peer.model.to(device)
     lr = recipes.resolve_lr(config, method_name, models.width(source.config))
     padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
@@ -166,9 +172,13 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         pad_id=models.pad_id(source.tokenizer),
         threads=threads,
     )
+    weights = None
+    if config.train.class_weights is not None:
+        weights = class_weights(config.train.class_weights, dataset.task.label_names, _labels(train))
     training = Training(
-        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act
-    )
+        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act,
+        class_weights=weights,
+    )  # fmt: skip
     if facts.get("engine"):
         training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
         engine_why = "run as this run began"
@@ -177,10 +187,11 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     dtype_name = str(dtype).removeprefix("torch.")
     notes = [
         f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); "
+        f"{_bits(config.model.base_bits)}"
         f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
-        *filter(None, [started, training.rank_note]),
+        *filter(None, [started, training.rank_note, _said(weights, dataset.task.label_names)]),
         *dataset.notes,
     ]
     cut = train.n_truncated + sum(v.n_truncated for v in validation.values())
@@ -195,9 +206,34 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         "engine": training.compute.engine.to_json(),
         "learning_rate_from": lr.why,
     }
+    if config.model.base_bits is not None:
+        facts["base_bits"] = config.model.base_bits
+    if weights is not None:
+        facts["class_weights"] = dict(zip(dataset.task.label_names, weights.tolist(), strict=True))
     return Prepared(
         config, method_name, dataset, source, trained, peer, training, validation, held_out, rss, facts, notes
     )
+
+
+def _check_base_bits(config: RunConfig, method: str, device: torch.device) -> None:
+    """Refuses quantized weights where they would be trained, or can't be had."""
+    if method not in ("lora", "adaptive"):
+        raise RankwiseError(
+            f"--base-bits {config.model.base_bits} is for lora and adaptive, whose base is frozen; {method} is neither."
+        )
+    quantized.check(device)
+
+
+def _bits(base_bits: int | None) -> str:
+    return "" if base_bits is None else f"frozen linear layers in {base_bits} bits; "
+
+
+def _said(weights: torch.Tensor | None, names: Sequence[str]) -> str:
+    """The class weights in a sentence; nothing where there are none."""
+    if weights is None:
+        return ""
+    each = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights.tolist(), strict=True))
+    return f"Class weights in the training loss: {each}."
 
 
 def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
@@ -207,7 +243,7 @@ def hold_out(rows: Encoded, seed: int) -> tuple[Encoded, Encoded]:
         np.arange(len(rows)),
         test_size=n,
         random_state=stream_seed(seed, "held out") % 2**32,
-        stratify=rows.labels,
+        stratify=strata(_labels(rows)),
     )
     return rows.select(np.sort(kept)), rows.select(np.sort(held))
 
@@ -318,7 +354,7 @@ class _Pace:
         )
 
 
-def _labels(rows: Encoded) -> np.ndarray:
+def _labels(rows: Encoded) -> Labels:
     if rows.labels is None:
         raise RankwiseError("These rows have no labels to score against. Name their column with --label.")
     return rows.labels
@@ -348,7 +384,8 @@ def _finish(run: Prepared, folder: RunFolder, peak_rss_mb: float | None, emit: E
         logits, scores[split] = _evaluate(run, split, emit)
         if i == 0:
             rows = run.validation[split]
-            folder.write_predictions(rows.idx, _labels(rows), logits.argmax(axis=1), logits)
+            labels = _labels(rows)
+            folder.write_predictions(rows.idx, labels, problem_of(labels).predict(logits), logits)
     if run.peer is not None:
         run.peer.save(folder.path, run.source.name)
     elif methods.named(run.method).frozen_base:

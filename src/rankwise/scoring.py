@@ -16,17 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from scipy.special import expit, softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rankwise import adapter_io, api, machine, models, tasks
+from rankwise import adapter_io, api, machine, models, quantized, tasks
 from rankwise.config import RunConfig, from_json
 from rankwise.data import Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
+from rankwise.losses import mean_loss
 from rankwise.metrics import score
+from rankwise.problems import PROBLEMS, of_config
 from rankwise.store import RunFolder
 from rankwise.tasks import Task
-from rankwise.train import Compute, choose_padding, mean_loss, predict_logits
+from rankwise.train import Compute, choose_padding, predict_logits
 
 Progress = Callable[[int, int], None]
 
@@ -68,9 +71,12 @@ def open_trained(
     dtype, _ = machine.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / adapter_io.CONFIG).is_file()
     model = api.load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32).to(device)
+    if is_adapter and facts.get("base_bits"):
+        quantized.check(device)
+        quantized.quantize(model, facts["base_bits"])
     name = (base or adapter_io.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
     tokenizer = models.locate(name).tokenizer
-    task = _task(record, folder, api.label_names(model))
+    task = _task(record, folder, cast(Any, model).config)
     columns = {"text": text, "text_pair": text_pair, "label": label}
     task = replace(task, **{column: name for column, name in columns.items() if name is not None})
     compute = Compute(
@@ -84,22 +90,25 @@ def open_trained(
     return Trained(model, tokenizer, task, compute, asked, folder)
 
 
-def _task(record: dict[str, Any], folder: Path, label_names: list[str]) -> Task:
+def _task(record: dict[str, Any], folder: Path, config: Any) -> Task:
+    """What a run was trained for, as it says; of other models, what their config says."""
     if stored := record.get("task"):
         return from_json(Task, stored)
+    problem = of_config(config)
     return Task(
         name=folder.name,
         text="text",
         text_pair=None,
         label="label",
-        label_names=tuple(label_names),
-        metrics=("accuracy", "mcc"),
+        label_names=tuple(config.id2label[i] for i in sorted(config.id2label)),
+        metrics=problem.metrics,
         source=str(folder),
+        problem=problem.name,
     )
 
 
 def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done, of: None) -> np.ndarray:
-    """Logits [rows, classes] of rows, in their order."""
+    """Logits [rows, outputs] of rows, in their order."""
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
     return predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
 
@@ -148,6 +157,8 @@ def task_rows(trained: Trained, split: str, folder: Path | None) -> tuple[Rows, 
     if split == "validation":
         config = replace(config, data=replace(config.data, data=folder or config.data.data))
         return tasks.load(config).validation["validation"], ()
+    if config.table.dataset is not None:
+        return tasks.load_dataset_split(config.table, trained.task, split)
     return tasks.load_split(trained.task, split, folder or config.data.data)
 
 
@@ -165,25 +176,20 @@ def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, An
 def predict_file(
     trained: Trained, file: Path, out: Path, on_progress: Progress = lambda done, of: None
 ) -> dict[str, Any]:
-    """Writes label, probability of each class and logits for every row of `file` with a text.
+    """Writes what the model says of every row of `file` with a text: its label with probabilities and logits, or its number.
 
     Args:
         file: CSV, TSV, JSONL or Parquet.
         out: the same kinds, by its ending. `idx` in it is the row's position in `file`, from 0.
+
+    Returns:
+        `n`, `out`, `notes`, and as `predicted` how often each label was said, or the lowest, mean and highest number.
     """
     kind = check_out(out, file)
     rows, notes = tasks.read_rows(file, trained.task, labelled=False)
     logits = logits_of(trained, rows, on_progress)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    names = trained.task.label_names
-    labels: list[Any] = list(names)
-    if tasks.all_integers(names) and all(name == str(int(name)) for name in names):
-        labels = [int(name) for name in names]  # a column of integers comes back as one
-    columns: dict[str, Any] = {"idx": rows.idx, "label": [labels[i] for i in logits.argmax(axis=1)]}
-    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
-    columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(names)}
-    table = pa.table(columns)
+    columns, predicted = _said(trained.task, logits)
+    table = pa.table({"idx": rows.idx, **columns})
     partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,8 +200,27 @@ def predict_file(
         raise RankwiseError(
             f"{out} can't be written: {error.strerror or error}. Name another file with --out."
         ) from None
-    counts = {name: int((logits.argmax(axis=1) == i).sum()) for i, name in enumerate(names)}
-    return {"n": len(rows), "out": str(out), "predicted": counts, "notes": list(notes)}
+    return {"n": len(rows), "out": str(out), "predicted": predicted, "notes": list(notes)}
+
+
+def _said(task: Task, logits: np.ndarray) -> tuple[dict[str, Any], dict[str, float]]:
+    """Columns of what logits say, and a summary of them."""
+    said, names = PROBLEMS[task.problem].predict(logits), task.label_names
+    if task.problem == "regression":
+        low, mean, high = (float(f(said)) for f in (np.min, np.mean, np.max))
+        return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
+    labels: list[Any] = list(names)
+    if tasks.all_integers(names) and all(name == str(int(name)) for name in names):
+        labels = [int(name) for name in names]  # a column of integers comes back as one
+    if task.problem == "multi-label":
+        column: list[Any] = [[labels[i] for i in np.flatnonzero(row)] for row in said]
+        probabilities, counts = expit(logits), said.sum(axis=0)
+    else:
+        column, counts = [labels[i] for i in said], np.bincount(said, minlength=len(names))
+        probabilities = softmax(logits, axis=1)
+    columns = {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
+    columns |= {f"logit_{name}": logits[:, i] for i, name in enumerate(names)}
+    return {"label": column, **columns}, {name: int(n) for name, n in zip(names, counts, strict=True)}
 
 
 def check_out(out: Path, file: Path) -> str:
@@ -232,7 +257,10 @@ def _write_delimited(delimiter: str) -> Callable[[pa.Table, Path], None]:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter)
             writer.writerow(table.column_names)
-            writer.writerows(row.values() for row in table.to_pylist())
+            writer.writerows(
+                [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values()]
+                for row in table.to_pylist()
+            )
 
     return write
 

@@ -16,7 +16,9 @@ from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, find_targets, scale, train_beside, trained_beside
 from rankwise.models import Source
+from rankwise.problems import of_config
 from rankwise.store import RunFolder
+from rankwise.tasks import Task
 
 
 def locate(config: RunConfig) -> Source:
@@ -42,33 +44,34 @@ def locate(config: RunConfig) -> Source:
 
 
 def load(
-    config: RunConfig, source: Source, label_names: list[str], *, dtype: torch.dtype
+    config: RunConfig, source: Source, task: Task, *, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, list[str], str]:
     """Loads the model of a run, with an adapter in place where it starts from one.
 
     Args:
         config: of the run.
         source: from `locate`.
-        label_names: the task's classes.
+        task: whose labels the head is for.
         dtype: of the frozen weights, or of all where every weight is trained.
 
     Returns:
         The model, its new modules outside the head (see `models.load`), and what it started from, for the first lines of a run.
     """
-    model, new = models.load(source, label_names, dtype=dtype, seed=config.seed)
+    label_names = list(task.label_names)
+    model, new = models.load(source, label_names, dtype=dtype, seed=config.seed, problem=task.problem)
     folder = config.model.from_adapter
     if folder is None:
         return model, new, ""
     if not (folder / adapter_io.CONFIG).is_file():
-        kept = _labels(source.config) == label_names
+        kept = _labels(source.config) == label_names and of_config(source.config).name == task.problem
         if not kept:
             heads = [model.get_submodule(path) for path in body_and_heads(model)[1]]
             inside = {id(module) for head in heads for module in head.modules()}
             models.draw(model, sorted(n for n, m in model.named_modules() if id(m) in inside), config.seed)
         return model, new, f"Started from the model in {folder}, {_head(kept)}."
     adapter = adapter_io.read(folder)
-    kept = _same_labels(adapter, label_names)
-    adapter = replace(_for_labels(model, adapter, label_names), dropout=config.lora.lora_dropout)
+    kept = _same_labels(adapter, task)
+    adapter = replace(adapter if kept else _without_head(model, adapter), dropout=config.lora.lora_dropout)
     if _method(config) == "full":
         adapter_io.merge(adapter_io.attach(model, adapter))
     else:
@@ -92,17 +95,17 @@ def _labels(config: Any) -> list[str]:
     return [names[i] for i in sorted(names)]
 
 
-def _same_labels(adapter: Adapter, label_names: list[str]) -> bool:
-    """Whether an adapter's head speaks of these classes; one that names none is taken at their number."""
+def _same_labels(adapter: Adapter, task: Task) -> bool:
+    """Whether an adapter's head speaks of these labels; one that names none is taken at their number."""
+    if adapter.problem not in (None, task.problem):
+        return False
     if adapter.label_names is None:
-        return adapter.num_labels == len(label_names)
-    return adapter.label_names == label_names
+        return adapter.num_labels == len(task.label_names)
+    return adapter.label_names == list(task.label_names)
 
 
-def _for_labels(model: PreTrainedModel, adapter: Adapter, label_names: list[str]) -> Adapter:
-    """The adapter without its head, where that is for other classes."""
-    if _same_labels(adapter, label_names):
-        return adapter
+def _without_head(model: PreTrainedModel, adapter: Adapter) -> Adapter:
+    """The adapter without its head, which is for other labels."""
     heads = tuple(f"{path}." for path in body_and_heads(model)[1])
     trained = {name: value for name, value in adapter.trained.items() if not name.startswith(heads)}
     return replace(adapter, trained=trained)

@@ -68,10 +68,10 @@ def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> float |
 
 @dataclass(frozen=True)
 class McNemar:
-    """The examples on which one of two methods is right more often.
+    """The examples on which one of two methods does better.
 
     Attributes:
-        only_first, only_second: how many; with one seed, those on which only the first (the second) is right.
+        only_first, only_second: how many; with one seed, those on which only the first (the second) is right, or nearer.
         p: two-sided exact binomial probability of such a split, were both equally good.
         n: examples compared.
     """
@@ -86,7 +86,8 @@ def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
     """Exact McNemar test (McNemar 1947) over stored predictions.
 
     With several seeds an example counts once, for the method that is right on it in more of them (an exact sign test): the same example
-    seen by several seeds is no several examples.
+    seen by several seeds is no several examples. In regression nobody is right: the example counts for the method whose prediction is
+    nearer.
 
     Args:
         pairs: for each seed the two methods' predictions (idx, label, prediction), of the same examples in all.
@@ -96,8 +97,8 @@ def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
     """
     ahead: np.ndarray | None = None
     for first, second in pairs:
-        right_first, right_second = _aligned(first, second)
-        margin = right_first.astype(np.int64) - right_second
+        wrong_first, wrong_second = _aligned(first, second)
+        margin = np.sign(wrong_second - wrong_first).astype(np.int64)
         if ahead is not None and len(ahead) != len(margin):
             raise RankwiseError("Two seeds can't be put together: their validation rows differ in number.")
         ahead = margin if ahead is None else ahead + margin
@@ -110,14 +111,22 @@ def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
 
 
 def _aligned(first: pa.Table, second: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples each method gets right, in the same order."""
+    """How far each method is off on each example, in the same order: 0 or 1 of classes and sets of labels, else the distance."""
     a, b = (table.sort_by("idx") for table in (first, second))
     for column in ("idx", "label"):
         if not a[column].equals(b[column]):
             raise RankwiseError(
                 f"Two runs can't be paired: their predictions differ in {column}, so in their validation rows."
             )
-    return tuple((x["prediction"].to_numpy() == x["label"].to_numpy()) for x in (a, b))  # pyright: ignore[reportReturnType]
+    return _off(a), _off(b)
+
+
+def _off(predictions: pa.Table) -> np.ndarray:
+    label, prediction = predictions["label"], predictions["prediction"]
+    if pa.types.is_list(label.type):
+        return (np.array(label.to_pylist()) != np.array(prediction.to_pylist())).any(axis=1).astype(float)
+    off = np.abs(label.to_numpy() - prediction.to_numpy())
+    return off if pa.types.is_floating(label.type) else (off > 0).astype(float)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

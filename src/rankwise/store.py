@@ -4,7 +4,7 @@ run.json                 what was asked for, what it was resolved to, versions, 
 steps.jsonl              one line an optimizer step
 ranks.jsonl              one line a rank decision: what was proposed, the evidence, what became of it
 checkpoint-<n>/          the latest state of training; removed when the run ends well
-predictions.parquet      idx, label, prediction, logits of the validation rows
+predictions.parquet      idx, label, prediction, logits of the validation rows, labels in the form of their problem (see `problems`)
 result.json              written last: its presence means "finished"
 """
 
@@ -30,6 +30,10 @@ RESULT = (
     *("train_seconds", "samples_per_second", "peak_rss_mb"),
 )
 """What a result.json has at least, and a report counts on."""
+
+
+LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
+"""What predictions and labels are stored as: classes, numbers, and sets of labels as 0s and 1s."""
 
 
 def _number(value: Any) -> bool:
@@ -225,8 +229,9 @@ class RunFolder:
     def write_predictions(
         self, idx: np.ndarray, label: np.ndarray, prediction: np.ndarray, logits: np.ndarray
     ) -> None:
-        """What paired tests need, a row a validation row: idx, label and prediction int64 [n], logits float32 [n, classes]."""
-        table = pa.table({"idx": idx, "label": label, "prediction": prediction, "logits": list(logits)})
+        """What paired tests need, a row a validation row: idx int64 [n], label and prediction in one form, logits float32 [n, outputs]."""
+        columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
+        table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
         partial = self._predictions.with_suffix(".partial")
         pq.write_table(table, partial)
         _flush(partial)
@@ -242,9 +247,16 @@ class RunFolder:
             table = pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
         except (OSError, pa.ArrowException) as error:
             raise damaged(self._predictions, error) from None
-        for name in ("idx", "label", "prediction"):
-            if not pa.types.is_integer(table[name].type) or table[name].null_count:
-                raise damaged(self._predictions, f"{name} holds something that is no whole number")
+        kinds = {name: table[name].type for name in ("idx", "label", "prediction")}
+        for name, kind in kinds.items():
+            fits = (
+                pa.types.is_integer(kind) if name == "idx" else kind in LABEL_TYPES and kind == kinds["label"]
+            )
+            if not fits or table[name].null_count:
+                raise damaged(
+                    self._predictions,
+                    f"{name} holds something that is no {'row number' if name == 'idx' else 'label'}",
+                )
         return table
 
     def write_result(self, result: dict[str, Any]) -> None:

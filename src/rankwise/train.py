@@ -1,6 +1,6 @@
 """One training loop for every method: the same rows in the same order for the same seed, the same schedule, the same evaluation.
 
-    Encoded rows ─► batches of row numbers ─► tokens ─► model ─► logits [rows, classes] ─► cross-entropy ─► optimizer step
+    Encoded rows ─► batches of row numbers ─► tokens ─► model ─► logits [rows, outputs] ─► loss ─► optimizer step
 
 A `Training` is the whole state of a run. It is a pure function of its inputs and the step, so a checkpoint needs nothing but the
 trained weights, the optimizer's moments and the step number, and a resumed run continues bit for bit.
@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -33,8 +32,8 @@ from rankwise.dropout import Key
 from rankwise.engine import Engine, fastest, within
 from rankwise.errors import RankwiseError
 from rankwise.lora import lora_layers
+from rankwise.losses import calibrated_losses, example_losses
 from rankwise.measure import Speed, TensorMemory, label, megabytes, recomputed
-from rankwise.metrics import calibrated_cross_entropy
 from rankwise.mixed import Copies
 from rankwise.optim import Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
@@ -124,7 +123,7 @@ class Compute:
         return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows)
 
     def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Tensor:
-        """Logits [rows, classes] in float32 (float64 of a float64 model), in the order of the batch's own rows and labels.
+        """Logits [rows, outputs] in float32 (float64 of a float64 model), in the order of the batch's own rows and labels.
 
         Call it inside `running(model)`.
         """
@@ -194,7 +193,7 @@ class Step:
 
     Attributes:
         step: from 1.
-        loss: mean cross-entropy of its rows.
+        loss: mean loss of its rows, class weights included.
         lr: learning rate it used.
         grad_norm: before clipping.
         rows: texts in the batch.
@@ -251,6 +250,7 @@ class Training:
         compute: how the model is run.
         seed: of data order and dropout.
         act: what the method does besides the loss.
+        class_weights: float32 [outputs], see `losses.example_losses`; None counts every row the same.
 
     Raises:
         RankwiseError: nothing to train, or no rows.
@@ -265,11 +265,13 @@ class Training:
         *,
         seed: int,
         act: Acting | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         if len(rows) == 0:
             raise RankwiseError("There are no rows to train on.")
         self.model, self.rows, self.options, self.compute, self.seed = model, rows, options, compute, seed
         self.act = act
+        self.class_weights = None if class_weights is None else class_weights.to(compute.device)
         self.batch_size = cast(int, options.batch_size)
         self.peak_lr, self.clip = cast(float, options.lr), cast(float, options.clip)
         self.steps_per_epoch = math.ceil(len(rows) / self.batch_size)
@@ -350,7 +352,9 @@ class Training:
     def _held_out_losses(self) -> Tensor:
         rows = self.rows.select(self.held_out)
         logits = torch.from_numpy(predict_logits(self.model, rows, self.compute))
-        return calibrated_cross_entropy(logits, torch.from_numpy(cast(np.ndarray, rows.labels)))
+        labels = torch.from_numpy(cast(np.ndarray, rows.labels))
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        return calibrated_losses(logits, labels, weights)
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         return batch_order(
@@ -557,7 +561,7 @@ class Training:
         compute = compute or self.compute
         with self.speed.share("forward", at_once):
             logits = compute.logits(self.model, part)
-            loss = F.cross_entropy(logits, cast(Tensor, part.labels), reduction="sum") / rows
+            loss = example_losses(logits, cast(Tensor, part.labels), self.class_weights).sum() / rows
             value = loss.item()  # on a GPU this waits for what forward has queued
         with self.speed.share("backward", at_once):
             wanted = [*self._copies.leaves(self.update.parameters), *self._moments()]
@@ -615,7 +619,7 @@ def predict_logits(
     max_tokens: int = FORWARD_TOKENS,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> np.ndarray:
-    """Logits of every row, float32 [rows, classes], in the rows' own order.
+    """Logits of every row, float32 [rows, outputs], in the rows' own order.
 
     Args:
         model: left in eval mode.
@@ -645,8 +649,3 @@ def predict_logits(
             done += len(some)
             on_progress(done, len(rows))
     return result
-
-
-def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy of logits [n, classes] against labels [n]."""
-    return F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from rankwise import hub, machine, models
+from rankwise import hub, machine, models, quantized
 from rankwise.bench import architectures
 from rankwise.bench.lengths import epoch, histogram
 from rankwise.config import PlanConfig, parse_memory
@@ -56,6 +56,8 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     limit = None if config.memory is None else parse_memory(config.memory)
     if isinstance(limit, str):
         raise RankwiseError(f"--memory is a size to fit in, such as 8GB; {limit} is a --memory-mode.")
+    if config.base_bits is not None:
+        quantized.check(torch.device(config.device))
     architecture = find_architecture(config.model)
     lengths = find_lengths(config.lengths or config.task)
     lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
@@ -68,7 +70,15 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     found = []
     for method in methods:
         rank = {"full": None, "adaptive": START_RANK}.get(method, config.rank)
-        setting = Setting(architecture, method, rank or 1, _dtype(config), padding, config.workers)
+        setting = Setting(
+            architecture,
+            method,
+            rank or 1,
+            _dtype(config),
+            padding,
+            config.workers,
+            base_bits=config.base_bits,
+        )
         shapes = Shapes(setting)
         grown = Shapes(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
         for mode in modes:

@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from transformers import AutoModelForSequenceClassification
 
-from rankwise import attention, dropout, models
+from rankwise import attention, dropout, models, quantized
 from rankwise.bench import architectures
 from rankwise.bench.lengths import random_rows
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
@@ -108,6 +108,7 @@ class Setting:
         padding: `packed` or `longest`.
         workers: parts of a batch side by side.
         targets: layers that get an adapter; the family's query and value by default.
+        base_bits: frozen linear layers in 8 or 4 bits; full fine-tuning has none.
     """
 
     architecture: Any
@@ -117,6 +118,7 @@ class Setting:
     padding: Padding
     workers: int = 1
     targets: tuple[str, ...] = ()
+    base_bits: int | None = None
 
 
 class Shapes:
@@ -259,6 +261,8 @@ def prepared(setting: Setting) -> Training:
         layer.resize(
             layer.lora_A.new_zeros(rank, layer.in_features), layer.lora_B.new_zeros(layer.out_features, rank)
         )
+    if setting.base_bits is not None and method.frozen_base:
+        quantized.quantize(model, setting.base_bits)
     compute = Compute(
         device=torch.device("cpu"),
         autocast=setting.dtype if not method.frozen_base and setting.dtype != torch.float32 else None,

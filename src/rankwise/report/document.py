@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rankwise import recipes, stats
 from rankwise.errors import RankwiseError
+from rankwise.problems import PROBLEMS
 from rankwise.report.answer import answer
 from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
@@ -246,6 +247,10 @@ def _notes(rows: list[Row]) -> list[str]:
         "fine-tuning over the same seeds, in points; p: exact McNemar test over validation rows "
         "(with several seeds a row counts once, for the method right on it in more of them), Holm-corrected."
     ]
+    if any(row.metric in PROBLEMS["regression"].metrics for row in rows):
+        notes.append(
+            "Of regression, p is a sign test: a row counts for the method whose prediction is nearer."
+        )
     if any(row.p_seeds is not None for row in rows):
         notes.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
     if seeds[0] == 1:

@@ -50,6 +50,8 @@ def disagreements(cells: "Mapping[Cell, dict[int, Run]]") -> list[Example]:
 
 def _of_task(task: str, methods: "dict[str, dict[int, Run]]") -> list[Example]:
     first = next(iter(next(iter(methods.values())).values()))
+    if not pa.types.is_integer(first.predictions["label"].type):  # right and wrong are of classes
+        return []
     idx, label, _ = _columns(first.predictions)
     said: dict[str, np.ndarray] = {}
     for method, runs in methods.items():
@@ -99,6 +101,8 @@ def _rows_of(record: dict[str, Any]) -> Rows | None:
     """A run's validation rows, from files that are on this machine; a report calls no hub."""
     try:
         config = from_json(RunConfig, record["resolved"])
+        if config.table.dataset is not None:
+            return None
         if config.table.train_file is not None:
             return tasks.load(config).validation["validation"]
         task = tasks.named(config.task)

@@ -1,0 +1,49 @@
+"""What fits, and how fast it is: `plan` and `bench`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rankwise.bench.config import BenchConfig
+from rankwise.cli.app import Json, app, people, print_json
+from rankwise.config import PlanConfig
+
+Measured = Annotated[BenchConfig, Parameter(name="*")]
+Planned = Annotated[PlanConfig, Parameter(name="*")]
+
+
+@app.command
+def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Say what fits in memory before anything is trained or downloaded: full fine-tuning, LoRA, adaptive LoRA, and at which batch size.
+
+    A training step is gone through with shapes alone, for the heaviest batch of an epoch.
+
+    Example: rankwise plan --model roberta-base --task qnli --batch-size 16 --memory 8GB
+    """
+    from rankwise import plan as planning
+    from rankwise import planned
+
+    with planned.PlanProgress(people(json)) as progress:
+        result = planning.plan(config, progress)
+    planned.show(result, people(json))
+    if json:
+        print_json(result)
+
+
+@app.command
+def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Measure training on this machine: ours beside PEFT + Trainer, full fine-tuning and the floor.
+
+    Each contender is a process of its own, and they take turns; the table has medians over the turns. Without another
+    --model or --random-weights it is the embedded model that is trained, on rows of random tokens.
+
+    Example: rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "peft lora sdpa" floor
+    """
+    from rankwise.bench import measurement, results
+    from rankwise.bench.progress import BenchProgress
+
+    with BenchProgress(people(json)) as progress:
+        result = measurement.bench(config, progress)
+    results.show(result, people(json))
+    if json:
+        print_json(result)

@@ -1,0 +1,285 @@
+"""The commands for what is trained already: `evaluate`, `predict`, `inspect`, `compress`, `merge`, `export`; and `models`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter, Token
+
+from rankwise.cli.app import Adapter, Base, Json, app, people, print_json, say
+from rankwise.config import MaybeWhole
+from rankwise.errors import RankwiseError
+
+if TYPE_CHECKING:
+    from rankwise.scoring import Trained
+
+
+AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How a trained model reads texts."""
+
+    model: Base = None
+    text: str | None = None
+    """Column of the text. Default: as in training."""
+    text_pair: str | None = None
+    """Column of the second text. Default: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(TextOptions):
+    """Labelled rows, and how a trained model reads them."""
+
+    split: str = "validation"
+    """Split of the run's own task or data set, where no file is given."""
+    data: Path | None = None
+    """Folder of Parquet files of that task. Default: as in training."""
+    label: str | None = None
+    """Column of the label. Default: as in training."""
+
+
+Texts = Annotated[TextOptions, Parameter(name="*")]
+Labelled = Annotated[LabelOptions, Parameter(name="*")]
+
+
+@app.command
+def evaluate(
+    adapter: Adapter,
+    file: Annotated[
+        Path | None, Parameter(help="Labelled rows; without it those that the run was scored on.")
+    ] = None,
+    /,
+    rows: Labelled = LabelOptions(),
+    *,
+    json: Json = False,
+) -> None:
+    """Score a trained adapter or model on labelled rows.
+
+    Example: rankwise evaluate my-adapter held_out.csv
+    """
+    from rankwise import scoring
+    from rankwise.progress import Bar
+
+    trained = _open(adapter, rows)
+    with Bar(people(json), "Evaluating") as bar:
+        result = (
+            scoring.evaluate_task(trained, rows.split, rows.data, bar)
+            if file is None
+            else scoring.evaluate_file(trained, file, bar)
+        )
+    notes = result.pop("notes")
+    for note in notes:
+        say(json, note)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "n")
+    say(json, f"{shown} on {result['n']:,} rows.")
+    if json:
+        print_json({"adapter": str(adapter), **result, "notes": notes})
+
+
+@app.command
+def predict(
+    adapter: Adapter,
+    file: Annotated[Path, Parameter(help="Rows to predict on: CSV, TSV, JSONL or Parquet.")],
+    /,
+    rows: Texts = TextOptions(),
+    *,
+    out: Annotated[
+        Path, Parameter(help="File to write, its kind by its ending: .jsonl, .csv, .tsv or .parquet.")
+    ],
+    json: Json = False,
+) -> None:
+    """Write what the model says of each row of a file: its label with probabilities and logits, or its number.
+
+    Example: rankwise predict my-adapter new.jsonl --out scored.jsonl
+    """
+    from rankwise import scoring
+    from rankwise.progress import Bar
+
+    scoring.check_out(out, file)
+    trained = _open(adapter, rows)
+    with Bar(people(json), "Predicting") as bar:
+        result = scoring.predict_file(trained, file, out, bar)
+    for note in result["notes"]:
+        say(json, note)
+    counts = ", ".join(f"{name} {count:,.6g}" for name, count in result["predicted"].items())
+    say(json, f"{result['n']:,} rows ({counts}) in {out}.")
+    if json:
+        print_json({"adapter": str(adapter), **result})
+
+
+def _open(adapter: Path, rows: TextOptions) -> "Trained":
+    from rankwise import scoring
+
+    label = rows.label if isinstance(rows, LabelOptions) else None
+    return scoring.open_trained(
+        adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label
+    )
+
+
+@app.command
+def inspect(adapter: AnyAdapter, /, *, json: Json = False) -> None:
+    """Show an adapter's ranks by layer, how they were found, and how its energy is spread.
+
+    Example: rankwise inspect my-adapter
+    """
+    from rankwise import inspection
+
+    found = inspection.inspect(adapter)
+    for line in inspection.describe(found):
+        say(json, line)
+    if json:
+        print_json(found)
+
+
+@app.command
+def compress(
+    adapter: Adapter,
+    file: Annotated[
+        Path | None,
+        Parameter(help="Labelled rows that it was not trained on; without it the run's own, by --split."),
+    ] = None,
+    /,
+    rows: Labelled = LabelOptions(),
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
+    json: Json = False,
+) -> None:
+    """Cut a trained adapter to the smallest size that held-out rows don't tell from the whole.
+
+    Example: rankwise compress my-adapter held_out.csv --out smaller
+    """
+    from rankwise import compression, rank_map, scoring
+    from rankwise.progress import Bar
+
+    trained = _open(adapter, rows)
+    seen = scoring.labelled_rows(trained, file, rows.split, rows.data)
+    with Bar(people(json), "Compressing") as bar:
+        result = compression.compress(trained, seen, out, bar)
+    for point in result["curve"]:
+        verdict = "kept" if point["accepted"] else "too small"
+        say(
+            json,
+            f"{point['components']:5d} components, {point['adapter_params']:9,} parameters: "
+            f"held-out loss {point['difference']:+.4f} ± {point['error']:.4f}  {verdict}",
+        )
+    for line in rank_map.draw(result["rank"]):
+        say(json, line)
+    say(
+        json,
+        f"{result['adapter_params_before']:,} parameters before, {result['adapter_params']:,} now. Saved in {out}.",
+    )
+    if json:
+        print_json({"adapter": str(adapter), "out": str(out), **result})
+
+
+@app.command
+def merge(
+    adapter: Adapter,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the merged model.")],
+    model: Base = None,
+    json: Json = False,
+) -> None:
+    """Fold an adapter into a float32 copy of its base: an ordinary Transformers folder.
+
+    Example: rankwise merge my-adapter --out merged-model
+    """
+    from rankwise import api
+
+    merged = api.merge(adapter, out, base=model)
+    parameters = sum(p.numel() for p in merged.parameters())
+    say(
+        json,
+        f"Merged model of {parameters:,} parameters in {out}: AutoModelForSequenceClassification.from_pretrained loads it.",
+    )
+    if json:
+        print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
+
+
+def _count(kind: Any, tokens: Sequence[Token]) -> int:
+    """`50k`, `1.5M` or a plain number."""
+    text = tokens[0].value
+    try:
+        return int(float(text.rstrip("kKmM")) * {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1))
+    except ValueError:
+        raise RankwiseError(f"--max-params takes a number such as 50k or 1.5M, not {text!r}.") from None
+
+
+@app.command
+def export(
+    adapter: AnyAdapter,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
+    format: Literal["peft", "loralib"] = "peft",
+    uniform_rank: MaybeWhole = None,
+    max_params: Annotated[int | None, Parameter(converter=_count)] = None,
+    no_head: bool = False,
+    model: Base = None,
+    alpha: float | None = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter in the form that another program reads: PEFT, a server of LoRA adapters, or loralib.
+
+    Example: rankwise export my-adapter --uniform-rank 8 --no-head --out served
+
+    Parameters
+    ----------
+    format
+        peft or loralib.
+    uniform_rank
+        The same rank for each layer, as servers want it: cut by singular values, or filled up with zeros.
+    max_params
+        Entries of the adapter's matrices at most (50k, 1.5M): the components with least energy are left out.
+    no_head
+        Leave out the classification head, which most servers can't load.
+    alpha
+        s = alpha/r of a loralib checkpoint, which doesn't say it.
+    """
+    from rankwise import formats
+
+    if uniform_rank is not None and uniform_rank < 1:
+        raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
+    done = formats.export(
+        adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
+        base=model, alpha=alpha,
+    )  # fmt: skip
+    low, high = min(done.ranks.values()), max(done.ranks.values())
+    ranks = str(low) if low == high else f"{low} to {high}"
+    say(json, f"{len(done.ranks)} layers of rank {ranks}, {done.adapter_params:,} parameters in {out}.")
+    if done.kept < 1:
+        say(json, f"{100 * done.kept:.2f} % of the update's energy is kept.")
+    for note in done.notes:
+        say(json, note)
+    if json:
+        print_json(
+            {
+                "out": str(out),
+                "rank": done.ranks,
+                "adapter_params": done.adapter_params,
+                "kept": done.kept,
+                "notes": done.notes,
+            }
+        )
+
+
+@app.command
+def models(*, json: Json = False) -> None:
+    """List the model families that are known, with their default targets, and whether their rows are packed without padding.
+
+    Others work with --targets, and are padded where they can't be packed.
+
+    Example: rankwise models
+    """
+    from dataclasses import asdict
+
+    from rankwise.families import families, show
+
+    found = list(families())
+    show(found, people(json))
+    if json:
+        print_json({"families": [asdict(family) for family in found]})

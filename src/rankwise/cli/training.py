@@ -1,0 +1,242 @@
+"""The commands that train, and the report on what was trained: `compare`, `train`, `report`."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from rankwise import board
+from rankwise.cli.app import Json, app, people, print_json, say
+from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
+from rankwise.errors import RankwiseError
+
+Config = Annotated[CompareConfig, Parameter(name="*")]
+OneRun = Annotated[RunConfig, Parameter(name="*")]
+
+
+@app.command
+def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Compare methods: tasks × methods × seeds, each run in a process of its own.
+
+    The same command again continues what was interrupted and keeps what is finished; more tasks, methods or seeds under the same
+    --out are added to it.
+
+    Example: rankwise compare --tasks sst2 rte --methods full lora --seeds 5 --out runs/first
+    """
+    from rankwise import grid
+    from rankwise.progress import GridProgress
+
+    _check_names(config.tasks, config.methods, config.train.recipe)
+    if config.tensorboard:
+        board.check()
+    _fetch(config)
+    with GridProgress(people(json)) as progress:
+        failed = grid.run_grid(config, progress)
+    n = len(config.runs())
+    if len(failed) < n:
+        _report(config.out, json)
+    elif json:
+        print_json({"out": str(config.out), "failed": failed})
+    if failed:
+        whys = "; ".join(dict.fromkeys(failed.values()))
+        raise RankwiseError(f"{len(failed)} of {n} run{'s' * (n != 1)} failed: {whys}")
+
+
+@app.command
+def report(
+    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")],
+    /,
+    *,
+    watch: Annotated[
+        bool,
+        Parameter(help="Make it again whenever a run ends, until the grid is finished; the page follows."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make report.html, report.md, report.json and results.parquet from the run folders of a grid.
+
+    Example: rankwise report runs/first
+    """
+    from rankwise import report
+
+    if not watch:
+        _report(out, json)
+        return
+    console = people(json)
+    document = report.watch(out, lambda document: report.show_progress(document, console))
+    report.show(document, console)
+    if json:
+        print_json(report.to_json(document))
+
+
+def _report(out: Path, json: bool) -> None:
+    from rankwise import report
+
+    document = report.write(out)
+    report.show(document, people(json))
+    if json:
+        print_json(report.to_json(document))
+
+
+@app.command
+def train(
+    files: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            help="CSV, TSV, JSONL or Parquet, one file, several or a pattern; without any a task by name (--task) or a --dataset."
+        ),
+    ] = (),
+    /,
+    config: OneRun = RunConfig(),  # noqa: B008 (frozen)
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the run: the adapter, its record, and its scores.")],
+    tensorboard: Annotated[bool, Parameter(help="Write the run's curves for TensorBoard too.")] = False,
+    json: Json = False,
+) -> None:
+    """Train one adapter (or a whole model), on a task by name or on a table of one's own.
+
+    The same command again continues an interrupted run.
+
+    Example: rankwise train reviews.csv --text review --label stars --out my-adapter
+    """
+    from rankwise import hub, tables
+    from rankwise.store import RunFolder
+
+    if tensorboard:
+        board.check()
+    if not files and config.table.dataset is None:
+        _refuse_table_options(config)
+    if files:
+        config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
+    by_name = not files and config.table.dataset is None
+    _check_names([config.task] if by_name else [], [config.method], config.train.recipe)
+    folder = RunFolder(out)
+    request = to_json(config)
+    if folder.finished:
+        _refuse_other(folder, request)
+        result = folder.read_result()
+    else:
+        if config.model.from_adapter is not None:
+            hub.check_start(config.model.from_adapter, config.method.partition(":")[0])
+        _find_model(config)
+        result = _train(folder, request, {"tensorboard": tensorboard}, json)
+    if folder.read_ranks():
+        from rankwise import rank_map
+
+        for line in rank_map.draw(result["rank"]):
+            say(json, line)
+        say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
+    say(
+        json,
+        f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
+    )
+    if json:
+        print_json({"out": str(out), **result})
+
+
+def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool) -> dict[str, Any]:
+    from rankwise.progress import RunProgress
+
+    if folder.checkpoint is not None:
+        _refuse_other(folder, request)
+    with _nothing_half_written(folder), _alone(folder):
+        if folder.has_run and folder.checkpoint is None:
+            folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
+        folder.write_request(request, assigned)
+        from rankwise.run import execute  # slow to import: here, that the folder can be written is known
+
+        with RunProgress(people(json)) as progress:
+            return execute(folder, progress)
+
+
+@contextmanager
+def _alone(folder: Any) -> Iterator[None]:
+    """Refuses a second run in the same folder at the same time."""
+    from filelock import FileLock, Timeout
+
+    from rankwise.store import make_folder
+
+    make_folder(folder.path)
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RankwiseError(
+            f"Another rankwise is at work in {folder.path}. Wait for it, or give another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder.path / ".lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def _nothing_half_written(folder: Any) -> Iterator[None]:
+    """Takes back a folder that a run made, where it ended before its first checkpoint: there is nothing to continue from."""
+    new = not folder.path.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder.checkpoint is None and not folder.finished:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
+    differing = differences(folder.read_run()["requested"], request)
+    if differing:
+        raise RankwiseError(
+            f"{folder.path} holds a run with other settings ({'; '.join(differing)}). "
+            "Give another --out, these settings, or remove that folder."
+        )
+
+
+def _refuse_table_options(config: RunConfig) -> None:
+    given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise RankwiseError(
+            f"{flag} is for a table of one's own, and no file is given before it: rankwise train reviews.csv {flag} …"
+        )
+
+
+# ── Before anything slow is started ───────────────────────────────────────────────────────────
+
+
+def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
+    """Refuses a misspelt task, method or recipe before anything is written or loaded."""
+    from rankwise import methods as known_methods
+    from rankwise import recipes, tasks
+
+    recipes.recipe(recipe)
+    for name in names:
+        tasks.named(name)
+    for spec in methods:
+        known_methods.parse(spec, LoraOptions())
+
+
+def _find_model(config: CompareConfig | RunConfig) -> str | None:
+    """Refuses a model that isn't there before anything slow is started; returns its name, if it isn't an adapter's to say."""
+    from rankwise import hub, recipes
+
+    if config.model.from_adapter is not None and config.model.model is None:
+        return None
+    name = config.model.model or recipes.recipe(config.train.recipe)["model"]
+    if name != hub.EMBEDDED:
+        hub.find(name)
+    return name
+
+
+def _fetch(config: CompareConfig) -> None:
+    """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
+    from rankwise import embedded, hub, tasks
+
+    if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
+        embedded.model_folder()
+    if tasks.MOVIES in config.tasks:
+        embedded.movies_file()

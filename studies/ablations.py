@@ -1,0 +1,152 @@
+"""What each part of adaptive rank is good for: the same training with one part left out or another in its place.
+
+    python studies/ablations.py --data ../shared/data/glue      # runs what is missing, stores, prints
+    python studies/ablations.py --show                          # prints what is stored
+
+Rows, rates and judging are those of studies/trials.py: sst2 with 8,000 rows to train on and 8,000 to judge on, mnli with 832 to judge on.
+Each trial is `rankwise train` in a process of its own in which `VARIANTS` has put something else in place of a constant or a function.
+Stored as studies/ablations.parquet, a row a trial.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from rankwise import components, losses, rank, train
+from trials import Row, run_missing, split, trial
+
+STORED = Path(__file__).with_suffix(".parquet")
+TASKS, SEEDS, LR, EPOCHS = ("sst2", "mnli"), (0, 1), 1e-3, 3.0
+
+
+def _constant(name: str, value: Any) -> Callable[[], None]:
+    return lambda: setattr(rank, name, value)
+
+
+def _plain_loss() -> None:
+    train.calibrated_losses = losses.example_losses
+
+
+def _no_test() -> None:
+    """The statistics alone decide cuts."""
+    judge = rank.RankController._judge
+
+    def believe(
+        self: Any, kind: str, harm: Any, limit: float, ranks: Any, expected: float | None = None
+    ) -> rank.Decision:
+        if expected is not None:
+            harm = torch.full_like(harm, expected)
+        return judge(self, kind, harm, limit, ranks, expected)
+
+    rank.RankController._judge = believe
+
+
+def _worth(worth: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    """Another worth of components: (layer in the basis that was found, E[z²]) → worth."""
+    found = components.find_basis
+
+    def find_basis(layer: Any, moments: torch.Tensor) -> components.Basis:
+        basis = found(layer, moments)
+        zz = basis.moments(moments)[: len(basis.worth)].diagonal().double()
+        other = worth(basis.matrices(layer), zz)
+        order = other.argsort(descending=True, stable=True)
+        return components.Basis(basis.T[order], basis.inverse[:, order], other[order])
+
+    rank.find_basis = find_basis
+
+
+def _energy(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) -> torch.Tensor:
+    return zz * matrices[1].double().square().sum(dim=0)
+
+
+def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) -> torch.Tensor:
+    return (matrices[0].double().norm(dim=1) * matrices[1].double().norm(dim=0)).square()
+
+
+VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
+    "as it is": ("adaptive", lambda: None),
+    "never cut": ("adaptive", _constant("CUT_AT", {0.8: 0.0})),
+    "query and value only": ("adaptive:targets=query+value", lambda: None),
+    "judged by plain cross-entropy": ("adaptive", _plain_loss),
+    "without the held-out test": ("adaptive", _no_test),
+    "cut to the knee half-way": ("adaptive", _constant("CUT_AT", {0.5: rank.SHARE, 0.8: rank.SHARE})),
+    "one cut, at 80 %": ("adaptive", _constant("CUT_AT", {0.8: rank.SHARE})),
+    "a third of the harm": ("adaptive", _constant("CUT_AT", {0.5: rank.SHARE / 30, 0.8: rank.SHARE / 3})),
+    "without growth": ("adaptive", _constant("GROW_AT", ())),
+    "a branch costs nothing": ("adaptive", _constant("BRANCH", 0.0)),
+    "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
+    "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
+    **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
+}
+"""Name → the method, and what is changed before it runs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with one sub-folder of Parquet files a task")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="where trials are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    if not asked.show:
+        for task in asked.tasks:
+            split(task, asked.data, asked.work)
+        run_missing(STORED, list(_trials(asked.tasks)), partial(_trial, asked.work), asked.jobs)
+    _print(pq.read_table(STORED).to_pylist())
+
+
+def _trials(tasks: tuple[str, ...]) -> list[Row]:
+    return [
+        {"task": task, "variant": variant, "seed": seed}
+        for seed in SEEDS
+        for task in tasks
+        for variant in VARIANTS
+    ]
+
+
+def _trial(work: Path, which: Row) -> Row:
+    method, _ = VARIANTS[which["variant"]]
+    program = [str(Path(__file__)), "--as", which["variant"]]
+    name = f"{which['variant'].replace(' ', '-').replace('%', 'percent')}-s{which['seed']}"
+    return which | trial(
+        work / which["task"] / name, which["task"], method, LR, EPOCHS, which["seed"], program
+    )
+
+
+def _print(rows: list[Row]) -> None:
+    """Markdown, means over seeds."""
+    print(
+        "| task | variant | accuracy | loss at the best temperature | components | parameters | seeds |\n|---|---|---:|---:|---:|---:|---:|"
+    )
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for variant in VARIANTS:
+            found = [
+                r for r in rows if (r["task"], r["variant"]) == (task, variant) and r["accuracy"] is not None
+            ]
+            if found:
+                accuracy, loss, count, size = (
+                    statistics.fmean(r[name] for r in found)
+                    for name in ("accuracy", "calibrated_loss", "components", "adapter_params")
+                )
+                print(
+                    f"| {task} | {variant} | {100 * accuracy:.2f} | {loss:.4f} | {count:.0f} | {size:,.0f} | {len(found)} |"
+                )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--as"]:
+        from rankwise.cli import main as rankwise
+
+        VARIANTS[sys.argv[2]][1]()
+        rankwise(sys.argv[3:])
+    main()

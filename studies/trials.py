@@ -1,0 +1,127 @@
+"""Trainings on rows held out of a task's training split: what the studies of learning rates and of ablations have in common.
+
+A tenth of the training rows (1,000 at most, stratified) is held out; no validation split is read. sst2 has rows to spare: 8,000 to train on
+and 8,000 to judge on that studies/grid.py sees neither way.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rankwise import tasks
+from rankwise.data import Rows
+from rankwise.losses import calibrated_losses
+from rankwise.store import RunFolder
+
+SST2_LEFT, SST2_ROWS = 22_000, 8_000
+"""Rows of sst2 that are studies/grid.py's, in its order, and how many are trained and judged on here."""
+
+Row = dict[str, Any]
+
+
+def split(task: str, data: Path | None, work: Path) -> None:
+    """Writes the task's training rows without a held-out slice, and the slice."""
+    rows, _ = tasks.load_split(tasks.named(task), "train", data)
+    if task == "sst2":
+        left = np.random.default_rng(0).permutation(len(rows))[SST2_LEFT:]
+        kept, held_out = (rows.select(left[at : at + SST2_ROWS]) for at in (0, SST2_ROWS))
+    else:
+        kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
+    (work / task).mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", kept), ("held_out", held_out)):
+        pq.write_table(_table(part), work / task / f"{name}.parquet")
+
+
+def _table(rows: Rows) -> pa.Table:
+    columns = {"text": rows.text, "label": rows.labels}
+    return pa.table(columns | ({"text_pair": rows.text_pair} if rows.text_pair else {}))
+
+
+def run_missing(stored: Path, wanted: Sequence[Row], run: Callable[[Row], Row], jobs: int) -> None:
+    """Runs the trials that `stored` doesn't have, and stores each as it comes.
+
+    Args:
+        stored: a Parquet file, a row a trial.
+        wanted: what names each trial.
+        run: what names a trial → its row, the name included.
+        jobs: trials at a time.
+    """
+    rows = pq.read_table(stored).to_pylist() if stored.exists() else []
+    missing = [which for which in wanted if not any(which.items() <= row.items() for row in rows)]
+    lock = Lock()
+
+    def one(which: Row) -> None:
+        row = run(which)
+        with lock:
+            rows.append(row)
+            partial, names = (
+                stored.with_suffix(".partial"),
+                dict.fromkeys(name for row in rows for name in row),
+            )
+            pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), partial)
+            partial.replace(stored)
+            print(f"{len(rows)}: {row}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, missing))
+
+
+def trial(
+    out: Path,
+    task: str,
+    method: str,
+    lr: float,
+    epochs: float,
+    seed: int,
+    program: Sequence[str] = ("-m", "rankwise"),
+) -> Row:
+    """`rankwise train` on one thread in a process of its own, with the recipe's other settings.
+
+    Args:
+        out: folder of the run, beside the files that `split` wrote.
+        task: its name.
+        method: as in a grid.
+        lr: peak learning rate.
+        epochs: passes over the rows.
+        seed: of the run.
+        program: what Python runs.
+
+    Returns:
+        What was measured on the rows held out; accuracy and loss None where the loss was not a number: the rate is too high.
+    """
+    pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
+    command = [sys.executable, *program, "train", str(out.parent / "train.parquet"), *pair]
+    command += ["--validation", str(out.parent / "held_out.parquet"), "--method", method, "--lr", str(lr)]
+    command += ["--epochs", str(epochs), "--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return {"accuracy": None, "loss": None}
+    result = json.loads(done.stdout)
+    scores = result["scores"]["validation"]
+    return {
+        "accuracy": scores["accuracy"],
+        "loss": scores["loss"],
+        "calibrated_loss": _calibrated(out),
+        "components": sum((result["rank"] or {}).values()),
+        "adapter_params": result["adapter_params"],
+        "n_train": result["n_train"],
+        "n_held_out": result["n_validation"],
+    }
+
+
+def _calibrated(out: Path) -> float:
+    table = RunFolder(out).read_predictions()
+    labels, logits = (torch.tensor(table[name].to_pylist()) for name in ("label", "logits"))
+    return calibrated_losses(logits, labels).mean().item()
