@@ -422,8 +422,8 @@ class Training:
         return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
 
     def watched(self) -> frozenset[int]:
-        """Steps (from 0) whose memory is followed: the heaviest batches, by tokens and by attention, and `CURVE_POINTS` steps over the
-        run, so that a fall of ranks shows.
+        """Steps (from 0) whose memory is followed: the heaviest batches, by tokens and by attention, the last step, and up to
+        `CURVE_POINTS` over the run.
 
         The first step has no moments yet, so that its batch is no peak. Which steps they are depends on nothing but the run itself: a
         resumed run follows the same.
@@ -435,7 +435,7 @@ class Training:
         first = min(1, self.steps - 1)
         heaviest = {first + int(np.argmax([one[i] for one in sums[first : self.steps]])) for i in (0, 1)}
         apart = max(self.steps // CURVE_POINTS, LEAST_APART)
-        return frozenset(heaviest | set(range(1, self.steps, apart)))
+        return frozenset(heaviest | {*range(1, self.steps, apart), self.steps - 1})
 
     def _fixed(self) -> float:
         """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
