@@ -1,7 +1,7 @@
 """docs/report.png: the first screens of a grid's report page, in headless Chromium.
 
-    rankwise compare --tasks movies sst2 mrpc --methods full lora lora:rank=2 lora:rank=32 --seeds 3 --epochs 2 \\
-        --limit-train 1200 --limit-eval 500 --evaluate-every 25 --data glue --out runs/page
+    rankwise compare --tasks movies mrpc rte --methods full lora adaptive head --seeds 3 --epochs 1 --batch-size 8 \\
+        --limit-train 640 --limit-eval 200 --max-length 64 --data glue --out runs/page
     python docs/page.py runs/page
 """
 

@@ -209,6 +209,33 @@ def test_a_map_has_each_layers_rank_between_decisions(tmp_path):
     assert "+0.0100 ± 0.0020" in found.decisions[2].text
 
 
+def test_under_a_map_stands_what_memory_its_run_took_by_kind(tmp_path):
+    folder = finished(tmp_path, steps=1000)
+    decide(folder, START, CUT)
+    before, after = (
+        dict(zip(figures.KINDS, sizes, strict=True)) for sizes in ((9, 2, 4, 5, 1, 0), (8, 1, 2, 5, 1, 0))
+    )
+    line = {"loss": 0.5, "lr": 0.1}
+    folder.append_steps([{"step": 2, **line, "memory": {"total": 21, **before}}, {"step": 500, **line}])
+    folder.append_steps([{"step": 821, **line, "memory": {"total": 17, **after}}])
+    figure = figures.rank_memory(collect(tmp_path))["ranks-0"]
+    areas = figure.spec["data"]
+    assert [area["name"] for area in areas] == list(figures.KINDS[:-1])  # no workspace
+    assert all(area["x"] == [2, 821] for area in areas)
+    assert [sum(area["y"][place] for area in areas) for place in (0, 1)] == [21, 17]
+    assert "21 MB at step 2" in figure.says
+    assert "17 MB at step 821" in figure.says
+
+
+def test_a_layer_has_one_mark_a_step_with_all_that_was_tried(tmp_path):
+    refused = REFUSED | {"step": 820, "changes": {VALUE: [16, 1], QUERY: [16, 8]}}
+    decide(finished(tmp_path, steps=1000), START, refused, CUT)
+    done, not_done = figures.ranks(collect(tmp_path))[0].spec["data"][1:]
+    assert (done["y"], not_done["y"]) == (["4 value"], ["4 query"])
+    (told,) = done["text"]
+    assert told.index("16 → 1 (not done)") < told.index(CUT["text"])
+
+
 def test_changes_alone_make_the_same_map(tmp_path):
     """A line without `ranks` says by its changes what the ranks are, unless it was refused."""
     bare = [{key: value for key, value in line.items() if key != "ranks"} for line in (CUT, REFUSED)]
@@ -243,6 +270,10 @@ def test_every_method_has_a_map_before_any_has_two_and_the_rest_is_counted(tmp_p
     [
         ([QUERY, VALUE], ["4 query", "4 value"]),
         (["h.0.attn.c_proj", "h.0.mlp.c_proj"], ["0 attn.c_proj", "0 mlp.c_proj"]),
+        (
+            ["layer.0.attention.output.dense", "layer.0.output.dense", "layer.0.intermediate.dense"],
+            ["0 attention.output.dense", "0 output.dense", "0 intermediate.dense"],
+        ),
         (["dense"], ["dense"]),
         (["e.0.f.1.q", "e.0.f.2.q"], ["0 1.q", "0 2.q"]),
     ],

@@ -291,7 +291,9 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
             "seconds": round(step.seconds, 6),
         }
         if step.memory is not None:
-            line |= {"memory": step.memory, "flops": step.flops}
+            line["memory"] = step.memory
+        if step.flops is not None:
+            line["flops"] = step.flops
         if config.evaluate_every and step.step % config.evaluate_every == 0:
             line["validation"] = _evaluate(run, next(iter(run.validation)), emit)[1]
         if run.held_out is not None and step.step % training.steps_per_epoch == 0:
@@ -442,7 +444,7 @@ def _result(
         "train_seconds": training.seconds,
         "samples_per_second": None if shared else training.speed.rows_per_second,
         "tokens_per_second": None if shared else training.speed.tokens_per_second,
-        "speed": None if shared else _speed(run, followed),
+        "speed": None if shared else _speed(run, [line for line in followed if "flops" in line]),
         "peak_memory_mb": max((line["memory"] for line in followed), key=lambda m: m["total"], default=None),
         "peak_rss_mb": peak_rss_mb,
         "peak_cuda_mb": allocated_peak_mb(training.compute.device),

@@ -46,8 +46,8 @@ Padding = Literal["packed", "longest", "max_length"]
 WARMUP_STEPS = 3
 """Steps left out of rows/s: the first ones also pay for allocation and kernel selection."""
 CURVE_POINTS = 20
-"""Steps of a run, evenly apart, whose memory is followed, which makes a step take longer by a tenth to a half."""
-LEAST_APART = 50
+"""Steps of a run, evenly apart, whose memory is followed, which makes a step take longer by a tenth to two thirds."""
+LEAST_APART = 100
 """Steps between them at least."""
 FORWARD_TOKENS = 2048
 """Of a batch where nothing is kept for backward, at most."""
@@ -281,7 +281,7 @@ class Training:
         self.rank_note = ""
         self.speed = Speed(skip=WARMUP_STEPS)
         held_out = self._hold_out()
-        self._followed = -1
+        self._followed, self._peak = -1, 0.0
         self.update = self._update()
         self.rank: RankController | None = None
         if held_out is not None:
@@ -422,8 +422,8 @@ class Training:
         return max(batches, key=lambda batch: self.compute.lengths(self.rows, batch).sum())
 
     def watched(self) -> frozenset[int]:
-        """Steps (from 0) whose memory is followed: the heaviest batches, by tokens and by attention, and `CURVE_POINTS` steps over the
-        run, so that a fall of ranks shows.
+        """Steps (from 0) whose memory is followed: the heaviest batches, by tokens and by attention, the last step, and up to
+        `CURVE_POINTS` over the run.
 
         The first step has no moments yet, so that its batch is no peak. Which steps they are depends on nothing but the run itself: a
         resumed run follows the same.
@@ -435,7 +435,7 @@ class Training:
         first = min(1, self.steps - 1)
         heaviest = {first + int(np.argmax([one[i] for one in sums[first : self.steps]])) for i in (0, 1)}
         apart = max(self.steps // CURVE_POINTS, LEAST_APART)
-        return frozenset(heaviest | set(range(1, self.steps, apart)))
+        return frozenset(heaviest | {*range(1, self.steps, apart), self.steps - 1})
 
     def _fixed(self) -> float:
         """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
@@ -451,24 +451,27 @@ class Training:
 
         Args:
             follow: its memory and its operations too; that slows it down, so it doesn't count in rows/s. The step after a change of
-                ranks is always followed, and one in which ranks are decided, whose passes over held-out rows count in its memory.
+                ranks is always followed. So are the passes over held-out rows that decide ranks; their peak is the step's memory where
+                none was higher so far.
 
         Raises:
             RankwiseError: the loss is not a number.
         """
         trained = sum(p.numel() for p in self.update.parameters)
         changed, self._followed = self._followed not in (-1, trained), trained  # ranks did
-        decides = self.rank is not None and self.rank.steps_taken + 1 in self.rank.checks
-        if follow or changed or decides:
+        if follow or changed:
             with self.memory() as memory:
                 step = self._step(counts=False)
             step = replace(step, memory=megabytes(memory.peak), flops=memory.flops)
+            self._peak = max(self._peak, memory.peak_mb)
         else:
             step = self._step()
         if self.rank is not None:
+            decides = self.rank.steps_taken + 1 in self.rank.checks
             with self.memory() if decides else contextlib.nullcontext() as memory:
                 self._find_rank(self.rank)
-            if memory is not None and memory.peak_mb > cast(dict[str, float], step.memory)["total"]:
+            if memory is not None and memory.peak_mb > self._peak:
+                self._peak = memory.peak_mb
                 step = replace(step, memory=megabytes(memory.peak))
         return step
 

@@ -17,10 +17,26 @@ COUNTS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.addmm_:
 """Operation → what counts it; the in-place form is the one that PyTorch leaves out and a LoRA layer uses."""
 
 
+_known: dict[Any, int] = {}
+
+
 def flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     """Floating-point operations (a multiplication and an addition are two) of one dispatched operation."""
     count = COUNTS.get(func._overloadpacket)
-    return 0 if count is None else cast(Any, count)(*args, **kwargs, out_val=result)
+    if count is None:
+        return 0
+    # PyTorch's counters take their time, and products of the same shapes come again and again.
+    key = func, _shapes((args, tuple(kwargs.items()), result))
+    if key not in _known:
+        _known[key] = cast(Any, count)(*args, **kwargs, out_val=result)
+    return _known[key]
+
+
+def _shapes(thing: Any) -> Any:
+    """Arguments with shapes in the place of tensors."""
+    if isinstance(thing, torch.Tensor):
+        return thing.shape
+    return tuple(map(_shapes, thing)) if isinstance(thing, (list, tuple)) else thing
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, key: str, cache: Path | None = None) -> float:

@@ -111,9 +111,8 @@ class TensorMemory(TorchDispatchMode):
             alive = [(thing, type(thing)) for thing in gc.get_objects()]
             # isinstance would ask lazy proxies for their class, and so import things
             holders = [thing for thing, kind in alive if issubclass(kind, nn.Module | Optimizer)]
-            for thing, kind in alive:
-                if issubclass(kind, Tensor):
-                    self._follow(thing)
+            for tensor in _tensors(thing for thing, kind in alive if issubclass(kind, Tensor)):
+                self._follow(tensor)
         for parameter in dict.fromkeys(p for h in holders for p in self._held(h)):
             self._hooks.append(parameter.register_hook(partial(self.label, "gradients")))
         self._optimizers = weakref.WeakSet(h for h in holders if isinstance(h, Optimizer))
@@ -219,8 +218,6 @@ class TensorMemory(TorchDispatchMode):
 
     def _follow(self, tensor: Tensor, backward: bool = False) -> int | None:
         """The number of a tensor's storage, new if it wasn't seen before."""
-        if tensor.layout is not torch.strided:
-            return None
         # A storage object is unique to its memory while anything holds it, and so is a weak reference to it.
         storage = tensor.untyped_storage()
         address = storage._cdata
@@ -278,14 +275,14 @@ def megabytes(peak: Mapping[str, int]) -> dict[str, float]:
 
 
 def _tensors(things: Any) -> list[Tensor]:
-    """Every tensor in collections and dataclasses, however deep."""
+    """Every tensor in collections and dataclasses, however deep; of a sparse one its two parts."""
     found: list[Tensor] = []
     for thing in things:
         if isinstance(thing, Tensor):
-            if thing.layout is torch.sparse_coo:
-                found += thing._indices(), thing._values()
-            else:
+            if thing.layout is torch.strided:
                 found.append(thing)
+            elif thing.layout is torch.sparse_coo:
+                found += thing._indices(), thing._values()
         elif isinstance(thing, (list, tuple)):
             found += _tensors(thing)
         elif isinstance(thing, dict):

@@ -134,6 +134,7 @@ class Shapes:
 
     def __init__(self, setting: Setting, depths: tuple[int, ...] | None = None) -> None:
         self.setting, self._fake = setting, _NoValues()
+        self._passes: dict[tuple[int, ...], np.ndarray] = {}
         self.layers = int(setting.architecture.num_hidden_layers)
         alike = len(set(getattr(setting.architecture, "layer_types", None) or ())) < 2
         self.depths = depths or ((3, 4) if self.layers > 4 and alike else (self.layers,))
@@ -167,7 +168,10 @@ class Shapes:
         Args:
             lengths: tokens of each row.
         """
-        return self._followed(lambda training: self._forward(training, lengths))
+        rows = tuple(lengths.tolist())
+        if rows not in self._passes:  # asked for in each memory mode, which makes no difference to it
+            self._passes[rows] = self._followed(lambda training: self._forward(training, lengths))
+        return self._passes[rows]
 
     def _followed(self, moments: Callable[[Training], np.ndarray]) -> np.ndarray:
         """Moments of the models that are run, followed to all layers."""

@@ -467,20 +467,21 @@ def _heat(rank_map: RankMap) -> list[dict[str, Any]]:
 
 
 def _marks(rank_map: RankMap, layers: list[str], accepted: bool) -> dict[str, Any]:
-    marks = [
-        (decision.step, plain(layer), plain(decision.text), before, after)
-        for decision in rank_map.decisions
-        if decision.accepted == accepted
-        for layer, (before, after) in decision.changes.items()
-        if before != after
-    ]
-    what = "" if accepted else " (not done)"
+    """One mark a layer and step: what was done, with what was tried before it; or what was tried for nothing."""
+    tried: dict[tuple[int, str], list[tuple[bool, str]]] = {}
+    for decision in rank_map.decisions:
+        for layer, (before, after) in decision.changes.items():
+            if before != after:
+                done = "" if decision.accepted else " (not done)"
+                said = f"{plain(decision.text)}<br>{plain(layer)}: {before} → {after}{done}"
+                tried.setdefault((decision.step, plain(layer)), []).append((decision.accepted, said))
+    marks = {place: told for place, told in tried.items() if any(done for done, _ in told) == accepted}
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": [mark[0] for mark in marks],
-        "y": [mark[1] for mark in marks],
-        "text": [f"{text}<br>{layer}: {before} → {after}{what}" for _, layer, text, before, after in marks],
+        "x": [step for step, _ in marks],
+        "y": [layer for _, layer in marks],
+        "text": ["<br>".join(said for _, said in told) for told in marks.values()],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
             "color": "var(--panel)" if accepted else "var(--refused)",
@@ -492,6 +493,46 @@ def _marks(rank_map: RankMap, layers: list[str], accepted: bool) -> dict[str, An
             },
         },
     }
+
+
+def rank_memory(document: Document) -> dict[str, Figure]:
+    """Memory by kind over the run, under each rank map (by its key) whose run followed any."""
+    made = {}
+    for place, rank_map in enumerate(document.maps):
+        if not rank_map.memory:
+            continue
+        steps, peaks = list(rank_map.memory), list(rank_map.memory.values())
+        present = [kind for kind in KINDS if any(peak.get(kind) for peak in peaks)]
+        data = [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "stackgroup": "kinds",
+                "name": kind,
+                "x": steps,
+                "y": [round(peak.get(kind, 0.0), 2) for peak in peaks],
+                "fillcolor": f"var(--{kind})",
+                "line": {"width": 0, "color": f"var(--{kind})"},
+                "hovertemplate": f"step %{{x}}, {kind}: %{{y:,.1f}} MB<extra></extra>",
+            }
+            for kind in present
+        ]
+        layout = {
+            "height": 240,
+            "showlegend": False,
+            "hovermode": "closest",
+            "xaxis": {"title": {"text": "step"}, "range": [rank_map.edges[0], rank_map.edges[-1]]},
+            "yaxis": {"title": {"text": "MB"}, "rangemode": "tozero"},
+        }
+        totals = [sum(peak.get(kind, 0.0) for kind in KINDS) for peak in peaks]
+        said = f"memory {totals[0]:,.0f} MB at step {steps[0]}, {max(totals):,.0f} MB at most, {totals[-1]:,.0f} MB at step {steps[-1]}"
+        made[f"ranks-{place}"] = Figure(
+            f"ranks-{place}-memory",
+            "Memory at the peak of steps that were followed",
+            said,
+            _spec(data, layout),
+        )
+    return made
 
 
 def _heat_layout(rank_map: RankMap) -> dict[str, Any]:
@@ -507,6 +548,7 @@ def _heat_layout(rank_map: RankMap) -> dict[str, Any]:
             "type": "category",
             "categoryorder": "array",
             "categoryarray": [plain(layer) for layer in rank_map.layers][::-1],
+            "range": [-0.5, len(rank_map.layers) - 0.5],
             "showgrid": False,
             "tickfont": {"size": 11},
             "dtick": 1,

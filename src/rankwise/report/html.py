@@ -63,8 +63,8 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Document], list[Figure]]], ...] =
     (
         "ranks",
         "Rank map",
-        "Each adapted layer's rank from the first step to the last. Dots are decisions, crosses those that were tried and not kept; "
-        "point at one for its evidence.",
+        "Each adapted layer's rank from the first step to the last, and the memory that training took. Dots are decisions, crosses those "
+        "that were tried and not kept; point at one for its evidence.",
         figures.ranks,
     ),
 )
@@ -89,7 +89,8 @@ def html(document: Document, *, live: bool = False) -> str:
     sections = [_section(document, *section) for section in SECTIONS]
     sections = [section for section in sections if section["figures"]]
     own = files("rankwise.report").joinpath("page")
-    looks = figures.look(document)
+    looks, memory = figures.look(document), figures.rank_memory(document)
+    drawn = [*(figure for section in sections for figure in section["figures"]), *memory.values()]
     return environment.get_template("page.html").render(
         document=document,
         columns=_columns(document),
@@ -101,7 +102,8 @@ def html(document: Document, *, live: bool = False) -> str:
             (task, [example for example in document.examples if example.task == task])
             for task in dict.fromkeys(example.task for example in document.examples)
         ],
-        specs={figure.key: figure.spec for section in sections for figure in section["figures"]},
+        rank_memory=memory,
+        specs={figure.key: figure.spec for figure in drawn},
         tasks=list(dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)),
         live=RELOAD_SECONDS if live else None,
         version=version("rankwise"),

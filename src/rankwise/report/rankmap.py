@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from rankwise.errors import RankwiseError
+
 if TYPE_CHECKING:
     from rankwise.report.document import Cell, Run
 
@@ -39,6 +41,7 @@ class RankMap:
         edges: steps between which no rank changes; one more than there are columns.
         ranks: [layers][columns].
         decisions: in their order, `changes` by the same short names.
+        memory: MB by kind at the peak of the steps that were followed, by step.
     """
 
     task: str
@@ -48,6 +51,7 @@ class RankMap:
     edges: list[int]
     ranks: list[list[int | None]]
     decisions: list[Decision]
+    memory: dict[int, dict[str, float]]
 
 
 def rank_maps(cells: "Mapping[Cell, dict[int, Run]]") -> tuple[list[RankMap], list[str]]:
@@ -63,7 +67,7 @@ def rank_maps(cells: "Mapping[Cell, dict[int, Run]]") -> tuple[list[RankMap], li
         if not lines or len(maps) == MAPS:
             more += bool(lines)
             continue
-        made = rank_map(task, method, run.result["seed"], lines, run.result.get("steps"))
+        made = rank_map(task, method, run.result["seed"], lines, run.result.get("steps"), _memory(run))
         if made.layers:
             maps.append(made)
     if more:
@@ -72,14 +76,27 @@ def rank_maps(cells: "Mapping[Cell, dict[int, Run]]") -> tuple[list[RankMap], li
     return sorted(maps, key=lambda m: (order[m.task, m.method], m.seed)), notes
 
 
+def _memory(run: "Run") -> dict[int, dict[str, float]]:
+    try:
+        return {line["step"]: line["memory"] for line in run.folder.read_steps() if line.get("memory")}
+    except RankwiseError:  # said beside the training curves
+        return {}
+
+
 def rank_map(
-    task: str, method: str, seed: int, lines: list[dict[str, Any]], last_step: int | None
+    task: str,
+    method: str,
+    seed: int,
+    lines: list[dict[str, Any]],
+    last_step: int | None,
+    memory: dict[int, dict[str, float]] | None = None,
 ) -> RankMap:
     """The map of one run.
 
     Args:
         lines: its decisions, as ranks.jsonl has them; a missing field says nothing.
         last_step: of the run, where its last column ends.
+        memory: see `RankMap`.
     """
     known: dict[str, int] = {}
     columns: list[tuple[int, dict[str, int]]] = []
@@ -114,6 +131,7 @@ def rank_map(
             )
             for d in decisions
         ],
+        memory=memory or {},
     )
 
 
@@ -121,13 +139,17 @@ def short_names(paths: list[str]) -> list[str]:
     """`roberta.encoder.layer.4.attention.self.value` → `4 value`; as much of the path's end as tells two apart."""
     parts = [path.split(".") for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = [
-            " ".join([*_numbers(path)[:1], ".".join(part[-depth:])])
-            for path, part in zip(paths, parts, strict=True)
-        ]
+        names = [_name(part, depth) for part in parts]
         if len(set(names)) == len(names):
             return names
     return paths
+
+
+def _name(parts: list[str], depth: int) -> str:
+    """The layer's number and the last `depth` parts of its path, without what comes before the number."""
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
+    end = ".".join(parts[max(number + 1, len(parts) - depth) :])
+    return f"{parts[number]} {end}" if number >= 0 else end
 
 
 def _numbers(path: str) -> list[str]:

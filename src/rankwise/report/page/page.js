@@ -136,8 +136,7 @@ const which = document.getElementById("which");
 if (which) {
   const show = () => {
     document.querySelectorAll(".choice").forEach((choice) => { choice.hidden = choice.dataset.choice !== which.value; });
-    const element = document.getElementById(which.value);
-    if (!drawn.has(element)) draw(element);
+    document.querySelectorAll(".choice:not([hidden]) .plot").forEach((element) => { if (!drawn.has(element)) draw(element); });
     memory.set("which", which.value);
   };
   if (memory.get("which") && figures[memory.get("which")]) { which.value = memory.get("which"); show(); }
