@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.components import Basis, Components, TorchOptimizer, change, find_basis
+from rankwise.components import Basis, Components, TorchOptimizer, as_it_is, change, find_basis
 from rankwise.inject import adapt_freely
 from rankwise.lora import LoRALinear
 from rankwise.rank import RankController
@@ -182,6 +182,26 @@ def test_added_components_leave_the_function_and_the_others_moments_alone():
     assert (grown["exp_avg_sq"][4:] > 0).all()
     adapted(x).square().sum().backward()
     optimizer.step()
+
+
+def test_a_layer_cut_to_rank_0_takes_its_components_back():
+    adapted = layer(dtype=torch.float32)
+    optimizer = torch.optim.Adam([adapted.lora_A, adapted.lora_B])
+    x = torch.randn(5, 12)
+    adapted(x).square().sum().backward()
+    optimizer.step()
+    whole, theirs = adapted(x), TorchOptimizer(optimizer)
+    moments = torch.cat([torch.eye(4), torch.eye(4), torch.full((1, 4), 7.0)])
+    aside = Components(adapted.lora_A.detach().clone(), adapted.lora_B.detach().clone(), moments)
+    everything = as_it_is(adapted)
+    resized, none = change(adapted, moments, everything.first(0), None, theirs)
+    theirs.resize(resized)
+    assert adapted.rank == 0
+    assert none.shape == (1, 0)
+    resized, again = change(adapted, none, as_it_is(adapted), aside, theirs)
+    theirs.resize(resized)
+    torch.testing.assert_close(adapted(x), whole)
+    assert torch.equal(again, moments)
 
 
 # ── The controller ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,7 +46,10 @@ class Basis:
         rank = self.T.shape[1]
         zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
         rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(moments.dtype)
-        return torch.cat([rows, moments[-1, 0].expand(1, rows.shape[1])])
+        tokens = moments[-1:, :1].expand(
+            1, rows.shape[1]
+        )  # of rank 0 there is no room for them, and need of none
+        return torch.cat([rows, tokens])
 
 
 def find_basis(layer: LoRALinear, moments: Float[Tensor, "moments rank"]) -> Basis:
