@@ -36,18 +36,10 @@ def first(out) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def answer(capfd, first, tmp_path, monkeypatch):
-    """Runs a command with --json in this process and returns its object."""
+def answer(told, first, tmp_path, monkeypatch):
+    """Runs a command with --json in this process, in an empty folder, and returns its object."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> dict:
-        with pytest.raises(SystemExit) as stopped:
-            main([*map(str, arguments), "--json"])
-        captured = capfd.readouterr()
-        assert stopped.value.code == 0, captured.err
-        return json.loads(captured.out)
-
-    return call
+    return told
 
 
 def results(out: Path) -> dict[str, dict]:

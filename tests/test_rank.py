@@ -160,12 +160,18 @@ def test_moments_follow_a_change_of_basis_as_if_adam_had_run_in_it():
         assert state["step"] == 400
 
 
-def test_added_components_leave_the_function_and_the_others_moments_alone():
+def stepped():
+    """A layer after one step of Adam, which therefore has moments; the optimizer; the layer's input."""
     adapted = layer(dtype=torch.float32)
     optimizer = torch.optim.Adam([adapted.lora_A, adapted.lora_B])
     x = torch.randn(5, 12)
     adapted(x).square().sum().backward()
     optimizer.step()
+    return adapted, optimizer, x
+
+
+def test_added_components_leave_the_function_and_the_others_moments_alone():
+    adapted, optimizer, x = stepped()
     before, state = adapted(x), {k: v.clone() for k, v in optimizer.state[adapted.lora_A].items()}
     one = torch.eye(4, dtype=torch.float64)
     new = Components(torch.randn(3, 12), torch.zeros(10, 3), torch.zeros(7, 3))
@@ -185,11 +191,7 @@ def test_added_components_leave_the_function_and_the_others_moments_alone():
 
 
 def test_a_layer_cut_to_rank_0_takes_its_components_back():
-    adapted = layer(dtype=torch.float32)
-    optimizer = torch.optim.Adam([adapted.lora_A, adapted.lora_B])
-    x = torch.randn(5, 12)
-    adapted(x).square().sum().backward()
-    optimizer.step()
+    adapted, optimizer, x = stepped()
     whole, theirs = adapted(x), TorchOptimizer(optimizer)
     moments = torch.cat([torch.eye(4), torch.eye(4), torch.full((1, 4), 7.0)])
     aside = Components(adapted.lora_A.detach().clone(), adapted.lora_B.detach().clone(), moments)

@@ -46,9 +46,7 @@ class Basis:
         rank = self.T.shape[1]
         zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
         rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(moments.dtype)
-        tokens = moments[-1:, :1].expand(
-            1, rows.shape[1]
-        )  # of rank 0 there is no room for them, and need of none
+        tokens = moments[-1:, :1].expand(1, rows.shape[1])  # rank 0 has no room for them
         return torch.cat([rows, tokens])
 
 

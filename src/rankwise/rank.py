@@ -158,7 +158,7 @@ def settle(layers: Sequence[LoRALinear]) -> None:
         if layer.lora_B.any():
             continue
         rank = min(SAFE_RANK, layer.rank)
-        layer.scaling *= math.sqrt(layer.rank / rank)
+        layer.scaling /= math.sqrt(rank / layer.rank)
         layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())
 
 
