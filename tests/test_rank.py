@@ -276,6 +276,18 @@ def test_a_component_that_is_alone_in_its_layer_pays_for_the_branch():
     assert [path for _, path in controller.order(bases)] == ["second", "second", "second", "first"]
 
 
+def test_held_out_rows_that_clearly_miss_a_component_keep_it_whatever_the_statistics_expect():
+    network = adapt_freely(Network(), 4, targets=("first", "second"))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    controller = RankController(network, lambda: torch.zeros(1), 10, torch.optim.SGD(parameters))
+    spread = torch.linspace(-1, 1, 64)
+    clear, unclear = ((shift + 0.05 * spread).double() for shift in (0.015, 0.005))
+    ranks = {"first": 1}
+    assert not controller._judge("cut", clear, 0.001, ranks, expected=1e-4).accepted
+    assert controller._judge("cut", unclear, 0.001, ranks, expected=1e-4).accepted
+    assert not controller._judge("cut", unclear, 0.001, ranks).accepted
+
+
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_a_planted_rank_is_found_in_its_layer(rank):
     controller = train(*planted(rank))

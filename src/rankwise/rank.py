@@ -437,8 +437,9 @@ class RankController:
             expected: the harm that the statistics expect, where they say something.
         """
         mean, error = mean_and_error(harm)
+        missed = mean - SURE * error > limit  # held-out rows alone say so
         bound = _bound(*_with_expected(mean, error, expected))
-        accepted = bound <= limit if kind == "cut" else mean - SURE * error > limit
+        accepted = bound <= limit and not missed if kind == "cut" else missed
         seen = mean, error, len(harm), limit, expected
         return Decision(self.steps_taken, kind, accepted, self._changes(ranks), self.ranks, *seen)
 
