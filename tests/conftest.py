@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 from beartype import BeartypeConf, beartype
@@ -10,6 +11,9 @@ from jaxtyping import install_import_hook
 
 # Small tensors gain nothing from more, and tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts what runs in the background deaf to Ctrl-C, and what tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An int is a float wherever one is asked for (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
