@@ -99,14 +99,19 @@ def trial(
 
     Returns:
         What was measured on the rows held out; accuracy and loss None where the loss was not a number: the rate is too high.
+
+    Raises:
+        SystemExit: the training ended in any other way, killed for one: that says nothing about the rate.
     """
     pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
     command = [sys.executable, *program, "train", str(out.parent / "train.parquet"), *pair]
     command += ["--validation", str(out.parent / "held_out.parquet"), "--method", method, "--lr", str(lr)]
     command += ["--epochs", str(epochs), "--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
+        if "Lower --lr" not in done.stderr:
+            raise SystemExit(f"{out} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
         return {"accuracy": None, "loss": None}
     result = json.loads(done.stdout)
     scores = result["scores"]["validation"]
