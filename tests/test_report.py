@@ -255,6 +255,14 @@ def test_a_run_that_lost_a_file_is_named_and_left_out(tmp_path, file):
     assert f"sst2.lora.s1/{file} is missing" in document.left_out[0]
 
 
+def test_a_run_that_gave_every_row_the_same_answer_is_named(tmp_path):
+    finished(tmp_path, "sst2", "full", wrong=range(0, N, 2))  # all are called positive
+    finished(tmp_path, "sst2", "lora", wrong=range(0, N - 2, 2))
+    said = [note for note in collect(tmp_path).notes if "same answer" in note]
+    assert len(said) == 1
+    assert said[0].endswith(": sst2.full.s0.")
+
+
 def test_unfinished_and_failed_runs_are_named(tmp_path):
     finished(tmp_path)
     for seed, why in ((1, None), (2, "The loss is nan at step 3 of 9.")):

@@ -276,6 +276,12 @@ class RunFolder:
         return result
 
 
+def one_answer(predictions: pa.Table) -> bool:
+    """Every row was given the same class though they differ (a table of `RunFolder.read_predictions`): nothing was learned."""
+    labels, given = predictions["label"], predictions["prediction"]
+    return pa.types.is_integer(labels.type) and len(given.unique()) == 1 < len(labels.unique())
+
+
 def read_grid(out: Path) -> dict[str, Any]:
     """grid.json of a grid's folder; empty where there is none yet.
 

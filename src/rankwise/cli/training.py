@@ -104,7 +104,7 @@ def train(
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
     from rankwise import hub, tables
-    from rankwise.store import RunFolder
+    from rankwise.store import RunFolder, one_answer
 
     if tensorboard:
         board.check()
@@ -134,6 +134,11 @@ def train(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
     )
+    if one_answer(folder.read_predictions()):
+        say(
+            json,
+            f"Every validation row was given the same answer: nothing was learned. Try a lower --lr (now {result['lr']:g}), or more steps.",
+        )
     if json:
         print_json({"out": str(out), **result})
 

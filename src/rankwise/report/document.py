@@ -16,7 +16,7 @@ from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
 from rankwise.report.rankmap import RankMap, rank_maps
 from rankwise.report.row import REFERENCE, Row
-from rankwise.store import RunFolder, damaged, read_grid, run_folders
+from rankwise.store import RunFolder, damaged, one_answer, read_grid, run_folders
 
 Cell = tuple[str, str]
 """A task and a method."""
@@ -96,7 +96,7 @@ def collect(out: Path) -> Document:
         rows=rows,
         runs=[run.result for run in runs],
         left_out=left_out,
-        notes=[*_notes(rows), *unpaired, *unread, *unmapped],
+        notes=[*_notes(rows), *_one_answer(runs), *unpaired, *unread, *unmapped],
         published=_published_lines(run.result for run in runs),
         published_scores=_published_scores(run.result for run in runs),
         curves=drawn,
@@ -269,6 +269,13 @@ def _notes(rows: list[Row]) -> list[str]:
             "(1 MB = 10⁶ bytes)."
         )
     return notes
+
+
+def _one_answer(runs: list[Run]) -> list[str]:
+    names = [run.folder.path.name for run in runs if one_answer(run.predictions)]
+    return [
+        f"Gave every row the same answer, so learned nothing; a lower learning rate may help: {', '.join(names)}."
+    ] * bool(names)
 
 
 def _published_scores(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
