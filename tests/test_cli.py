@@ -451,8 +451,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_binds_the_next
 
 def test_a_run_that_learned_nothing_says_so(model, table, trained, rankwise):
     """Three steps are too few for the tiny model: see the report's tests for runs that do learn."""
-    _, _, err = rankwise("train", table, "--model", model, *FAST, "--out", trained)
-    assert "the same answer: nothing was learned. Try a lower --lr (now 0.001), or more steps." in err
+    _, said, _ = rankwise("train", table, "--model", model, *FAST, "--out", trained)
+    assert "the same answer: nothing was learned. Try a lower --lr (now 0.001), or more steps." in said
 
 
 def test_a_rank_larger_than_the_layer_is_refused_with_its_shape(model, table, refused):
