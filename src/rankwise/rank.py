@@ -38,7 +38,7 @@ START_RANK = 16
 ALPHA = 32**0.5
 """s = ALPHA / √(start rank), kept whatever the rank becomes: rank-stabilised (Kalajdzievski 2023), and the usual s = 2 at rank 8. The best
 learning rate is then the same at ranks 1 and 64 (docs/adaptive-rank.md)."""
-SHARE = 0.03
+SHARE = 0.02
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
 """Standard errors of a one-sided 95 % bound."""
