@@ -57,19 +57,19 @@ def main() -> None:
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
-        data = _prepare(asked.data, asked.work / "data")
+        data = prepare(asked.data, asked.work / "data")
         for seeds, methods, of in STAGES[: asked.stages]:
             for task in (task for task in of if task in asked.tasks):
-                _compare(asked.work / "runs", data, task, methods, seeds)
+                compare(asked.work / "runs", data, task, methods, seeds)
                 if task == "mnli":
                     start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
                     from_mnli = tuple(m for m in methods if m != "head")
-                    _compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
+                    compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
                 _store(asked.work)
     show(pq.read_table(STORED).to_pylist())
 
 
-def _prepare(glue: Path, out: Path) -> Path:
+def prepare(glue: Path, out: Path) -> Path:
     """The tasks' files, with more rows to judge where there are some."""
     for task in ("mnli", "qnli", "qqp", "rte"):
         (out / task).mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _one(parts: list[pa.Table]) -> pa.Table:
     return table.append_column("idx", pa.array(np.arange(len(table))))
 
 
-def _compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: int, *more: str) -> None:
+def compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: int, *more: str) -> None:
     command = [sys.executable, "-m", "rankwise", "compare", "--data", str(data), "--tasks", task]
     command += [
         "--methods",

@@ -36,11 +36,16 @@ OTHERS: Rates = {
     "lora:rank=8,alpha=16,targets=all-linear": SLOWER,
     "adaptive": SLOWER,
 }
+PEERS: Rates = {
+    "peft:adalora,rank=4,targets=all-linear": (1e-3, 2e-3, 4e-3),
+    "peft:eva,rank=4,targets=all-linear": SLOWER,
+}
+"""What studies/equal_size.py compares with."""
 SWEEPS: list[tuple[str, float, Rates, tuple[int, ...]]] = [
     ("movies", 3.0, WIDE, (0, 1)),
     ("movies", 2.0, NEAR, (0, 1)),
     ("sst2", 3.0, SCALED | OTHERS, (0,)),
-    ("mnli", 3.0, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS, (0,)),
+    ("mnli", 3.0, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS | PEERS, (0,)),
 ]
 """Task, epochs, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
 

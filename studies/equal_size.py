@@ -1,0 +1,164 @@
+"""Adaptive rank against other ways to an adapter of its size: AdaLoRA and EVA, and PEFT's compression of a finished rank-16 adapter.
+
+    python studies/equal_size.py --data ../shared/data/glue     # runs what is missing, stores as it goes, prints
+    python studies/equal_size.py --show                         # prints what is stored
+
+Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the size: their mean rank on a task, to the nearest whole number,
+in all linear layers. AdaLoRA and EVA also run as they are by default (rank 8 on query and value). `convert_to_lora` keeps in each layer the
+singular values with a share of its energy; the share is the largest that makes no larger adapter than adaptive's. Stored as
+studies/equal_size.parquet, a row a run.
+"""
+
+import argparse
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel, convert_to_lora
+
+import grid
+from rankwise import models, scoring
+from rankwise.hub import EMBEDDED
+from rankwise.lora import lora_layers
+from rankwise.store import RunFolder, run_folders
+
+STORED = Path(__file__).with_suffix(".parquet")
+TASKS, SEEDS = ("movies", "mnli", "qqp"), 2
+WHOLE = "lora:rank=16,alpha=5.66,rslora=true,targets=all-linear,lr=1e-3"
+RATES = {"peft:adalora": "2e-3", "peft:eva": "1e-3"}
+"""Learning rates, the best of three on rows held out of mnli (studies/learning_rates.py)."""
+KEPT = ("task", "seed", "score", "adapter_params", "mean_rank", "train_seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with one sub-folder of GLUE's Parquet files a task")
+    parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where grid.py keeps its runs")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    adaptive = [row for row in pq.read_table(grid.STORED).to_pylist() if row["method"] == "adaptive"]
+    if not asked.show:
+        if asked.data is None:
+            parser.error("--data is needed to run anything")
+        data, out = grid.prepare(asked.data, asked.work / "data"), asked.work / "equal"
+        for task in asked.tasks:
+            found = [row for row in adaptive if row["task"] == task]
+            if found:
+                rank = max(1, round(statistics.fmean(row["mean_rank"] for row in found)))
+                grid.compare(out, data, task, _methods(rank), SEEDS)
+                store(out, {row["seed"]: row["adapter_params"] for row in found})
+    show([*adaptive, *pq.read_table(STORED).to_pylist()])
+
+
+def _methods(rank: int) -> tuple[str, ...]:
+    of_size = (f"{name},rank={rank},targets=all-linear,lr={lr}" for name, lr in RATES.items())
+    return (*of_size, WHOLE, *(f"{name},lr={lr}" for name, lr in RATES.items()))
+
+
+def store(out: Path, sizes: dict[int, int]) -> None:
+    """Adds the finished runs, and of each rank-16 adapter what `convert_to_lora` makes of it.
+
+    Args:
+        out: folder of the runs.
+        sizes: seed → parameters of the adapter that adaptive ended with on the task at hand.
+    """
+    rows = pq.read_table(STORED).to_pylist() if STORED.exists() else []
+    known = {(row["task"], row["method"], row["seed"]) for row in rows}
+    for run in run_folders(out):
+        if not run.finished:
+            continue
+        result = run.read_result()
+        name = result["method"], result["seed"]
+        if (result["task"], *name) not in known:
+            rows.append({**{key: result[key] for key in KEPT}, "method": result["method"], "share": None})
+            if result["method"] == WHOLE and result["seed"] in sizes:
+                rows.append({**rows[-1], "method": "post hoc", **_converted(run, sizes[result["seed"]])})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    partial = STORED.with_suffix(".partial")
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), partial)
+    partial.replace(STORED)
+
+
+def _converted(run: RunFolder, size: int) -> dict[str, Any]:
+    """Score and size of a run's adapter after `convert_to_lora`."""
+    trained = scoring.open_trained(run.path)
+    base, _ = models.load(
+        models.locate(EMBEDDED), list(trained.task.label_names), dtype=torch.float32, seed=0
+    )
+    adapter = PeftModel.from_pretrained(base, str(run.path))
+    low, high, kept, share = 0.0, 1.0, dict[str, torch.Tensor](), 0.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is LoRA already
+            _, state = convert_to_lora(adapter, middle)
+        if _size(state) <= size:
+            low = share = middle
+            kept = state
+        else:
+            high = middle
+    for path, layer in lora_layers(trained.model).items():
+        A, B = (kept[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
+        layer.scaling = 1.0
+        layer.resize(A, B)
+    scores = scoring.evaluate_task(trained, "validation", None)
+    ranks = [layer.rank for layer in lora_layers(trained.model).values()]
+    return {
+        "score": scores["accuracy"],
+        "adapter_params": _size(kept),
+        "mean_rank": statistics.fmean(ranks),
+        "train_seconds": None,
+        "share": share,
+    }
+
+
+def _size(state: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Markdown: mean score, and parameters, of each way on each task, over the seeds that are there."""
+    tasks = [
+        task for task in TASKS if any(row["task"] == task and row["method"] != "adaptive" for row in rows)
+    ]
+    methods = list(dict.fromkeys(_name(row["method"]) for row in rows))
+    print(f"| method | {' | '.join(tasks)} |\n|---|{'---:|' * len(tasks)}")
+    for method in methods:
+        cells = []
+        for task in tasks:
+            found = [
+                r for r in rows if (_name(r["method"]), r["task"]) == (method, task) and r["seed"] < SEEDS
+            ]
+            score, size = (
+                statistics.fmean(r[key] for r in found) if found else 0.0
+                for key in ("score", "adapter_params")
+            )
+            cells.append(f"{100 * score:.2f} ({size / 1000:.0f} k, {len(found)})" if found else "")
+        print(f"| {method} | {' | '.join(cells)} |")
+
+
+def _name(method: str) -> str:
+    """Without settings that differ between tasks."""
+    if method == WHOLE:
+        return "LoRA of rank 16, all linear layers"
+    if method == "post hoc":
+        return "that, by PEFT's convert_to_lora at adaptive's size"
+    name = method.partition(",")[0].removeprefix("peft:")
+    return (
+        f"{name}, at adaptive's mean rank"
+        if "rank=" in method
+        else f"{name}, default"
+        if "peft" in method
+        else method
+    )
+
+
+if __name__ == "__main__":
+    main()
