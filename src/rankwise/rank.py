@@ -138,7 +138,7 @@ class Decision:
 
 
 def held_out_rows(rows: int, trained: int, steps: int) -> int:
-    """How many rows to hold out for decisions: about one in 60 that are trained on, over all epochs, so that looking at them takes a
+    """How many rows to hold out for decisions: about one in 96 that are trained on, over all epochs, so that looking at them takes a
     few percent of the time; 0 where there is too little to decide anything.
 
     Args:
@@ -148,7 +148,7 @@ def held_out_rows(rows: int, trained: int, steps: int) -> int:
     """
     if rows < FEWEST_ROWS or steps < FEWEST_STEPS:
         return 0
-    return min(max(200, trained // 60), rows // 10, 1024)
+    return min(max(200, trained // 96), rows // 10, 1024)
 
 
 def settle(layers: Sequence[LoRALinear]) -> None:
