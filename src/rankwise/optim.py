@@ -19,6 +19,8 @@ from rankwise.lora import replace_value
 
 Schedule = Literal["linear", "cosine", "constant"]
 Kind = Literal["adamw", "adam"]
+BETA2 = 0.999
+"""Kingma & Ba 2015, and torch's own."""
 ALIGNED = 16
 """Numbers a stretch of the slab is rounded up to, so that every view begins on a cache line."""
 
@@ -31,6 +33,7 @@ class Update:
         kind: AdamW (decoupled decay, Loshchilov & Hutter 2019) or Adam.
         lr: peak learning rate.
         weight_decay: of matrices; vectors aren't decayed.
+        beta2: decay of the second moments.
         flat: keep values, gradients and moments in a slab each; for adapters, not for whole models, whose gradients would be
             copied once more.
     """
@@ -42,6 +45,7 @@ class Update:
         lr: float,
         weight_decay: float,
         *,
+        beta2: float = BETA2,
         flat: bool = False,
     ) -> None:
         self.parameters, self.flat = list(parameters), flat
@@ -57,7 +61,9 @@ class Update:
                 some = [self._slabs[-1].values]
             if some:
                 groups.append({"params": some, "weight_decay": decay})
-        self.optimizer: Optimizer = {"adamw": AdamW, "adam": Adam}[kind](groups, lr=lr, fused=True)
+        self.optimizer: Optimizer = {"adamw": AdamW, "adam": Adam}[kind](
+            groups, lr=lr, betas=(0.9, beta2), fused=True
+        )
 
     @torch.no_grad()
     def add(self, gradients: Sequence[Tensor | None]) -> None:

@@ -35,7 +35,7 @@ from rankwise.lora import lora_layers
 from rankwise.losses import calibrated_losses, example_losses
 from rankwise.measure import Speed, TensorMemory, label, megabytes, recomputed
 from rankwise.mixed import Copies
-from rankwise.optim import Kind, Update, add_up, schedule_factor
+from rankwise.optim import BETA2, Kind, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.rank import Decision, RankController, held_out_rows, settle
 from rankwise.readout import packed_logits
@@ -300,7 +300,8 @@ class Training:
         small = 2 * sum(p.numel() for p in trained) < sum(p.numel() for p in self.model.parameters())
         flat = small and len({p.dtype for p in trained}) == 1
         kind, decay = cast(Kind, self.options.optimizer), cast(float, self.options.weight_decay)
-        return Update(trained, kind, self.peak_lr, decay, flat=flat)
+        beta2 = BETA2 if self.options.beta2 is None else self.options.beta2
+        return Update(trained, kind, self.peak_lr, decay, beta2=beta2, flat=flat)
 
     @property
     def done(self) -> bool:
