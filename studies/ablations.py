@@ -120,9 +120,8 @@ def _trial(work: Path, which: Row) -> Row:
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
     name = f"{which['variant'].replace(' ', '-').replace('%', 'percent')}-s{which['seed']}"
-    return which | trial(
-        work / which["task"] / name, which["task"], method, LR, EPOCHS, which["seed"], program
-    )
+    settings = {"lr": LR, "epochs": EPOCHS, "seed": which["seed"]}
+    return which | trial(work / which["task"] / name, which["task"], method, settings, program)
 
 
 def _print(rows: list[Row]) -> None:

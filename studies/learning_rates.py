@@ -41,13 +41,23 @@ PEERS: Rates = {
     "peft:eva,rank=4,targets=all-linear": SLOWER,
 }
 """What studies/equal_size.py compares with."""
-SWEEPS: list[tuple[str, float, Rates, tuple[int, ...]]] = [
-    ("movies", 3.0, WIDE, (0, 1)),
-    ("movies", 2.0, NEAR, (0, 1)),
-    ("sst2", 3.0, SCALED | OTHERS, (0,)),
-    ("mnli", 3.0, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS | PEERS, (0,)),
+AGAIN: Rates = {
+    "adaptive": (2e-3, 1e-3),
+    "lora:rank=8,alpha=16": (2e-3, 1e-3),
+    "lora:rank=64,alpha=45.3": (2e-3, 1e-3),
+    "full": (2e-4, 1e-4),
+}
+"""The rates in question once second moments decay by 0.98, the recipe's."""
+SWEEPS: list[tuple[str, float, float, Rates, tuple[int, ...]]] = [
+    ("movies", 3.0, 0.999, WIDE, (0, 1)),
+    ("movies", 2.0, 0.999, NEAR, (0, 1)),
+    ("sst2", 3.0, 0.999, SCALED | OTHERS, (0,)),
+    ("mnli", 3.0, 0.999, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS, (0,)),
+    ("mnli", 3.0, 0.98, AGAIN, (0,)),
+    ("sst2", 3.0, 0.98, AGAIN, (0,)),
+    ("mnli", 3.0, 0.98, PEERS, (0,)),
 ]
-"""Task, epochs, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
+"""Task, epochs, β₂, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
 
 
 def main() -> None:
@@ -69,31 +79,41 @@ def main() -> None:
 
 
 def _trials() -> Iterator[Row]:
-    for task, epochs, rates, seeds in SWEEPS:
+    for task, epochs, beta2, rates, seeds in SWEEPS:
         for seed in seeds:
-            for pair in zip(*rates.values(), strict=True):
-                for method, lr in zip(rates, pair, strict=True):
-                    yield {"task": task, "epochs": epochs, "method": method, "lr": lr, "seed": seed}
+            for trials in zip(*rates.values(), strict=True):
+                for method, lr in zip(rates, trials, strict=True):
+                    yield {
+                        "task": task,
+                        "epochs": epochs,
+                        "beta2": beta2,
+                        "method": method,
+                        "lr": lr,
+                        "seed": seed,
+                    }
 
 
 def _trial(work: Path, which: Row) -> Row:
     out = (
         work
         / which["task"]
-        / "{}-{lr:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
+        / "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
     )
-    return which | trial(out, which["task"], which["method"], which["lr"], which["epochs"], which["seed"])
+    settings = {name: which[name] for name in ("lr", "beta2", "epochs", "seed")}
+    return which | trial(out, which["task"], which["method"], settings)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked. Then how well a trial's loss,
     as it is and at the best temperature, tells its accuracy."""
-    for task, epochs, sweep, _ in SWEEPS:
+    for task, epochs, beta2, sweep, _ in SWEEPS:
         for method, rates in sweep.items():
             means = {}
             for lr in rates:
-                asked = (task, epochs, method, lr)
-                found = [r for r in rows if (r["task"], r["epochs"], r["method"], r["lr"]) == asked]
+                asked = (task, epochs, beta2, method, lr)
+                found = [
+                    r for r in rows if (r["task"], r["epochs"], r["beta2"], r["method"], r["lr"]) == asked
+                ]
                 scores = [r["accuracy"] for r in found if r["accuracy"] is not None]
                 losses = [r["loss"] for r in found if r["loss"] is not None]
                 if found and len(scores) == len(found):
@@ -102,7 +122,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  {method:40} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
+                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
     for task in dict.fromkeys(task for task, *_ in SWEEPS):
         known = [r for r in rows if r["task"] == task and r.get("calibrated_loss") is not None]

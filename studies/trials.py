@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -81,9 +81,7 @@ def trial(
     out: Path,
     task: str,
     method: str,
-    lr: float,
-    epochs: float,
-    seed: int,
+    settings: Mapping[str, float],
     program: Sequence[str] = ("-m", "rankwise"),
 ) -> Row:
     """`rankwise train` on one thread in a process of its own, with the recipe's other settings.
@@ -92,9 +90,7 @@ def trial(
         out: folder of the run, beside the files that `split` wrote.
         task: its name.
         method: as in a grid.
-        lr: peak learning rate.
-        epochs: passes over the rows.
-        seed: of the run.
+        settings: options of `rankwise train` by name, as `lr`, `epochs` and `seed`.
         program: what Python runs.
 
     Returns:
@@ -105,8 +101,9 @@ def trial(
     """
     pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
     command = [sys.executable, *program, "train", str(out.parent / "train.parquet"), *pair]
-    command += ["--validation", str(out.parent / "held_out.parquet"), "--method", method, "--lr", str(lr)]
-    command += ["--epochs", str(epochs), "--seed", str(seed), "--threads", "1", "--out", str(out), "--json"]
+    command += ["--validation", str(out.parent / "held_out.parquet"), "--method", method]
+    command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    command += ["--threads", "1", "--out", str(out), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
