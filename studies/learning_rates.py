@@ -69,12 +69,14 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/learning-rates"), help="where trials are kept"
     )
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
+    parser.add_argument("--beta2", type=float, help="only the sweeps with this decay of second moments")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
         for task in dict.fromkeys(task for task, *_ in SWEEPS):
             split(task, asked.data, asked.work)
-        run_missing(STORED, list(_trials()), partial(_trial, asked.work), asked.jobs)
+        wanted = [which for which in _trials() if asked.beta2 in (None, which["beta2"])]
+        run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
     _print(pq.read_table(STORED).to_pylist())
 
 
@@ -122,7 +124,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
+                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {lr:8.1e}  "
+                    f"accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
     for task in dict.fromkeys(task for task, *_ in SWEEPS):
         known = [r for r in rows if r["task"] == task and r.get("calibrated_loss") is not None]
