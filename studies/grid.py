@@ -4,8 +4,8 @@
     python studies/grid.py --show                          # prints what is stored
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
-Fixed ranks have the scale, 5.66/√r, and the learning rates that are best for them in studies/learning_rates.py: 2e-3 where a text is one
-sentence (movies and sst2 say so), 1e-3 where it is two (mnli). Adaptive has one rate, the recipe's. To see small differences more rows are
+Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
+in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
 split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
 """
@@ -26,12 +26,10 @@ from rankwise.stats import estimate
 from rankwise.store import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-RATES = {"movies": "2e-3", "sst2": "2e-3"}
-"""Learning rate of LoRA on query and value; 1e-3 on any other task."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true" for r in RANKS)
-LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear" for r in (4, 8))
-TASKS = ("mnli", "sst2", "qnli", "qqp", "movies", "mrpc")
+FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3" for r in RANKS)
+LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8))
+TASKS = ("mnli", "movies", "mrpc", "sst2", "qnli", "qqp")
 STAGES: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
     (2, ("adaptive", FIXED[3], FIXED[6], "full"), TASKS),
     (2, (FIXED[1], FIXED[4]), TASKS),
@@ -101,26 +99,10 @@ def _one(parts: list[pa.Table]) -> pa.Table:
 
 def compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: int, *more: str) -> None:
     command = [sys.executable, "-m", "rankwise", "compare", "--data", str(data), "--tasks", task]
-    command += [
-        "--methods",
-        *(_at_rate(m, task) for m in methods),
-        "--seeds",
-        str(seeds),
-        "--jobs",
-        "2",
-        "--threads",
-        "1",
-    ]
+    command += ["--methods", *methods, "--seeds", str(seeds), "--jobs", "2", "--threads", "1"]
     if task == "mnli":
         command.append("--keep-models")  # rte's full fine-tuning starts from it
     subprocess.run([*command, *more, "--out", str(out)], check=True)
-
-
-def _at_rate(method: str, task: str) -> str:
-    """The method with its learning rate; rte takes mnli's."""
-    if method in LINEAR:
-        return f"{method},lr=1e-3"
-    return f"{method},lr={RATES.get(task, '1e-3')}" if method in FIXED else method
 
 
 def _store(work: Path) -> None:
@@ -150,7 +132,6 @@ def _row(run: RunFolder) -> dict[str, Any]:
     )
     return {
         **{key: result[key] for key in kept},
-        "method": result["method"].partition(",lr=")[0],
         "loss": scores["loss"],
         "rank_seconds": result.get("rank_seconds"),
         "query_value_params": sum(
