@@ -15,7 +15,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 compare: $(STAMP)  ## full fine-tuning against LoRA on the embedded model and data; the table at the end
-	@$(BIN)/rankwise compare --tasks movies --methods full lora:lr=2e-3 --seeds 2 --epochs 2 --out $(OUT)
+	@$(BIN)/rankwise compare --tasks movies --methods full lora --seeds 2 --epochs 2 --out $(OUT)
 
 test: $(STAMP)  ## every test, a process a core
 	@$(BIN)/python -m pytest -n auto --dist loadfile

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from rankwise import recipes
-from rankwise.config import DataOptions, ModelOptions, RunConfig, TrainOptions
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions
 from rankwise.errors import RankwiseError
 from rankwise.recipes import NAMES, published, published_notes, recipe, resolve, resolve_lr
 from rankwise.tasks import TASKS
@@ -145,6 +145,16 @@ def test_beyond_the_known_widths_the_nearest_ones_rate_counts_and_that_is_said(p
 
 def test_a_single_known_width_gives_its_learning_rate_to_every_width(planted):
     assert resolve_lr(planted, "full", 100).value == resolve_lr(planted, "full", 768).value == 2e-5
+
+
+@pytest.mark.parametrize("method", ["lora", "peft:lora", "peft:adalora"])
+def test_all_linear_layers_take_the_rate_of_adaptive_which_starts_there(method):
+    inside, everywhere = (
+        RunConfig(lora=LoraOptions(targets=targets), train=TrainOptions(recipe="rankwise"))
+        for targets in ((), ("all-linear",))
+    )
+    assert resolve_lr(inside, method, 384).value == 2e-3
+    assert resolve_lr(everywhere, method, 384) == resolve_lr(inside, "adaptive", 384)
 
 
 def test_a_method_without_a_learning_rate_says_to_give_one(planted):

@@ -84,6 +84,8 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     data = recipe(config.train.recipe)
     tables = data.get("lr_by_width", {})
     like = data.get("lr_as", {}).get(method, method)
+    if like == "lora" and "all-linear" in config.lora.targets:
+        like = "adaptive"  # the same layers
     like = like if like in tables else LIKE.get(like, like)
     table = tables.get(like)
     if not table:
