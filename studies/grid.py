@@ -4,6 +4,7 @@
     python studies/grid.py --show                          # prints what is stored
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
+What is stored is not run again, even where its folder is gone.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
@@ -15,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,15 @@ def main() -> None:
         data = prepare(asked.data, asked.work / "data")
         for seeds, methods, of in STAGES[: asked.stages]:
             for task in (task for task in of if task in asked.tasks):
-                compare(asked.work / "runs", data, task, methods, seeds)
-                if task == "mnli":
-                    start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
-                    from_mnli = tuple(m for m in methods if m != "head")
-                    compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
+                from_mnli = (
+                    [m for m in _missing("rte", methods, seeds) if m != "head"] if task == "mnli" else []
+                )
+                missing = [m for m in methods if m in {*_missing(task, methods, seeds), *from_mnli}]
+                compare(asked.work / "runs", data, task, missing, seeds)
+                start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
+                compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
                 _store(asked.work)
-    show(pq.read_table(STORED).to_pylist())
+    show(_stored())
 
 
 def prepare(glue: Path, out: Path) -> Path:
@@ -97,7 +101,15 @@ def _one(parts: list[pa.Table]) -> pa.Table:
     return table.append_column("idx", pa.array(np.arange(len(table))))
 
 
-def compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: int, *more: str) -> None:
+def _missing(task: str, methods: Sequence[str], seeds: int) -> list[str]:
+    """Methods of which not every seed is stored."""
+    known = {(row["task"], row["method"], row["seed"]) for row in _stored()}
+    return [m for m in methods if any((task, m, seed) not in known for seed in range(seeds))]
+
+
+def compare(out: Path, data: Path, task: str, methods: Sequence[str], seeds: int, *more: str) -> None:
+    if not methods:
+        return
     command = [sys.executable, "-m", "rankwise", "compare", "--data", str(data), "--tasks", task]
     command += ["--methods", *methods, "--seeds", str(seeds), "--jobs", "2", "--threads", "1"]
     if task == "mnli":
@@ -105,12 +117,14 @@ def compare(out: Path, data: Path, task: str, methods: tuple[str, ...], seeds: i
     subprocess.run([*command, *more, "--out", str(out)], check=True)
 
 
+def _stored() -> list[dict[str, Any]]:
+    return pq.read_table(STORED).to_pylist() if STORED.exists() else []
+
+
 def _store(work: Path) -> None:
-    rows = []
-    for folder in ("runs", "rte"):
-        for run in run_folders(work / folder):
-            if run.finished:
-                rows.append(_row(run))
+    """Adds the finished runs to those that are stored."""
+    found = [_row(run) for folder in ("runs", "rte") for run in run_folders(work / folder) if run.finished]
+    rows = list({(r["task"], r["method"], r["seed"]): r for r in [*_stored(), *found]}.values())
     partial = STORED.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial)
     partial.replace(STORED)

@@ -38,7 +38,7 @@ LAYERS = (1, 3, 4)
 """Whose value projections the teacher's update is in."""
 RANKS = (0, 1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
-ROWS, HELD_OUT, BATCH, STEPS, LR, CLASSES = 6000, 300, 32, 700, 2e-3, 16
+ROWS, HELD_OUT, BATCH, STEPS, LR, CLASSES = 6000, 300, 32, 1200, 2e-3, 16
 SIZE = 0.5
 """Frobenius norm of the planted update, relative to the weight's."""
 
@@ -82,7 +82,7 @@ def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
     trained = [
         p for layer in layers.values() for p in (layer.lora_A.requires_grad_(), layer.lora_B.requires_grad_())
     ]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
     held_out, train = np.arange(HELD_OUT), np.arange(HELD_OUT, ROWS)
 
     def losses() -> Tensor:
