@@ -61,7 +61,9 @@ def _traces(rows: list[dict[str, Any]], first: bool) -> list[go.Scatter]:
     """Fixed ranks joined by a line, adaptive's seeds and their mean, full fine-tuning across."""
     scores: dict[int, list[float]] = {}
     for row in rows:
-        if (found := re.fullmatch(r"lora:rank=(\d+),alpha=5\.66,rslora=true,lr=2e-3", row["method"])) is not None:
+        if (
+            found := re.fullmatch(r"lora:rank=(\d+),alpha=5\.66,rslora=true,lr=2e-3", row["method"])
+        ) is not None:
             scores.setdefault(int(found[1]), []).append(100 * row["score"])
     ranks = sorted(scores)
     adaptive = [
