@@ -30,7 +30,8 @@ STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("movies", "mnli", "qqp"), 2
 WHOLE = "lora:rank=16,alpha=5.66,rslora=true,targets=all-linear,lr=1e-3"
 RATES = {"peft:adalora": "2e-3", "peft:eva": "1e-3"}
-"""Learning rates, the best of three on rows held out of mnli (studies/learning_rates.py)."""
+"""Learning rates in all linear layers: half-way in the three that studies/learning_rates.py tries on mnli. That sweep has
+hardly begun; put its best here, and one for query and value, before the comparison is run."""
 KEPT = ("task", "seed", "score", "adapter_params", "mean_rank", "train_seconds")
 
 
