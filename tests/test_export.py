@@ -180,3 +180,17 @@ def test_the_command_says_what_is_kept(adapted, tmp_path, capfd):
         main(["export", str(folder), "--out", str(tmp_path / "out"), "--max-params", "0.2k"])
     assert stopped.value.code == 0
     assert "% of the update's energy is kept" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"review,stars\nok,1\n", b'{"a": 1}', bytes(range(256))])
+def test_any_other_file_is_no_loralib_checkpoint_and_nobody_is_told_to_load_it_unsafely(tmp_path, content):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(RankwiseError, match="other is no loralib checkpoint") as said:
+        inspect(tmp_path / "other")
+    assert "weights_only" not in str(said.value)
+
+
+def test_a_checkpoint_that_is_a_tensor_holds_no_lora_matrices(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(RankwiseError, match=r"holds no LoRA matrices"):
+        inspect(tmp_path / "tensor.pt")

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -188,12 +187,13 @@ def read_loralib(file: Path, base: str | None, alpha: float | None) -> Adapter:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise RankwiseError(
-            f"{file} is no loralib checkpoint of tensors alone: {str(error).splitlines()[0]}"
-        ) from None
-    paths = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
-    if not isinstance(state, dict) or not paths:
+    except OSError as error:
+        raise RankwiseError(f"{file} can't be read: {error.strerror or error}.") from None
+    except Exception:  # bytes of another kind can end the unpickler in any way
+        raise RankwiseError(f"{file} is no loralib checkpoint: torch.load finds no tensors in it.") from None
+    names = [str(name) for name in state] if isinstance(state, dict) else []
+    paths = [name.removesuffix(".lora_A") for name in names if name.endswith(".lora_A")]
+    if not paths:
         raise RankwiseError(f"{file} holds no LoRA matrices (names that end in .lora_A and .lora_B).")
     lora = {path: (state[f"{path}.lora_A"], state[f"{path}.lora_B"]) for path in paths}
     for path, (A, B) in lora.items():
