@@ -48,6 +48,13 @@ AGAIN: Rates = {
     "full": (2e-4, 1e-4),
 }
 """The rates in question once second moments decay by 0.98, the recipe's."""
+BETWEEN: Rates = {
+    "adaptive": (7e-4,),
+    "lora:rank=8,alpha=16": (1.4e-3,),
+    "lora:rank=64,alpha=45.3": (1.4e-3,),
+    "full": (1.4e-4,),
+}
+"""Half-way between two rates that are near each other, for each."""
 SWEEPS: list[tuple[str, float, float, Rates, tuple[int, ...]]] = [
     ("movies", 3.0, 0.999, WIDE, (0, 1)),
     ("movies", 2.0, 0.999, NEAR, (0, 1)),
@@ -55,6 +62,8 @@ SWEEPS: list[tuple[str, float, float, Rates, tuple[int, ...]]] = [
     ("mnli", 3.0, 0.999, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS, (0,)),
     ("mnli", 3.0, 0.98, AGAIN, (0,)),
     ("sst2", 3.0, 0.98, AGAIN, (0,)),
+    ("mnli", 3.0, 0.98, BETWEEN, (0,)),
+    ("sst2", 3.0, 0.98, BETWEEN, (0,)),
     ("mnli", 3.0, 0.98, PEERS, (0,)),
 ]
 """Task, epochs, β₂, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
