@@ -11,7 +11,7 @@ Stored as studies/ablations.parquet, a row a trial.
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from rankwise import components, losses, rank, train
 from trials import Row, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
-TASKS, SEEDS, LR, EPOCHS = ("sst2", "mnli"), (0, 1), 1e-3, 3.0
+TASKS, SEEDS, LR, EPOCHS, BETA2 = ("sst2", "mnli"), (0, 1), 1e-3, 3.0, 0.98
+"""The first trials that are stored had second moments that decay by 0.999."""
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
@@ -98,41 +99,46 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="where trials are kept")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
+    parser.add_argument("--variants", nargs="*", default=tuple(VARIANTS), help="some of the variants")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
         for task in asked.tasks:
             split(task, asked.data, asked.work)
-        run_missing(STORED, list(_trials(asked.tasks)), partial(_trial, asked.work), asked.jobs)
+        run_missing(STORED, _trials(asked.tasks, asked.variants), partial(_trial, asked.work), asked.jobs)
     _print(pq.read_table(STORED).to_pylist())
 
 
-def _trials(tasks: tuple[str, ...]) -> list[Row]:
+def _trials(tasks: Sequence[str], variants: Sequence[str]) -> list[Row]:
     return [
-        {"task": task, "variant": variant, "seed": seed}
+        {"task": task, "variant": variant, "seed": seed, "beta2": BETA2}
         for seed in SEEDS
         for task in tasks
-        for variant in VARIANTS
+        for variant in variants
     ]
 
 
 def _trial(work: Path, which: Row) -> Row:
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
-    name = f"{which['variant'].replace(' ', '-').replace('%', 'percent')}-s{which['seed']}"
-    settings = {"lr": LR, "epochs": EPOCHS, "seed": which["seed"]}
+    name = f"{which['variant'].replace(' ', '-').replace('%', 'percent')}-{BETA2:g}-s{which['seed']}"
+    settings = {"lr": LR, "epochs": EPOCHS, "beta2": BETA2, "seed": which["seed"]}
     return which | trial(work / which["task"] / name, which["task"], method, settings, program)
 
 
 def _print(rows: list[Row]) -> None:
     """Markdown, means over seeds."""
     print(
-        "| task | variant | accuracy | loss at the best temperature | components | parameters | seeds |\n|---|---|---:|---:|---:|---:|---:|"
+        "| task | β₂ | variant | accuracy | loss at the best temperature | components | parameters | seeds |\n"
+        "|---|---:|---|---:|---:|---:|---:|---:|"
     )
-    for task in dict.fromkeys(row["task"] for row in rows):
+    for task, beta2 in dict.fromkeys((row["task"], row["beta2"]) for row in rows):
         for variant in VARIANTS:
             found = [
-                r for r in rows if (r["task"], r["variant"]) == (task, variant) and r["accuracy"] is not None
+                r
+                for r in rows
+                if (r["task"], r["beta2"], r["variant"]) == (task, beta2, variant)
+                and r["accuracy"] is not None
             ]
             if found:
                 accuracy, loss, count, size = (
@@ -140,7 +146,7 @@ def _print(rows: list[Row]) -> None:
                     for name in ("accuracy", "calibrated_loss", "components", "adapter_params")
                 )
                 print(
-                    f"| {task} | {variant} | {100 * accuracy:.2f} | {loss:.4f} | {count:.0f} | {size:,.0f} | {len(found)} |"
+                    f"| {task} | {beta2} | {variant} | {100 * accuracy:.2f} | {loss:.4f} | {count:.0f} | {size:,.0f} | {len(found)} |"
                 )
 
 
