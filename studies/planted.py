@@ -11,13 +11,13 @@ its logits over the teacher's variance. Stored as studies/planted.parquet, a row
 import argparse
 import copy
 import json
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from rankwise.packing import batch_order, pack
 from rankwise.rank import RankController
 from rankwise.readout import packed_logits
 from rankwise.streams import stream_seed
+from trials import run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
 LAYERS = (1, 3, 4)
@@ -50,21 +51,17 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS, help="planted ranks")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
     asked = parser.parse_args()
-    stored = pq.read_table(STORED).to_pylist() if STORED.exists() else []
     if not asked.show:
-        known = {(row["rank"], row["seed"], row["start"]) for row in stored}
-        torch.set_num_threads(1)
-        for seed in asked.seeds:
-            for rank in asked.ranks:
-                if (rank, seed, asked.start) not in known:
-                    stored.append(trial(rank, seed, asked.start))
-                    partial = STORED.with_suffix(".partial")
-                    pq.write_table(pa.Table.from_pylist(stored), partial)
-                    partial.replace(STORED)
-                    show(stored[-1:])
-    show(stored)
+        wanted = [
+            {"rank": rank, "seed": seed, "start": asked.start} for seed in asked.seeds for rank in asked.ranks
+        ]
+        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), **one_thread) as pool:
+            run_missing(STORED, wanted, lambda which: pool.submit(trial, **which).result(), asked.jobs)
+    show(pq.read_table(STORED).to_pylist())
 
 
 def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
@@ -177,8 +174,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(
             f"start {row['start']:2}  k = {row['rank']:2}  seed {row['seed']}  planted {row['planted']:3}  found {row['found']:3}  "
             f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  "
-            f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}",
-            file=sys.stderr,
+            f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}"
         )
 
 
