@@ -97,6 +97,12 @@ def test_the_learning_rate_rises_and_falls_to_zero_and_stays_there():
     assert {schedule_factor("constant", 10, 0.0)(i) for i in range(20)} == {1.0}
 
 
+@pytest.mark.parametrize(("steps", "rise"), [(20, 5), (345, 50), (1000, 60)])
+def test_warm_up_takes_the_steps_asked_for_at_least_up_to_a_quarter_of_all(steps, rise):
+    factor = schedule_factor("linear", steps, 0.06, 50)
+    assert [factor(i) == 1.0 for i in range(steps)].index(True) == rise - 1
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_the_norm_of_a_large_gradient_is_the_one_float64_gives(flat):
     weight, bias = nn.Parameter(torch.zeros(3000, 1001)), nn.Parameter(torch.zeros(3))

@@ -46,6 +46,15 @@ def test_what_is_asked_for_wins_over_the_recipe(planted):
     assert found.model.model == "bert-base-uncased"
 
 
+def test_the_recipes_least_warm_up_counts_only_with_its_share():
+    def warmup_steps(**asked):
+        return resolve(RunConfig(task="sst2", train=TrainOptions(**asked)), "lora").train.warmup_steps
+
+    assert warmup_steps() == 50
+    assert warmup_steps(warmup=0.0) is None
+    assert warmup_steps(warmup=0.0, warmup_steps=7) == warmup_steps(warmup_steps=7) == 7
+
+
 def test_a_tasks_setting_wins_over_the_methods_and_that_over_the_default(planted):
     found = resolve(planted, "lora")
     assert (found.train.epochs, found.train.lr) == (3, 1e-3)  # task and method
@@ -84,7 +93,7 @@ NOT_IN_THE_PAPER = [("lora-paper", "movies"), ("lora-paper", "wnli")]
 def test_a_recipe_decides_everything_for_the_tasks_it_is_for(name, task, method):
     config = resolve(RunConfig(task=task, train=TrainOptions(recipe=name)), method)
     open_settings = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
-    assert open_settings - {"lr"} == {"class_weights", "evaluate_every", "patience"}
+    assert open_settings - {"lr", "warmup_steps"} == {"class_weights", "evaluate_every", "patience"}
     assert 0 < resolve_lr(config, method, 768).value < 0.01
 
 

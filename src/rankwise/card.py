@@ -19,6 +19,7 @@ SHOWN = (
     "optimizer",
     "schedule",
     "warmup",
+    "warmup_steps",
     "weight_decay",
     "clip",
     "seed",

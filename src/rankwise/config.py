@@ -147,6 +147,8 @@ class TrainOptions:
     """How the learning rate falls after warm-up."""
     warmup: float | None = None
     """Share of the steps over which the learning rate rises to its peak."""
+    warmup_steps: MaybeWhole = None
+    """Steps that this takes at least, though never more than a quarter of all. The recipe's count only where `warmup` is its too."""
     weight_decay: float | None = None
     """Decay of matrices; biases and norms are never decayed."""
     clip: float | None = None
@@ -167,6 +169,7 @@ class TrainOptions:
             1, batch_size=self.batch_size, accumulate=self.accumulate, evaluate_every=self.evaluate_every
         )
         _at_least(1, patience=self.patience)
+        _at_least(0, warmup_steps=self.warmup_steps)
         _above_zero(epochs=self.epochs, lr=self.lr)
         _share(warmup=self.warmup, beta2=self.beta2)
         _at_least(0, weight_decay=self.weight_decay, clip=self.clip)

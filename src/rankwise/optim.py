@@ -195,15 +195,18 @@ class Slab:
         return whole[start : start + parameter.numel()].view(parameter.shape)
 
 
-def schedule_factor(schedule: Schedule, steps: int, warmup: float) -> Callable[[int], float]:
+def schedule_factor(
+    schedule: Schedule, steps: int, warmup: float, warmup_steps: int = 0
+) -> Callable[[int], float]:
     """The learning rate of step i (from 0) as a share of its peak: a linear rise, then linear or cosine decay to zero.
 
     Args:
         schedule: linear, cosine or constant.
         steps: optimizer steps of the whole run.
         warmup: share of the steps spent rising.
+        warmup_steps: steps that it takes at least, though never more than a quarter of all.
     """
-    rise = math.ceil(steps * warmup)
+    rise = max(math.ceil(steps * warmup), min(warmup_steps, steps // 4))
 
     def factor(step: int) -> float:
         if step < rise:

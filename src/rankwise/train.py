@@ -290,7 +290,9 @@ class Training:
             )
         self._copies = Copies(model, self.update.parameters, compute.autocast)
         schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
-        self.factor = schedule_factor(schedule, self.steps, cast(float, options.warmup))
+        self.factor = schedule_factor(
+            schedule, self.steps, cast(float, options.warmup), options.warmup_steps or 0
+        )
         self._epoch_batches: tuple[int, list[np.ndarray]] = (-1, [])
 
     def _update(self) -> Update:

@@ -50,6 +50,8 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
     known = data["defaults"] | data.get("methods", {}).get(method, {})
     known |= data.get("tasks", {}).get(config.task, {}).get(method, {})
     unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
+    if config.train.warmup is not None:
+        known.pop("warmup_steps", None)
     max_length = known.get("max_length") if config.data.max_length is None else config.data.max_length
     missing = sorted(unset.intersection(NEEDED) - known.keys())
     if missing:

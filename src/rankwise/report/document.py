@@ -313,6 +313,11 @@ def _settings(runs: list[Run], grid: dict[str, Any]) -> dict[str, str]:
     return shown | ({"command": str(grid["command"])} if grid.get("command") else {})
 
 
+def _warmup(train: dict[str, Any]) -> str:
+    least = train.get("warmup_steps")
+    return f"warm-up {train['warmup']:g}" + (f" ({least} steps at least)" if least else "")
+
+
 def _setting(run: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     resolved, facts, hardware = run.get("resolved"), run.get("facts") or {}, run.get("hardware") or {}
     shown: dict[str, str] = {"model": result["model"]}
@@ -321,7 +326,7 @@ def _setting(run: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
         shown |= {
             "recipe": train["recipe"],
             "training": f"{train['epochs']:g} epochs, batches of {train['batch_size']}, {train['optimizer']}, "
-            f"{train['schedule']} schedule, warm-up {train['warmup']:g}, weight decay {train['weight_decay']:g}",
+            f"{train['schedule']} schedule, {_warmup(train)}, weight decay {train['weight_decay']:g}",
             "learning rate": f"{train['lr']:g}",
         }
     return shown | {
