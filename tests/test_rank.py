@@ -298,6 +298,27 @@ def test_where_nothing_is_to_be_learned_the_rank_is_0():
     assert sum(train(*planted(0), also_train=["offset"]).ranks.values()) == 0
 
 
+@pytest.mark.parametrize(
+    ("loss", "kept"),
+    [(1.0, 0), (0.1, 6)],  # the gain's bound is 0.006, and 2 % of the loss matter
+    ids=["it can't be much", "it may be much"],
+)
+def test_where_it_is_not_sure_that_adapters_gain_anything_they_go_if_it_cannot_be_much(loss, kept):
+    network = adapt_freely(Network(), 3, targets=("first", "second"), also_train=["offset"])
+    gain = torch.linspace(-0.05, 0.05, 64)
+
+    def losses():
+        whole = torch.full((64,), loss)
+        return whole if network.first.rank or network.second.rank else whole + gain
+
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    controller = RankController(network, losses, 10, torch.optim.AdamW(parameters))
+    for _ in range(8):
+        network(torch.randn(5, 16)).square().sum().backward()
+        controller.step()
+    assert sum(controller.ranks.values()) == kept
+
+
 def test_where_only_adapters_are_trained_one_component_is_left_to_train():
     assert sum(train(*planted(0)).ranks.values()) == 1
 

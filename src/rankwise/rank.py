@@ -80,7 +80,8 @@ class Decision:
         difference: mean over the held-out rows of an example's loss without the components minus with them.
         error: its standard error.
         rows: held-out rows it was seen on.
-        limit: what the bound of the difference was held against: `SHARE` of the adapters' gain.
+        limit: what the bound of the difference was held against: a share of the adapters' gain or, where it isn't sure that there is any
+            and all may go, of the loss without them.
         expected: the difference that the statistics expect, where they say something.
     """
 
@@ -315,8 +316,8 @@ class RankController:
     @torch.no_grad()
     def _cut(self, negligible: float) -> None:
         """Removes as many components, the least worth first, as held-out rows don't miss."""
-        whole = self.look({})
-        gain = self.look(none_of(self.layers)) - whole
+        whole, none = self.look({}), self.look(none_of(self.layers))
+        gain = none - whole
         limit = negligible * max(gain.mean().item(), 0.0)
         if self.aside:
             whole = self._restore(whole, limit)
@@ -324,19 +325,17 @@ class RankController:
         order = self.order(bases)
         if not order:
             return
-        if _bound(*mean_and_error(gain)) <= limit:  # the adapters as a whole are not missed
-            ranks = dict.fromkeys(bases, 0)
-            if self.alone:  # without a single component there would be nothing to train
-                ranks[order[-1][1]] = 1
-            self._take(self._judge("cut", gain, limit, ranks))
-            return
         mean, error = mean_and_error(gain)
-        if mean <= SURE * error:  # nor is it clear that they are good for anything yet: nothing is known
+        if mean <= SURE * error:  # not sure that the adapters gain anything
+            limit = negligible * none.mean().item()
+            if _bound(mean, error) <= limit:  # but that it isn't much
+                ranks = dict.fromkeys(bases, 0)
+                if self.alone:  # without a single component there would be nothing to train
+                    ranks[order[-1][1]] = 1
+                self._take(self._judge("cut", gain, limit, ranks))
             return
-        share, best = (
-            negligible / (1 + SURE),
-            None,
-        )  # what passes if held-out rows say just what the statistics say
+        # what passes if held-out rows say just what the statistics say
+        share, best = negligible / (1 + SURE), None
         for _ in range(TRIES):
             removed, reached = _least(order, share)
             if len(removed) < SPARE * len(order):
