@@ -332,7 +332,8 @@ class RankController:
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
                     ranks[order[-1][1]] = 1
-                self._take(self._judge("cut", gain, limit, ranks))
+                if self._changes(ranks):
+                    self._take(self._judge("cut", gain, limit, ranks))
             return
         # what passes if held-out rows say just what the statistics say
         share, best = negligible / (1 + SURE), None
