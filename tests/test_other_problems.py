@@ -239,7 +239,9 @@ def test_a_compared_grid_pairs_runs_of_regression(told, model, tmp_path):
 )
 def test_fit_takes_the_problem_from_the_model_or_the_labels(label, head, problem_type):
     model = tiny.classifier("bert", **head)
-    options = TrainOptions(epochs=8, batch_size=8, lr=3e-3)
+    options = TrainOptions(
+        epochs=8, batch_size=8, lr=3e-3, warmup=0.06
+    )  # 120 steps from random weights have none to spare
     columns = rankwise.Columns(label=label)
     fitted = rankwise.fit(model, tiny.tokenizer(), rows(120), rows(40, 1), columns=columns, options=options)
     assert model.config.problem_type == problem_type
