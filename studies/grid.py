@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 from rankwise.stats import estimate, holm
 from rankwise.store import RunFolder, run_folders
@@ -180,8 +180,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"| {task} | {by_seed} | {f'{p[task]:.2f}' if task in p else ''} | {gap:+.2f} | {closed} |")
     if len(differences) > 1:
         mean = estimate([statistics.fmean(d) for d in differences.values()])
-        interval = f"{100 * mean.mean:+.2f} ± {100 * (mean.half or 0.0):.2f} points"
-        print(f"\nadaptive − best fixed rank: {interval} (t, 95 %, over the means of {mean.n} tasks)")
+        print(f"\nadaptive − best fixed rank over {mean.n} tasks: {100 * mean.mean:+.2f} points")
+        print(f"± {100 * (mean.half or 0.0):.2f} for other tasks (t, 95 %, over the tasks' means)")
+        print(f"± {100 * half_over_seeds(list(several.values())):.2f} for other seeds (t, 95 %, these tasks)")
     print(
         "\n| task | parameters, of r = 8's on query and value | of that, on query and value | checks, of training time |"
     )
@@ -200,6 +201,19 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"| {task} | {' | '.join(f'{100 * v:.0f} %' for v in values[:2])} | {100 * values[2]:.1f} % |")
     medians = [f"{100 * statistics.median(column):.0f} %" for column in zip(*sizes.values(), strict=True)]
     print(f"| median | {' | '.join(medians)} |")
+
+
+def half_over_seeds(differences: Sequence[Sequence[float]]) -> float:
+    """Half the 95 % interval of the mean over tasks of the means over seeds; tasks given, seeds drawn (Welch-Satterthwaite).
+
+    Args:
+        differences: of each task, by seed; two of each at least.
+    """
+    parts = np.array([np.var(d, ddof=1) / len(d) for d in differences])
+    freedom = parts.sum() ** 2 / sum(
+        part**2 / (len(d) - 1) for part, d in zip(parts, differences, strict=True)
+    )
+    return float(t.ppf(0.975, freedom) * np.sqrt(parts.sum()) / len(parts))
 
 
 def _cell(rows: list[dict[str, Any]], task: str, method: str) -> str:
