@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import tiny
 from rankwise.errors import RankwiseError
-from rankwise.inject import QUERY_VALUE, adapt, find_targets, trained_beside
+from rankwise.inject import QUERY_VALUE, adapt, body_and_heads, find_targets, trained_beside
 from rankwise.lora import lora_layers
 
 
@@ -17,6 +18,22 @@ def test_query_and_value_of_every_family_are_found(family):
     per_layer = len(QUERY_VALUE[family])
     assert len(targets) == per_layer * (1 if family == "albert" else 2)  # ALBERT shares one layer's weights
     assert all(target.endswith(QUERY_VALUE[family]) for target in targets)
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_all_linear_layers_are_those_that_peft_takes(family):
+    model = tiny.classifier(family)
+    heads = tuple(f"{head}." for head in body_and_heads(model)[1])  # trained whole here, DeBERTa's pooler too
+    found = find_targets(model, ["all-linear"])
+    wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    taken = {name for name, module in wrapped.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    assert set(found) == {name for name in taken if not f"{name}.".startswith(heads)}
+
+
+def test_a_pooler_that_is_trained_whole_gets_no_adapter():
+    model = adapt(tiny.classifier("bert"), targets=["all-linear"], also_train=["bert.pooler"])
+    assert "bert.pooler.dense" not in lora_layers(model)
+    assert set(trained_beside(model)) == {"classifier", "bert.pooler.dense"}
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)

@@ -1,7 +1,7 @@
 """Which layers of a model get a LoRA layer, and what is trained besides them: the classification head, and modules that are new.
 
 Targets are named the way PEFT names them: by the last part of a module's path (`query`), a whole path, a pattern
-(`encoder.layer.[0-5].*.value`), or `all-linear` for every linear layer of the pretrained body.
+(`encoder.layer.[0-5].*.value`), or `all-linear` for every linear layer of the pretrained body, BERT's pooler with it.
 """
 
 import re
@@ -83,8 +83,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     chosen: set[str] = set()
     for target in targets:
         if target == "all-linear":
-            pooler = [name for name in linear if "pooler" in name.split(".")]
-            found = [name for name in linear if name not in pooler]
+            found = list(linear)
         else:
             pattern = _compile(target)
             found = [name for name in linear if pattern.fullmatch(name)]
@@ -144,7 +143,7 @@ def adapt(
         return adapt_freely(
             model, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
         )
-    paths = find_targets(model, targets)
+    paths = _not_whole(find_targets(model, targets), also_train)
     scaling = scale(rank, alpha, rslora)
     insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
@@ -164,7 +163,7 @@ def adapt_freely(
     """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
     then on. What is found hardly depends on it. Without `targets` all linear layers of the body take part.
     """
-    paths = _generous(model, targets)
+    paths = _not_whole(_generous(model, targets), also_train)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
     ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
     start = START_RANK if start is None else start
@@ -182,7 +181,7 @@ def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] 
     those without any a layer of their own. What is trained besides stays trained.
     """
     trained, adapted = [p for p in model.parameters() if p.requires_grad], lora_layers(model)
-    paths = _generous(model, targets)
+    paths = _not_whole(_generous(model, targets), trained_beside(model))
     most = {path: min(START_RANK, *model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportGeneralTypeIssues]
     missing = {path: rank for path, rank in most.items() if path not in adapted}
     scaling: float = ALPHA / START_RANK**0.5
@@ -201,6 +200,11 @@ def _generous(model: nn.Module, targets: Sequence[str]) -> list[str]:
     """Where ranks are found: the targets, or all linear layers of a family that is known."""
     known = find_targets(model, targets)  # refuses others
     return known if targets else find_targets(model, ["all-linear"])
+
+
+def _not_whole(paths: Sequence[str], whole: Sequence[str]) -> list[str]:
+    """Those outside modules that are trained whole (BERT's pooler where it is new)."""
+    return [path for path in paths if not any(path == w or path.startswith(f"{w}.") for w in whole)]
 
 
 def scale(rank: int, alpha: float | None, rslora: bool) -> float:
