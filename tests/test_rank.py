@@ -1,6 +1,7 @@
 """Adaptive rank against planted answers, plain autograd, Adam in another basis, and PEFT."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from rankwise.components import Basis, Components, TorchOptimizer, as_it_is, change, find_basis
 from rankwise.inject import adapt_freely
 from rankwise.lora import LoRALinear
-from rankwise.rank import RankController
+from rankwise.rank import DOUBT, SHARE, RankController, at_most
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:
@@ -286,6 +287,43 @@ def test_held_out_rows_that_clearly_miss_a_component_keep_it_whatever_the_statis
     assert not controller._judge("cut", clear, 0.001, ranks, expected=1e-4).accepted
     assert controller._judge("cut", unclear, 0.001, ranks, expected=1e-4).accepted
     assert not controller._judge("cut", unclear, 0.001, ranks).accepted
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "expected"),
+    [(0.0, 10.0, 0.01), (0.04, 0.01, 0.03), (0.3, 0.03, 0.01), (-0.01, 0.01, 0.01)],
+)
+def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected):
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(2_000_000, generator=generator, dtype=torch.float64).mul(DOUBT).exp()
+    likely = (-0.5 * ((harm - expected * factors) / error) ** 2).exp()
+    factors, order = factors.sort()
+    weights = likely[order].cumsum(0)
+    bound = factors[(weights < 0.95 * weights[-1]).sum()].item()
+    assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
+
+
+@pytest.mark.parametrize("times", [1, 30])
+def test_a_cut_takes_no_more_than_is_negligible_where_statistics_are_wrong_by_a_factor(times):
+    """Losses rise with the worth that is missing, and noise hides what is negligible."""
+    network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    worth = 0.6 ** torch.arange(16.0, dtype=torch.float64)
+    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)])
+
+    def losses():
+        missing = shares[network.first.rank].item()
+        harm = min(1.0, times * missing)
+        return 1.0 + harm + 0.5 * math.sqrt(harm) * noise
+
+    controller = RankController(network, losses, 10, torch.optim.SGD(parameters))
+    basis = Basis(torch.eye(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64), worth)
+    controller.bases = lambda: {"first": basis}
+    controller._cut(SHARE)
+    taken = times * shares[controller.ranks["first"]].item()
+    assert taken <= SHARE
+    assert controller.ranks["first"] < 16
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

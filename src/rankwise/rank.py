@@ -49,8 +49,13 @@ GROW_AT = (0.1, 0.2, 0.3)
 CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
 training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
+BOLD = 4.0
+"""How far the statistics can be trusted is seen on a cut of this many times the worth, whose harm stands out from noise."""
+DOUBT = 2.0
+"""Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
+a long training they are right within two, in a short one that still learns harm may be thirty times as large (docs/adaptive-rank.md)."""
 TRIES = 3
-"""Proposals a check tests at most: after one that passes one of twice the worth, after one that doesn't one of a quarter."""
+"""Bold cuts that a check looks at, at most."""
 SPARE = 1 / 16
 """A cut of fewer of the components isn't worth looking at held-out rows."""
 
@@ -83,6 +88,7 @@ class Decision:
         limit: what the bound of the difference was held against: a share of the adapters' gain or, where it isn't sure that there is any
             and all may go, of the loss without them.
         expected: the difference that the statistics expect, where they say something.
+        factor: how many times that it may be (upper 95 % bound), by what was seen of a bolder cut.
     """
 
     step: int
@@ -95,6 +101,7 @@ class Decision:
     rows: int
     limit: float
     expected: float | None = None
+    factor: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, a line of ranks.jsonl."""
@@ -110,6 +117,7 @@ class Decision:
                 "rows": self.rows,
                 "limit": self.limit,
                 "expected": self.expected,
+                "factor": self.factor,
             },
             "text": str(self),
         }
@@ -335,24 +343,24 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        # what passes if held-out rows say just what the statistics say
-        share, best = negligible / (1 + SURE), None
+        share = negligible
         for _ in range(TRIES):
-            removed, reached = _least(order, share)
+            bold, reached = _least(order, BOLD * share)
+            seen = mean_and_error(self.look(self.matrices(bases, without(bases, bold))) - whole)
+            factor = at_most(*seen, reached * mean)
+            share = min(negligible / factor, reached)
+            if share < reached / (2 * BOLD):  # too far from what was seen to say anything here
+                continue
+            removed, share = _least(order, share)
             if len(removed) < SPARE * len(order):
-                break
+                return
             ranks = without(bases, removed)
             harm = self.look(self.matrices(bases, ranks)) - whole
-            decision = self._judge("cut", harm, limit, ranks, reached * gain.mean().item())
-            if decision.accepted:
-                best, share = decision, 2 * reached
-                continue
+            decision = self._judge("cut", harm, limit, ranks, share * mean, factor)
             self._take(decision)
-            if best:
-                break
-            share = reached / 4
-        if best:
-            self._take(best)
+            if decision.accepted:
+                return
+            share /= BOLD
 
     @torch.no_grad()
     def _grow(self) -> None:
@@ -425,7 +433,13 @@ class RankController:
         return losses
 
     def _judge(
-        self, kind: str, harm: Tensor, limit: float, ranks: Mapping[str, int], expected: float | None = None
+        self,
+        kind: str,
+        harm: Tensor,
+        limit: float,
+        ranks: Mapping[str, int],
+        expected: float | None = None,
+        factor: float | None = None,
     ) -> Decision:
         """Accepts a proposal or doesn't; nothing is changed yet.
 
@@ -435,12 +449,14 @@ class RankController:
             limit: the harm that would matter.
             ranks: proposed, for the layers concerned.
             expected: the harm that the statistics expect, where they say something.
+            factor: how many times that it may be, where that was looked at.
         """
         mean, error = mean_and_error(harm)
         missed = mean - SURE * error > limit  # held-out rows alone say so
-        bound = _bound(*_with_expected(mean, error, expected))
-        accepted = bound <= limit and not missed if kind == "cut" else missed
-        seen = mean, error, len(harm), limit, expected
+        # with a factor the proposal is already what it allows
+        small = factor is not None or _bound(*_with_expected(mean, error, expected)) <= limit
+        accepted = small and not missed if kind == "cut" else missed
+        seen = mean, error, len(harm), limit, expected, factor
         return Decision(self.steps_taken, kind, accepted, self._changes(ranks), self.ranks, *seen)
 
     def _take(self, decision: Decision) -> None:
@@ -529,6 +545,23 @@ def without(bases: Mapping[str, Basis], removed: Sequence[tuple[float, str]]) ->
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean and its standard error."""
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+
+
+def at_most(harm: float, error: float, expected: float) -> float:
+    """Upper 95 % bound of how many times what the statistics expect a cut's harm is.
+
+    The logarithm of that is normal around 0 with `DOUBT` before the harm was seen, which is normal around what it is with its standard
+    error; the posterior is summed up on a grid.
+
+    Args:
+        harm: seen on held-out rows.
+        error: its standard error.
+        expected: by the statistics.
+    """
+    grid = torch.linspace(-5.0, 7.0, 1201, dtype=torch.float64)
+    off = (harm - expected * grid.exp()) / max(error, 1e-12)
+    posterior = torch.softmax(-0.5 * (off.square() + (grid / DOUBT).square()), dim=0).cumsum(0)
+    return grid[min(int((posterior < 0.95).sum()), len(grid) - 1)].exp().item()
 
 
 def _bound(mean: float, error: float) -> float:
