@@ -49,8 +49,9 @@ GROW_AT = (0.1, 0.2, 0.3)
 CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
 training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
-BOLD = 4.0
-"""How far the statistics can be trusted is seen on a cut of this many times the worth, whose harm stands out from noise."""
+BOLD, FAR = 4.0, 8.0
+"""How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
+most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
 DOUBT = 2.0
 """Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
 a long training they are right within two, in a short one that still learns harm may be thirty times as large (docs/adaptive-rank.md)."""
@@ -343,13 +344,14 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        share = negligible
+        bold = negligible  # what would be negligible if the statistics were right
         for _ in range(TRIES):
-            bold, reached = _least(order, BOLD * share)
-            seen = mean_and_error(self.look(self.matrices(bases, without(bases, bold))) - whole)
+            removed, reached = _least(order, bold)
+            seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)
             factor = at_most(*seen, reached * mean)
             share = min(negligible / factor, reached)
-            if share < reached / (2 * BOLD):  # too far from what was seen to say anything here
+            if share < reached / FAR:
+                bold = BOLD * share
                 continue
             removed, share = _least(order, share)
             if len(removed) < SPARE * len(order):
@@ -360,7 +362,7 @@ class RankController:
             self._take(decision)
             if decision.accepted:
                 return
-            share /= BOLD
+            bold = share
 
     @torch.no_grad()
     def _grow(self) -> None:
