@@ -22,7 +22,7 @@ ORDER = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")
 
 def main() -> None:
     rows = pq.read_table(GRID).to_pylist()
-    tasks = [task for task in ORDER if any(row["task"] == task for row in rows)]
+    tasks = [task for task in ORDER if any((r["task"], r["method"]) == (task, "adaptive") for r in rows)]
     columns = (len(tasks) + 1) // 2
     figure = make_subplots(2, columns, subplot_titles=tasks, horizontal_spacing=0.05, vertical_spacing=0.17)
     for i, task in enumerate(tasks):
