@@ -1,0 +1,96 @@
+"""Which part of a model is it by which full fine-tuning is ahead of adapters? movies, 1,280 rows, three epochs.
+
+    python studies/parts.py            # runs what is missing, stores as it goes, prints
+    python studies/parts.py --show     # prints what is stored
+
+Full fine-tuning with parts of the model frozen, and adapters in all linear layers with and without the pooler, each with the recipe's
+learning rate, judged on the 1,000 rows of studies/trials.py. Stored as studies/parts.parquet, a row a trial.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rankwise import methods, rank
+from trials import Row, run_missing, split, trial
+
+STORED = Path(__file__).with_suffix(".parquet")
+ROWS, SEEDS = 1280, (0, 1)
+LINEAR = "lora:rank=16,alpha=5.66,rslora=true,lr=1e-3,targets="
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "full fine-tuning": ("full", ()),
+    "without the word embeddings": ("full", ("word_embeddings",)),
+    "without embeddings, biases and norms": ("full", ("embeddings", "bias", "LayerNorm")),
+    "without the pooler": ("full", ("pooler",)),
+    "rank 16 in every linear layer but the pooler": (f"{LINEAR}query+key+value+dense", ("pooler",)),
+    "rank 16 in every linear layer": (f"{LINEAR}all-linear", ()),
+    "rank 8 on query and value": ("lora", ()),
+    "adaptive, never cut": ("adaptive", ()),
+    "adaptive": ("adaptive", ()),
+}
+"""Name → the method, and what is in the names of the parameters that it leaves alone."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/parts"), help="where trials are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    if not asked.show:
+        split("movies", None, asked.work)
+        wanted = [{"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS]
+        run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
+    show(pq.read_table(STORED).to_pylist())
+
+
+def _trial(work: Path, which: Row) -> Row:
+    out = work / "movies" / f"{list(VARIANTS).index(which['variant'])}-s{which['seed']}"
+    method, _ = VARIANTS[which["variant"]]
+    program = [str(Path(__file__)), "--as", which["variant"]]
+    return which | trial(out, "movies", method, {"seed": which["seed"], "limit-train": ROWS}, program)
+
+
+def _freeze(parts: Sequence[str]) -> None:
+    """Has every method leave the parameters alone that have one of these in their name."""
+    for name, method in methods.METHODS.items():
+
+        def prepare(model: Any, *given: Any, own: Any = method.prepare) -> None:
+            own(model, *given)
+            for path, parameter in model.named_parameters():
+                if any(part in path for part in parts) and not path.startswith("classifier"):
+                    parameter.requires_grad_(False)
+
+        methods.METHODS[name] = methods.Method(prepare, method.frozen_base)
+
+
+def show(rows: list[Row]) -> None:
+    """Markdown, means over seeds."""
+    print("| what is trained | accuracy | loss at the best temperature | by seed |\n|---|---:|---:|---:|")
+    for variant in VARIANTS:
+        found = sorted((r for r in rows if r["variant"] == variant), key=lambda row: row["seed"])
+        if found:
+            accuracy, loss = (
+                statistics.fmean(r[key] for r in found) for key in ("accuracy", "calibrated_loss")
+            )
+            by_seed = ", ".join(f"{100 * r['accuracy']:.1f}" for r in found)
+            print(f"| {variant} | {100 * accuracy:.2f} | {loss:.4f} | {by_seed} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--as"]:
+        from rankwise.cli import main as rankwise
+
+        _freeze(VARIANTS[sys.argv[2]][1])
+        if "never cut" in sys.argv[2]:
+            rank.CUT_AT = {0.8: 0.0}
+        rankwise(sys.argv[3:])
+    main()
