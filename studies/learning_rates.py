@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -55,18 +55,48 @@ BETWEEN: Rates = {
     "full": (1.4e-4,),
 }
 """Half-way between two rates that are near each other, for each."""
-SWEEPS: list[tuple[str, float, float, Rates, tuple[int, ...]]] = [
-    ("movies", 3.0, 0.999, WIDE, (0, 1)),
-    ("movies", 2.0, 0.999, NEAR, (0, 1)),
-    ("sst2", 3.0, 0.999, SCALED | OTHERS, (0,)),
-    ("mnli", 3.0, 0.999, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS, (0,)),
-    ("mnli", 3.0, 0.98, AGAIN, (0,)),
-    ("sst2", 3.0, 0.98, AGAIN, (0,)),
-    ("mnli", 3.0, 0.98, BETWEEN, (0,)),
-    ("sst2", 3.0, 0.98, BETWEEN, (0,)),
-    ("mnli", 3.0, 0.98, PEERS, (0,)),
+WITH_POOLER: Rates = {"adaptive": (1e-3, 1.4e-3, 2e-3)}
+"""The same rates again once BERT's pooler has an adapter and the warm-up takes 50 steps at least."""
+
+
+class Sweep(NamedTuple):
+    """A task, epochs, β₂, the rates of each method, as many for one as for another, and seeds."""
+
+    task: str
+    epochs: float
+    beta2: float
+    rates: Rates
+    seeds: tuple[int, ...]
+    pooler: bool = False
+
+    def trial(self, method: str, lr: float) -> Row:
+        """What names a trial, whatever its seed."""
+        which: Row = {
+            "task": self.task,
+            "epochs": self.epochs,
+            "beta2": self.beta2,
+            "method": method,
+            "lr": lr,
+        }
+        return which | ({"pooler": True} if self.pooler else {})
+
+
+SWEEPS = [
+    Sweep("movies", 3.0, 0.999, WIDE, (0, 1)),
+    Sweep("movies", 2.0, 0.999, NEAR, (0, 1)),
+    Sweep("sst2", 3.0, 0.999, SCALED | OTHERS, (0,)),
+    Sweep(
+        "mnli", 3.0, 0.999, {"lora:rank=8,alpha=16": SLOWER} | dict.fromkeys(SCALED, SLOWER) | OTHERS, (0,)
+    ),
+    Sweep("mnli", 3.0, 0.98, AGAIN, (0,)),
+    Sweep("sst2", 3.0, 0.98, AGAIN, (0,)),
+    Sweep("mnli", 3.0, 0.98, BETWEEN, (0,)),
+    Sweep("sst2", 3.0, 0.98, BETWEEN, (0,)),
+    Sweep("sst2", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
+    Sweep("mnli", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
+    Sweep("mnli", 3.0, 0.98, PEERS, (0,)),
 ]
-"""Task, epochs, β₂, the rates of each method, as many for one as for another, and seeds. `make compare` takes 2 epochs, the recipe 3."""
+"""`make compare` takes 2 epochs, the recipe 3."""
 
 
 def main() -> None:
@@ -79,37 +109,32 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--beta2", type=float, help="only the sweeps with this decay of second moments")
+    parser.add_argument("--pooler", action="store_true", help="only the sweeps with adapters in the pooler")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
-        for task in dict.fromkeys(task for task, *_ in SWEEPS):
+        wanted = [
+            which
+            for which in _trials()
+            if asked.beta2 in (None, which["beta2"]) and which.get("pooler", False) >= asked.pooler
+        ]
+        for task in dict.fromkeys(which["task"] for which in wanted):
             split(task, asked.data, asked.work)
-        wanted = [which for which in _trials() if asked.beta2 in (None, which["beta2"])]
         run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
     _print(pq.read_table(STORED).to_pylist())
 
 
 def _trials() -> Iterator[Row]:
-    for task, epochs, beta2, rates, seeds in SWEEPS:
-        for seed in seeds:
-            for trials in zip(*rates.values(), strict=True):
-                for method, lr in zip(rates, trials, strict=True):
-                    yield {
-                        "task": task,
-                        "epochs": epochs,
-                        "beta2": beta2,
-                        "method": method,
-                        "lr": lr,
-                        "seed": seed,
-                    }
+    for sweep in SWEEPS:
+        for seed in sweep.seeds:
+            for trials in zip(*sweep.rates.values(), strict=True):
+                for method, lr in zip(sweep.rates, trials, strict=True):
+                    yield sweep.trial(method, lr) | {"seed": seed}
 
 
 def _trial(work: Path, which: Row) -> Row:
-    out = (
-        work
-        / which["task"]
-        / "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
-    )
+    name = "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
+    out = work / which["task"] / (f"{name}-pooler" if which.get("pooler") else name)
     settings = {name: which[name] for name in ("lr", "beta2", "epochs", "seed")}
     return which | trial(out, which["task"], which["method"], settings)
 
@@ -117,14 +142,13 @@ def _trial(work: Path, which: Row) -> Row:
 def _print(rows: list[dict[str, Any]]) -> None:
     """Means over seeds, a line a task, method and rate; the best held-out accuracy of each method is marked. Then how well a trial's loss,
     as it is and at the best temperature, tells its accuracy."""
-    for task, epochs, beta2, sweep, _ in SWEEPS:
-        for method, rates in sweep.items():
+    for sweep in SWEEPS:
+        task, epochs, beta2 = sweep[:3]
+        for method, rates in sweep.rates.items():
             means = {}
             for lr in rates:
-                asked = (task, epochs, beta2, method, lr)
-                found = [
-                    r for r in rows if (r["task"], r["epochs"], r["beta2"], r["method"], r["lr"]) == asked
-                ]
+                asked = sweep.trial(method, lr).items()
+                found = [r for r in rows if asked <= r.items() and bool(r.get("pooler")) == sweep.pooler]
                 scores = [r["accuracy"] for r in found if r["accuracy"] is not None]
                 losses = [r["loss"] for r in found if r["loss"] is not None]
                 if found and len(scores) == len(found):
@@ -133,10 +157,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {lr:8.1e}  "
+                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {'pooler' * sweep.pooler:6} {lr:8.1e}  "
                     f"accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
-    for task in dict.fromkeys(task for task, *_ in SWEEPS):
+    for task in dict.fromkeys(sweep.task for sweep in SWEEPS):
         known = [r for r in rows if r["task"] == task and r.get("calibrated_loss") is not None]
         if len(known) > 2:
             accuracy, loss, calibrated = (
