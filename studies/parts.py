@@ -4,7 +4,8 @@
     python studies/parts.py --show     # prints what is stored
 
 Full fine-tuning with parts of the model frozen, and adapters in all linear layers with and without the pooler, each with the recipe's
-learning rate (1e-3 for adaptive when they were run), judged on the 877 rows of studies/trials.py. Stored as studies/parts.parquet, a row a trial.
+learning rate (1e-3 for adaptive when they were run), judged on the 877 rows of studies/trials.py. Stored as studies/parts.parquet, a row a
+trial.
 """
 
 import argparse
