@@ -116,7 +116,7 @@ def main() -> None:
         wanted = [
             which
             for which in _trials()
-            if asked.beta2 in (None, which["beta2"]) and which.get("pooler", False) >= asked.pooler
+            if asked.beta2 in (None, which["beta2"]) and (which.get("pooler") or not asked.pooler)
         ]
         for task in dict.fromkeys(which["task"] for which in wanted):
             split(task, asked.data, asked.work)

@@ -54,7 +54,7 @@ BOLD, FAR = 4.0, 8.0
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
 DOUBT = 2.0
 """Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
-a long training harm is one to five times that, in a short one that still learns up to thirty (docs/adaptive-rank.md)."""
+a long training harm is three to eleven times that, in a short one that still learns up to thirty (docs/adaptive-rank.md)."""
 TRIES = 3
 """Bold cuts that a check looks at, at most."""
 SPARE = 1 / 16
