@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise import models, tasks
+from rankwise import rank as rank_module
 from rankwise.attention import packed
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.hub import EMBEDDED
@@ -53,10 +54,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
+    parser.add_argument(
+        "--late", type=float, help="share of the gain that is negligible at four fifths of the steps"
+    )
     asked = parser.parse_args()
     if not asked.show:
         wanted = [
-            {"rank": rank, "seed": seed, "start": asked.start} for seed in asked.seeds for rank in asked.ranks
+            {"rank": rank, "seed": seed, "start": asked.start, "late": asked.late}
+            for seed in asked.seeds
+            for rank in asked.ranks
         ]
         one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
         with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), **one_thread) as pool:
@@ -64,8 +70,10 @@ def main() -> None:
     show(pq.read_table(STORED).to_pylist())
 
 
-def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
+def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
     """One student; see the row it returns."""
+    if late is not None:
+        rank_module.CUT_AT = {0.5: rank_module.CUT_AT[0.5], 0.8: late}
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)
@@ -112,6 +120,7 @@ def trial(rank: int, seed: int, start: int) -> dict[str, Any]:
         "rank": rank,
         "seed": seed,
         "start": start,
+        "late": late,
         "planted": rank * len(LAYERS),
         "found": sum(found.values()),
         "precision": len(kept & planted) / len(kept) if kept else 1.0,
@@ -170,11 +179,12 @@ def _logits(model: nn.Module, rows: Encoded, which: np.ndarray | None = None) ->
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    for row in sorted(rows, key=lambda row: (row["start"], row["rank"], row["seed"])):
+    for row in sorted(rows, key=lambda row: (row["start"], row["rank"], row["seed"], row.get("late") or 0.0)):
         print(
             f"start {row['start']:2}  k = {row['rank']:2}  seed {row['seed']}  planted {row['planted']:3}  found {row['found']:3}  "
             f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  "
             f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}"
+            + (f"  {100 * row['late']:g} % negligible" if row.get("late") else "")
         )
 
 

@@ -97,6 +97,14 @@ def test_the_learning_rate_rises_and_falls_to_zero_and_stays_there():
     assert {schedule_factor("constant", 10, 0.0)(i) for i in range(20)} == {1.0}
 
 
+def test_with_a_knee_half_the_learning_rate_is_left_at_four_fifths_and_falls_faster_from_there():
+    knee = schedule_factor("knee", 110, 0.0, 10)
+    assert [knee(10 + i) for i in (0, 40, 80, 90, 100, 150)] == pytest.approx(
+        [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    )
+    assert knee(4) == 0.5
+
+
 @pytest.mark.parametrize(("steps", "rise"), [(20, 5), (345, 50), (1000, 60)])
 def test_warm_up_takes_the_steps_asked_for_at_least_up_to_a_quarter_of_all(steps, rise):
     factor = schedule_factor("linear", steps, 0.06, 50)

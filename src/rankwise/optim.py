@@ -17,7 +17,9 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from rankwise.lora import replace_value
 
-Schedule = Literal["linear", "cosine", "constant"]
+Schedule = Literal["linear", "cosine", "constant", "knee"]
+KNEE, LEFT = 0.8, 0.5
+"""`knee`: this share of the steps after the rise takes the learning rate down to this share of its peak, the others to zero."""
 Kind = Literal["adamw", "adam"]
 BETA2 = 0.999
 """Kingma & Ba 2015, and torch's own."""
@@ -198,10 +200,11 @@ class Slab:
 def schedule_factor(
     schedule: Schedule, steps: int, warmup: float, warmup_steps: int = 0
 ) -> Callable[[int], float]:
-    """The learning rate of step i (from 0) as a share of its peak: a linear rise, then linear or cosine decay to zero.
+    """The learning rate of step i (from 0) as a share of its peak: a linear rise, then decay to zero: linear, in a cosine, or slow and
+    then fast, in two straight lines that meet at `KNEE`.
 
     Args:
-        schedule: linear, cosine or constant.
+        schedule: linear, cosine, knee, or constant, which doesn't decay.
         steps: optimizer steps of the whole run.
         warmup: share of the steps spent rising.
         warmup_steps: steps that it takes at least, though never more than a quarter of all.
@@ -216,6 +219,9 @@ def schedule_factor(
             return 1.0 - done
         if schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * done))
+        if schedule == "knee":
+            slow = 1.0 + (LEFT - 1.0) * done / KNEE
+            return slow if done <= KNEE else LEFT - LEFT * (done - KNEE) / (1.0 - KNEE)
         return 1.0
 
     return factor

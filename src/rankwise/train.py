@@ -1,4 +1,4 @@
-"""One training loop for every method: the same rows in the same order for the same seed, the same schedule, the same evaluation.
+"""One training loop for every method: the same rows in the same order for the same seed, the recipe's schedule, the same evaluation.
 
     Encoded rows ─► batches of row numbers ─► tokens ─► model ─► logits [rows, outputs] ─► loss ─► optimizer step
 
@@ -35,7 +35,7 @@ from rankwise.lora import lora_layers
 from rankwise.losses import calibrated_losses, example_losses
 from rankwise.measure import Speed, TensorMemory, label, megabytes, recomputed
 from rankwise.mixed import Copies
-from rankwise.optim import BETA2, Kind, Update, add_up, schedule_factor
+from rankwise.optim import BETA2, Kind, Schedule, Update, add_up, schedule_factor
 from rankwise.packing import PackedBatch, batch_order, pack, pad, token_batches
 from rankwise.rank import Decision, RankController, held_out_rows, settle
 from rankwise.readout import packed_logits
@@ -289,7 +289,7 @@ class Training:
                 model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
             )
         self._copies = Copies(model, self.update.parameters, compute.autocast)
-        schedule = cast(Literal["linear", "cosine", "constant"], options.schedule)
+        schedule = cast(Schedule, options.schedule)
         self.factor = schedule_factor(
             schedule, self.steps, cast(float, options.warmup), options.warmup_steps or 0
         )

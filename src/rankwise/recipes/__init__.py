@@ -15,7 +15,7 @@ from rankwise.errors import RankwiseError, nearest
 
 NAMES = ("lora-paper", "poster", "rankwise")
 LIKE = {"adaptive": "lora"}
-"""Methods that take another's settings where a recipe has none for them."""
+"""Methods that take another's settings where a recipe has none of their own."""
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
 """What training can't begin without; the learning rate may follow the model's width."""
 
@@ -46,9 +46,11 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
     Raises:
         RankwiseError: no such recipe, or one that leaves something open for this task and method.
     """
-    data, method = recipe(config.train.recipe), LIKE.get(method, method)
-    known = data["defaults"] | data.get("methods", {}).get(method, {})
-    known |= data.get("tasks", {}).get(config.task, {}).get(method, {})
+    data = recipe(config.train.recipe)
+    known = dict(data["defaults"])
+    for table in (data.get("methods", {}), data.get("tasks", {}).get(config.task, {})):
+        for name in (LIKE.get(method, method), method):
+            known |= table.get(name, {})
     unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
     if config.train.warmup is not None:
         known.pop("warmup_steps", None)
