@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import rankwise
 import tiny
 from rankwise.errors import RankwiseError
+from rankwise.optim import schedule_factor
 
 TRAIN, HELD_OUT = tiny.reviews(200), tiny.reviews(60, seed=1)
 OPTIONS = rankwise.TrainOptions(epochs=5, batch_size=16, lr=1e-2)
@@ -166,6 +167,24 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(base):
         ]
 
     np.testing.assert_allclose(losses(5), losses(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "rate_of"),
+    [({"rank": 4}, "lora"), ({"rank": 4, "targets": ["all-linear"]}, "adaptive"), ({}, "adaptive")],
+)
+def test_a_model_takes_the_settings_of_the_method_it_was_adapted_for(base, adapted, rate_of, monkeypatch):
+    schedules = []
+    monkeypatch.setattr(
+        "rankwise.train.schedule_factor",
+        lambda schedule, *given: schedules.append(schedule) or schedule_factor(schedule, *given),
+    )
+    model = rankwise.adapt(classifier(base), **adapted)
+    result = rankwise.fit(
+        model, tiny.tokenizer(), TRAIN[:32], options=rankwise.TrainOptions(epochs=1, batch_size=16)
+    )
+    assert f"recipe 'rankwise', {rate_of} at width" in " ".join(result.notes)
+    assert schedules == ["linear" if adapted else "knee"]
 
 
 def test_each_step_is_told_as_it_is_made(base):

@@ -19,10 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import adapter_io, hub, machine, models, recipes
-from rankwise.config import RunConfig, TrainOptions
+from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.errors import RankwiseError
-from rankwise.inject import body_and_heads
+from rankwise.inject import body_and_heads, find_targets
 from rankwise.lora import lora_layers
 from rankwise.losses import class_weights, mean_loss
 from rankwise.metrics import score
@@ -98,8 +98,9 @@ def fit(
     Raises:
         RankwiseError: a row without text or a known label, nothing to train, or a loss that is not a number.
     """
-    method = "lora" if lora_layers(model) else "full"
-    config = recipes.resolve(RunConfig(method=method, seed=seed, train=options or TrainOptions()), method)
+    method, lora = _adapted(model)
+    asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
+    config = recipes.resolve(asked, method)
     lr = recipes.resolve_lr(config, method, models.width(model.config))
     padding, why = choose_padding(model, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=padding)
@@ -318,6 +319,16 @@ def _text(entry: Mapping[str, Any], column: str, i: int) -> str:
     if not isinstance(entry.get(column), str):
         raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
     return entry[column]
+
+
+def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
+    """By what was adapted, and how, the method whose settings a model takes."""
+    layers = lora_layers(model)
+    if not layers:
+        return "full", LoraOptions()
+    free = any(layer.moments is not None for layer in layers.values())
+    everywhere = layers.keys() >= set(find_targets(model, ["all-linear"]))
+    return "adaptive" if free else "lora", LoraOptions(targets=("all-linear",) if everywhere else ())
 
 
 def _say_problem(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:

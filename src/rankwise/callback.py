@@ -29,6 +29,9 @@ ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 class RankCallback(TrainerCallback):
     """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
 
+    The last cut comes at four fifths of the steps. With half of its peak left by then, the learning rate is high enough to learn again what
+    was cut (`optim.schedule_factor("knee", …)` in a `LambdaLR`; docs/adaptive-rank.md has the measurements).
+
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
         losses: what an example's loss is, where it isn't the one that fits its labels (`losses.calibrated_losses`).
