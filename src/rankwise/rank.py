@@ -327,15 +327,16 @@ class RankController:
         """Removes as many components, the least worth first, as held-out rows don't miss."""
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
-        mean, error = mean_and_error(gain)
+        limit = negligible * max(gain.mean().item(), 0.0)
         if self.aside:
-            whole = self._restore(whole, SHARE * max(mean, 0.0))
+            whole = self._restore(whole, limit)
         bases = self.bases()
         order = self.order(bases)
         if not order:
             return
+        mean, error = mean_and_error(gain)
         if mean <= SURE * error:  # not sure that the adapters gain anything
-            limit = min(negligible, SHARE) * none.mean().item()
+            limit = negligible * none.mean().item()
             if _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
@@ -343,10 +344,7 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        limit, bold = (
-            negligible * mean,
-            negligible,
-        )  # bold: what would be negligible if the statistics were right
+        bold = negligible  # what would be negligible if the statistics were right
         for _ in range(TRIES):
             removed, reached = _least(order, bold)
             seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)

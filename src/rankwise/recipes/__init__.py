@@ -15,7 +15,7 @@ from rankwise.errors import RankwiseError, nearest
 
 NAMES = ("lora-paper", "poster", "rankwise")
 LIKE = {"adaptive": "lora"}
-"""Methods that take another's settings where a recipe has none of their own."""
+"""Methods that take another's settings where a recipe has none for them."""
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
 """What training can't begin without; the learning rate may follow the model's width."""
 
