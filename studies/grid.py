@@ -8,7 +8,8 @@ What is stored is not run again, even where its folder is gone.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
-split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
+split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run; with `--linear`, which
+gives adaptive the schedule of the others, as studies/grid-linear.parquet.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from rankwise.stats import estimate, holm
 from rankwise.store import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
+LINEAR_STORED = STORED.with_stem("grid-linear")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3" for r in RANKS)
 LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8))
@@ -53,8 +55,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where runs are kept")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="how many stages")
+    parser.add_argument(
+        "--linear", action="store_true", help="all methods with the linear schedule, stored apart"
+    )
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
+    more = ["--schedule", "linear"] if asked.linear else []
+    if asked.linear:
+        global STORED
+        STORED, asked.work = LINEAR_STORED, asked.work / "linear"
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
@@ -65,9 +74,9 @@ def main() -> None:
                     [m for m in _missing("rte", methods, seeds) if m != "head"] if task == "mnli" else []
                 )
                 missing = [m for m in methods if m in {*_missing(task, methods, seeds), *from_mnli}]
-                compare(asked.work / "runs", data, task, missing, seeds)
+                compare(asked.work / "runs", data, task, missing, seeds, *more)
                 start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
-                compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start)
+                compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start, *more)
                 _store(asked.work)
     show(_stored())
 

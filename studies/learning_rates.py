@@ -135,7 +135,7 @@ def _trials() -> Iterator[Row]:
 def _trial(work: Path, which: Row) -> Row:
     name = "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
     out = work / which["task"] / (f"{name}-pooler" if which.get("pooler") else name)
-    settings = {name: which[name] for name in ("lr", "beta2", "epochs", "seed")}
+    settings = {name: which[name] for name in ("lr", "beta2", "epochs", "seed")} | {"schedule": "linear"}
     return which | trial(out, which["task"], which["method"], settings)
 
 

@@ -57,7 +57,9 @@ def _trial(work: Path, which: Row) -> Row:
     out = work / "movies" / f"{list(VARIANTS).index(which['variant'])}-s{which['seed']}"
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
-    return which | trial(out, "movies", method, {"seed": which["seed"], "limit-train": ROWS}, program)
+    return which | trial(
+        out, "movies", method, {"seed": which["seed"], "limit-train": ROWS, "schedule": "linear"}, program
+    )
 
 
 def _freeze(parts: Sequence[str]) -> None:

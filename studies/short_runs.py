@@ -45,7 +45,16 @@ def main() -> None:
                     "--methods",
                     *METHODS,
                 ]
-                command += ["--limit-train", str(rows), "--warmup", str(warm_up), "--seeds", str(SEEDS)]
+                command += [
+                    "--limit-train",
+                    str(rows),
+                    "--warmup",
+                    str(warm_up),
+                    "--schedule",
+                    "linear",
+                    "--seeds",
+                    str(SEEDS),
+                ]
                 subprocess.run([*command, "--jobs", "2", "--threads", "1", "--out", str(out)], check=True)
                 for run in run_folders(out):
                     result = run.read_result()

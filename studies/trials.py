@@ -81,7 +81,7 @@ def trial(
     out: Path,
     task: str,
     method: str,
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | str],
     program: Sequence[str] = ("-m", "rankwise"),
 ) -> Row:
     """`rankwise train` on one thread in a process of its own, with the recipe's other settings.
