@@ -23,9 +23,9 @@ from rankwise import components, losses, rank, train
 from trials import Row, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
-TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1e-3, 3.0, 0.98, "linear"
-"""The first trials that are stored had second moments that decay by 0.999, and all but the last had no adapter in the pooler. Rate and
-schedule were the recipe's when they were run; it has 1.4e-3 and the knee now."""
+TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
+"""The recipe's for adaptive. Trials that are stored without a rate are earlier ones, at 1e-3 and with the linear schedule; the first of
+them had second moments that decay by 0.999, and most no adapter in the pooler."""
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
@@ -113,7 +113,8 @@ def main() -> None:
 
 def _trials(tasks: Sequence[str], variants: Sequence[str]) -> list[Row]:
     return [
-        {"task": task, "variant": variant, "seed": seed, "beta2": BETA2, "pooler": True}
+        {"task": task, "variant": variant, "seed": seed}
+        | {"lr": LR, "schedule": SCHEDULE, "beta2": BETA2, "pooler": True}
         for seed in SEEDS
         for task in tasks
         for variant in variants
@@ -123,21 +124,23 @@ def _trials(tasks: Sequence[str], variants: Sequence[str]) -> list[Row]:
 def _trial(work: Path, which: Row) -> Row:
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
-    name = f"{which['variant'].replace(' ', '-').replace('%', 'percent')}-{BETA2:g}-s{which['seed']}"
+    variant = which["variant"].replace(" ", "-").replace("%", "percent")
+    name = f"{variant}-{LR:g}-{SCHEDULE}-{BETA2:g}-s{which['seed']}"
     settings = {"lr": LR, "epochs": EPOCHS, "beta2": BETA2, "schedule": SCHEDULE, "seed": which["seed"]}
     return which | trial(work / which["task"] / name, which["task"], method, settings, program)
 
 
-def _conditions(row: Row) -> tuple[str, str, str]:
-    """Task, β₂, and whether the pooler had an adapter."""
-    return row["task"], f"{row['beta2']}", "adapted" if row.get("pooler") else ""
+def _conditions(row: Row) -> tuple[str, ...]:
+    """Task, learning rate and schedule, β₂, and whether the pooler had an adapter."""
+    rate = f"{row.get('lr') or 1e-3:g}, {row.get('schedule') or 'linear'}"
+    return row["task"], rate, f"{row['beta2']}", "adapted" if row.get("pooler") else ""
 
 
 def _print(rows: list[Row]) -> None:
     """Markdown, means over seeds."""
     print(
-        "| task | β₂ | pooler | variant | accuracy | loss at the best temperature | components | parameters | seeds |\n"
-        "|---|---:|---|---|---:|---:|---:|---:|---:|"
+        "| task | rate | β₂ | pooler | variant | accuracy | loss at the best temperature | components | parameters | seeds |\n"
+        "|---|---|---:|---|---|---:|---:|---:|---:|---:|"
     )
     for key in dict.fromkeys(_conditions(row) for row in rows):
         for variant in VARIANTS:
