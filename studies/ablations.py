@@ -32,6 +32,15 @@ def _constant(name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(rank, name, value)
 
 
+def _cuts(at: dict[float, float]) -> Callable[[], None]:
+    """These shares of the gain and no more, however little the rows tell."""
+
+    def change() -> None:
+        rank.CUT_AT, rank.MOST = at, 0.0
+
+    return change
+
+
 def _plain_loss() -> None:
     train.calibrated_losses = losses.example_losses
 
@@ -74,20 +83,21 @@ def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) ->
 
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
-    "never cut": ("adaptive", _constant("CUT_AT", {0.8: 0.0})),
+    "never cut": ("adaptive", _cuts({0.8: 0.0})),
     "query and value only": ("adaptive:targets=query+value", lambda: None),
     "judged by plain cross-entropy": ("adaptive", _plain_loss),
     "without the held-out test": ("adaptive", _no_test),
-    "0.3 and 3 % of the gain": ("adaptive", _constant("CUT_AT", {0.5: 0.003, 0.8: 0.03})),
-    "0.1 and 1 % of the gain": ("adaptive", _constant("CUT_AT", {0.5: 0.001, 0.8: 0.01})),
-    "in three steps, 0.3, 1 and 1 %": ("adaptive", _constant("CUT_AT", {0.5: 0.003, 0.65: 0.01, 0.8: 0.01})),
-    "cut to the knee half-way": ("adaptive", _constant("CUT_AT", {0.5: rank.SHARE, 0.8: rank.SHARE})),
-    "one cut, at 80 %": ("adaptive", _constant("CUT_AT", {0.8: rank.SHARE})),
+    "0.3 and 3 % of the gain": ("adaptive", _cuts({0.5: 0.003, 0.8: 0.03})),
+    "0.1 and 1 % of the gain": ("adaptive", _cuts({0.5: 0.001, 0.8: 0.01})),
+    "in three steps, 0.3, 1 and 1 %": ("adaptive", _cuts({0.5: 0.003, 0.65: 0.01, 0.8: 0.01})),
+    "cut to the knee half-way": ("adaptive", _cuts({0.5: rank.SHARE, 0.8: rank.SHARE})),
+    "one cut, at 80 %": ("adaptive", _cuts({0.8: rank.SHARE})),
     "without growth": ("adaptive", _constant("GROW_AT", ())),
     "a branch costs nothing": ("adaptive", _constant("BRANCH", 0.0)),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
-    "2 and 10 % of the gain": ("adaptive", _constant("CUT_AT", {0.5: 0.02, 0.8: 0.1})),
+    "2 % of the gain however little the rows tell": ("adaptive", _cuts(dict(rank.CUT_AT))),
+    "2 and 10 % of the gain": ("adaptive", _cuts({0.5: 0.02, 0.8: 0.1})),
     **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
 }
 """Name → the method, and what is changed before it runs."""

@@ -141,6 +141,7 @@ class _Check(RankController):
     ) -> None:
         self.layers, self.moments, self.aside, self.decisions = of.layers, of.moments, {}, []
         self.alone, self.steps_taken = False, 0
+        self.checks = {1: self._grow}  # not the last cut, which has more leeway
         self.known_bases, self.known_order, self.known, self.labels = bases, order, known, labels
 
     def bases(self) -> dict[str, rank.Basis]:

@@ -94,6 +94,6 @@ if __name__ == "__main__":
 
         _freeze(VARIANTS[sys.argv[2]][1])
         if "never cut" in sys.argv[2]:
-            rank.CUT_AT = {0.8: 0.0}
+            rank.CUT_AT, rank.MOST = {0.8: 0.0}, 0.0
         rankwise(sys.argv[3:])
     main()

@@ -73,7 +73,7 @@ def main() -> None:
 def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
     """One student; see the row it returns."""
     if late is not None:
-        rank_module.CUT_AT = {0.5: rank_module.CUT_AT[0.5], 0.8: late}
+        rank_module.CUT_AT, rank_module.MOST = {0.5: rank_module.CUT_AT[0.5], 0.8: late}, 0.0
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)

@@ -102,5 +102,6 @@ if __name__ == "__main__":
 
         half_way, late = map(float, sys.argv[2:4])
         rank.CUT_AT = {0.5: half_way, 0.8: late} if late else {0.8: 0.0}
+        rank.MOST = 0.0  # these shares and no more
         rankwise(sys.argv[4:])
     main()

@@ -10,7 +10,7 @@ from torch import nn
 from rankwise.components import Basis, Components, TorchOptimizer, as_it_is, change, find_basis
 from rankwise.inject import adapt_freely
 from rankwise.lora import LoRALinear
-from rankwise.rank import DOUBT, SHARE, RankController, at_most
+from rankwise.rank import DOUBT, MOST, SHARE, RankController, at_most
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:
@@ -301,6 +301,33 @@ def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected)
     weights = likely[order].cumsum(0)
     bound = factors[(weights < 0.95 * weights[-1]).sum()].item()
     assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("spread", "at", "least", "most"),
+    [
+        (0.0, 8, 0.0, SHARE),
+        (1.0, 8, SHARE, 0.058),  # a standard error of 1 / √300 of the gain
+        (4.0, 8, 0.058, MOST),  # 0.23: more than may ever go
+        (4.0, 5, 0.0, SHARE),  # not the last cut
+    ],
+)
+def test_the_last_cut_may_take_as_much_as_the_loss_with_adapters_is_unsure_by(spread, at, least, most):
+    """Rows differ in how hard they are; what they miss is the same in each."""
+    network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    hard = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    hard = spread * (hard - hard.mean()) / hard.std()
+    worth = 0.8 ** torch.arange(16.0, dtype=torch.float64)
+    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)])
+    controller = RankController(
+        network, lambda: 20.0 + hard + shares[network.first.rank], 10, torch.optim.SGD(parameters)
+    )
+    one = torch.eye(16, dtype=torch.float64)
+    controller.bases = lambda: {"first": Basis(one, one, worth)}
+    controller.steps_taken = at
+    controller._cut(SHARE)
+    assert least < shares[controller.ranks["first"]].item() <= most
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ GROW_AT = (0.1, 0.2, 0.3)
 CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
 training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
+MOST = 0.1
+"""At the last cut more is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their
+loss (the rule of Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is
+seen isn't what stays (docs/adaptive-rank.md)."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
@@ -323,20 +327,23 @@ class RankController:
     # Checks
 
     @torch.no_grad()
-    def _cut(self, negligible: float) -> None:
+    def _cut(self, share: float) -> None:
         """Removes as many components, the least worth first, as held-out rows don't miss."""
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
-        limit = negligible * max(gain.mean().item(), 0.0)
+        mean, error = mean_and_error(gain)
+        negligible = share
+        if self.done and mean > 0.0:
+            negligible = max(share, min(mean_and_error(whole)[1] / mean, MOST))
+        limit = negligible * max(mean, 0.0)
         if self.aside:
             whole = self._restore(whole, limit)
         bases = self.bases()
         order = self.order(bases)
         if not order:
             return
-        mean, error = mean_and_error(gain)
         if mean <= SURE * error:  # not sure that the adapters gain anything
-            limit = negligible * none.mean().item()
+            limit = share * none.mean().item()
             if _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
@@ -344,25 +351,25 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        bold = negligible  # what would be negligible if the statistics were right
+        bold = negligible  # of all worth, if the statistics were right
         for _ in range(TRIES):
             removed, reached = _least(order, bold)
             seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)
             factor = at_most(*seen, reached * mean)
-            share = min(negligible / factor, reached)
-            if share < reached / FAR:
-                bold = BOLD * share
+            allowed = min(negligible / factor, reached)
+            if allowed < reached / FAR:
+                bold = BOLD * allowed
                 continue
-            removed, share = _least(order, share)
+            removed, allowed = _least(order, allowed)
             if len(removed) < SPARE * len(order):
                 return
             ranks = without(bases, removed)
             harm = self.look(self.matrices(bases, ranks)) - whole
-            decision = self._judge("cut", harm, limit, ranks, share * mean, factor)
+            decision = self._judge("cut", harm, limit, ranks, allowed * mean, factor)
             self._take(decision)
             if decision.accepted:
                 return
-            bold = share
+            bold = allowed
 
     @torch.no_grad()
     def _grow(self) -> None:
