@@ -21,7 +21,7 @@ test: $(STAMP)  ## every test, a process a core
 	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: format lint types  ## the developer's quick loop: format, lint, types, fast tests
-	@$(BIN)/python -m pytest -q -x -m "not slow"
+	@$(BIN)/python -m pytest -q -x -n auto --dist loadfile -m "not slow"
 
 setup: $(STAMP)  ## the environment alone
 

@@ -112,20 +112,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--variants", nargs="*", default=tuple(VARIANTS), help="some of the variants")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
         for task in asked.tasks:
             split(task, asked.data, asked.work)
-        run_missing(STORED, _trials(asked.tasks, asked.variants), partial(_trial, asked.work), asked.jobs)
+        wanted = _trials(asked.tasks, asked.variants, asked.seeds)
+        run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
     _print(pq.read_table(STORED).to_pylist())
 
 
-def _trials(tasks: Sequence[str], variants: Sequence[str]) -> list[Row]:
+def _trials(tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     return [
         {"task": task, "variant": variant, "seed": seed}
         | {"lr": LR, "schedule": SCHEDULE, "beta2": BETA2, "pooler": True}
-        for seed in SEEDS
+        for seed in seeds
         for task in tasks
         for variant in variants
     ]
