@@ -175,8 +175,8 @@ class _TakesThemAtTheirWord(_Check):
     """
 
     @torch.no_grad()
-    def _cut(self, negligible: float) -> None:
-        whole = self.look({})
+    def _cut(self, share: float) -> None:
+        negligible, whole = share, self.look({})
         gain = self.look(rank.none_of(self.layers)) - whole
         mean, error = rank.mean_and_error(gain)
         if mean <= rank.SURE * error:

@@ -176,7 +176,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"| {method} | {' | '.join(_cell(rows, task, method) for task in tasks)} |")
     differences = {task: found for task in tasks if (found := against_best_fixed(rows, task))}
     several = {task: found for task, found in differences.items() if len(found) > 1}
-    p = dict(zip(several, holm([ttest_1samp(d, 0.0)[1] for d in several.values()]), strict=True))
+    p = dict(
+        zip(several, holm(np.array([ttest_1samp(d, 0.0)[1] for d in several.values()]).tolist()), strict=True)
+    )
     print(
         "\n| task | adaptive − best fixed rank, by seed | p (Holm) | full − best fixed rank | of that, adaptive closes |"
     )
