@@ -368,21 +368,36 @@ def test_where_nothing_is_to_be_learned_the_rank_is_0():
 
 
 @pytest.mark.parametrize(
-    ("loss", "kept"),
-    [(1.0, 0), (0.1, 6)],  # the gain's bound is 0.006, and 2 % of the loss matter
-    ids=["it can't be much", "it may be much"],
+    ("loss", "spread", "steps", "kept"),
+    [
+        (1.0, 0.0, 8, 0),
+        (0.1, 0.0, 8, 6),
+        (0.1, 0.056, 8, 0),
+        (0.1, 0.056, 5, 6),
+        (0.05, 0.056, 8, 6),
+    ],
+    ids=[
+        "2 % of the loss are more",
+        "and here they aren't",
+        "the loss is unsure by 0.007",
+        "but that isn't asked half-way",
+        "and a tenth of it is less",
+    ],
 )
-def test_where_it_is_not_sure_that_adapters_gain_anything_they_go_if_it_cannot_be_much(loss, kept):
+def test_where_it_is_not_sure_that_adapters_gain_anything_they_go_if_it_cannot_be_much(
+    loss, spread, steps, kept
+):
+    """The gain is 0 and its bound 0.006."""
     network = adapt_freely(Network(), 3, targets=("first", "second"), also_train=["offset"])
     gain = torch.linspace(-0.05, 0.05, 64)
 
     def losses():
-        whole = torch.full((64,), loss)
+        whole = torch.full((64,), loss) + spread * torch.tensor([1.0, -1.0]).repeat(32)
         return whole if network.first.rank or network.second.rank else whole + gain
 
     parameters = [p for p in network.parameters() if p.requires_grad]
     controller = RankController(network, losses, 10, torch.optim.AdamW(parameters))
-    for _ in range(8):
+    for _ in range(steps):
         network(torch.randn(5, 16)).square().sum().backward()
         controller.step()
     assert sum(controller.ranks.values()) == kept

@@ -51,8 +51,8 @@ CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
 training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
 MOST = 0.1
 """At the last cut more is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their
-loss (the rule of Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is
-seen isn't what stays (docs/adaptive-rank.md)."""
+loss (the rule of Breiman et al. 1984), up to this share. Training learns again most of what a cut takes, so the harm that is seen isn't
+what stays (docs/adaptive-rank.md)."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
@@ -332,10 +332,8 @@ class RankController:
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
         mean, error = mean_and_error(gain)
-        negligible = share
-        if self.done and mean > 0.0:
-            negligible = max(share, min(mean_and_error(whole)[1] / mean, MOST))
-        limit = negligible * max(mean, 0.0)
+        unsure = mean_and_error(whole)[1] if self.done else 0.0
+        limit = _negligible(share, max(mean, 0.0), unsure)
         if self.aside:
             whole = self._restore(whole, limit)
         bases = self.bases()
@@ -343,7 +341,7 @@ class RankController:
         if not order:
             return
         if mean <= SURE * error:  # not sure that the adapters gain anything
-            limit = share * none.mean().item()
+            limit = _negligible(share, none.mean().item(), unsure)
             if _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
@@ -351,7 +349,7 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        bold = negligible  # of all worth, if the statistics were right
+        bold = negligible = limit / mean  # of all worth, if the statistics were right
         for _ in range(TRIES):
             removed, reached = _least(order, bold)
             seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)
@@ -531,6 +529,11 @@ def _rates(worths: Sequence[float]) -> list[float]:
             group = before[0] + group[0], before[1] + group[1], before[2] + group[2]
         groups.append(group)
     return [worth / cost for worth, cost, count in groups for _ in range(count)]
+
+
+def _negligible(share: float, of: float, unsure: float) -> float:
+    """The harm that is: a share of the gain or of a loss, and at the last cut more (see `MOST`)."""
+    return max(share * of, min(unsure, MOST * of))
 
 
 def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
