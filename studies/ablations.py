@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from rankwise import components, losses, rank, train
-from trials import Row, run_missing, split, trial
+from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
@@ -30,15 +30,6 @@ them had second moments that decay by 0.999, and most no adapter in the pooler."
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(rank, name, value)
-
-
-def _cuts(at: dict[float, float]) -> Callable[[], None]:
-    """These shares of the gain and no more, however little the rows tell."""
-
-    def change() -> None:
-        rank.CUT_AT, rank.MOST = at, 0.0
-
-    return change
 
 
 def _plain_loss() -> None:
@@ -90,21 +81,21 @@ def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) ->
 
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
-    "never cut": ("adaptive", _cuts({0.8: 0.0})),
+    "never cut": ("adaptive", partial(cut_at, {0.8: 0.0})),
     "query and value only": ("adaptive:targets=query+value", lambda: None),
     "judged by plain cross-entropy": ("adaptive", _plain_loss),
     "without the held-out test": ("adaptive", _no_test),
-    "0.3 and 3 % of the gain": ("adaptive", _cuts({0.5: 0.003, 0.8: 0.03})),
-    "0.1 and 1 % of the gain": ("adaptive", _cuts({0.5: 0.001, 0.8: 0.01})),
-    "in three steps, 0.3, 1 and 1 %": ("adaptive", _cuts({0.5: 0.003, 0.65: 0.01, 0.8: 0.01})),
-    "cut to the knee half-way": ("adaptive", _cuts({0.5: rank.SHARE, 0.8: rank.SHARE})),
-    "one cut, at 80 %": ("adaptive", _cuts({0.8: rank.SHARE})),
+    "0.3 and 3 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.003, 0.8: 0.03})),
+    "0.1 and 1 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.001, 0.8: 0.01})),
+    "in three steps, 0.3, 1 and 1 %": ("adaptive", partial(cut_at, {0.5: 0.003, 0.65: 0.01, 0.8: 0.01})),
+    "cut to the knee half-way": ("adaptive", partial(cut_at, {0.5: rank.SHARE, 0.8: rank.SHARE})),
+    "one cut, at 80 %": ("adaptive", partial(cut_at, {0.8: rank.SHARE})),
     "without growth": ("adaptive", _constant("GROW_AT", ())),
     "a branch costs nothing": ("adaptive", _constant("BRANCH", 0.0)),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
-    "2 % of the gain however little the rows tell": ("adaptive", _cuts(dict(rank.CUT_AT))),
-    "2 and 10 % of the gain": ("adaptive", _cuts({0.5: 0.02, 0.8: 0.1})),
+    "2 % of the gain however little the rows tell": ("adaptive", partial(cut_at, dict(rank.CUT_AT))),
+    "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
     **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
 }
 """Name → the method, and what is changed before it runs."""

@@ -176,26 +176,26 @@ class _TakesThemAtTheirWord(_Check):
 
     @torch.no_grad()
     def _cut(self, share: float) -> None:
-        negligible, whole = share, self.look({})
+        whole = self.look({})
         gain = self.look(rank.none_of(self.layers)) - whole
         mean, error = rank.mean_and_error(gain)
         if mean <= rank.SURE * error:
             return
-        share, best = negligible / (1 + rank.SURE), None
+        proposed, best = share / (1 + rank.SURE), None
         for _ in range(rank.TRIES):
-            removed, reached = rank._least(self.known_order, share)
+            removed, reached = rank._least(self.known_order, proposed)
             if len(removed) < rank.SPARE * len(self.known_order):
                 break
             ranks = rank.without(self.known_bases, removed)
             harm = self.look(self.matrices(self.known_bases, ranks)) - whole
-            decision = self._judge("cut", harm, negligible * mean, ranks, reached * mean)
+            decision = self._judge("cut", harm, share * mean, ranks, reached * mean)
             if decision.accepted:
-                best, share = decision, 2 * reached
+                best, proposed = decision, 2 * reached
                 continue
             if best:
                 break
             self._take(decision)
-            share = reached / 4
+            proposed = reached / 4
         if best:
             self._take(best)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rankwise import methods, rank
-from trials import Row, run_missing, split, trial
+from rankwise import methods
+from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 ROWS, SEEDS = 1280, (0, 1)
@@ -94,6 +94,6 @@ if __name__ == "__main__":
 
         _freeze(VARIANTS[sys.argv[2]][1])
         if "never cut" in sys.argv[2]:
-            rank.CUT_AT, rank.MOST = {0.8: 0.0}, 0.0
+            cut_at({0.8: 0.0})
         rankwise(sys.argv[3:])
     main()

@@ -23,17 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from rankwise import models, tasks
-from rankwise import rank as rank_module
 from rankwise.attention import packed
 from rankwise.data import Encoded, cache_folder, encode
 from rankwise.hub import EMBEDDED
 from rankwise.inject import adapt_freely
 from rankwise.lora import lora_layers
 from rankwise.packing import batch_order, pack
-from rankwise.rank import RankController
+from rankwise.rank import CUT_AT, RankController
 from rankwise.readout import packed_logits
 from rankwise.streams import stream_seed
-from trials import run_missing
+from trials import cut_at, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
 LAYERS = (1, 3, 4)
@@ -73,7 +72,7 @@ def main() -> None:
 def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
     """One student; see the row it returns."""
     if late is not None:
-        rank_module.CUT_AT, rank_module.MOST = {0.5: rank_module.CUT_AT[0.5], 0.8: late}, 0.0
+        cut_at({0.5: CUT_AT[0.5], 0.8: late})
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)

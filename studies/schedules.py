@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rankwise import rank
 from rankwise.store import method_slug
-from trials import Row, run_missing, split, trial
+from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("sst2", "mnli"), (0, 1)
@@ -101,7 +100,6 @@ if __name__ == "__main__":
         from rankwise.cli import main as rankwise
 
         half_way, late = map(float, sys.argv[2:4])
-        rank.CUT_AT = {0.5: half_way, 0.8: late} if late else {0.8: 0.0}
-        rank.MOST = 0.0  # these shares and no more
+        cut_at({0.5: half_way, 0.8: late} if late else {0.8: 0.0})
         rankwise(sys.argv[4:])
     main()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rankwise import tasks
+from rankwise import rank, tasks
 from rankwise.data import Rows
 from rankwise.losses import calibrated_losses
 from rankwise.store import RunFolder
@@ -28,6 +28,11 @@ SST2_LEFT, SST2_ROWS = 22_000, 8_000
 """Rows of sst2 that are studies/grid.py's, in its order, and how many are trained and judged on here."""
 
 Row = dict[str, Any]
+
+
+def cut_at(shares: dict[float, float]) -> None:
+    """What is negligible at each cut of this process's trainings: these shares of the gain and no more, however little the rows tell."""
+    rank.CUT_AT, rank.MOST = shares, 0.0
 
 
 def split(task: str, data: Path | None, work: Path) -> None:
