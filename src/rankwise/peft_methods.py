@@ -6,6 +6,7 @@ on PEFT's wrapper, padded. AdaLoRA acts after each optimizer step as its authors
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -46,7 +47,7 @@ OURS = {
 }
 """Our names for settings that PEFT has too."""
 EVA_ROWS = 16
-"""Rows a batch of those that EVA looks at."""
+"""Rows a batch of those that EVA looks at; more where a layer that sees one position of each row, as BERT's pooler, needs them."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def prepare(
             "ranknum" in parameter_name
         ):  # AdaLoRA's count of ranks: PEFT's cast to float32 makes a trained parameter of it
             parameter.requires_grad_(False)
+        elif parameter.requires_grad:  # EVA makes layers whose rank it changes anew, in the base's dtype
+            parameter.data = parameter.data.float()
     inside = wrapper.get_base_model() if not peft_config.is_prompt_learning else wrapper
     act = AdaLoraSteps(wrapper.base_model) if isinstance(wrapper.base_model, AdaLoraModel) else None
     return Peer(wrapper, cast(nn.Module, inside), act)
@@ -238,13 +241,29 @@ def _initialise_from_data(wrapper: PeftModel, rows: Encoded, model: PreTrainedMo
 
     order = torch.randperm(len(rows)).numpy()
     pad_id = model.config.pad_token_id or 0
+    config = cast(Any, wrapper.active_peft_config)
+    vectors = math.ceil(config.r * config.eva_config.rho)  # that are looked for in each layer
+    size = min(max(EVA_ROWS, vectors), len(rows))
     batches = []
-    for start in range(0, len(rows) - EVA_ROWS + 1, EVA_ROWS):
-        batch = pad(rows, order[start : start + EVA_ROWS], pad_id, "longest")
+    for start in range(0, len(rows) - size + 1, size):
+        batch = pad(rows, order[start : start + size], pad_id, "longest")
         batches.append({key: value for key, value in batch.items() if key != "labels"})
     initialize_lora_eva_weights(
-        cast(Any, wrapper), batches, gather_distributed_inputs=False, show_progress_bar=False
+        cast(Any, wrapper),
+        batches,
+        prepare_layer_inputs_fn=_without_padding,
+        gather_distributed_inputs=False,
+        show_progress_bar=False,
     )
+
+
+def _without_padding(inputs: tuple[Tensor, ...], positions: Tensor, name: str) -> Tensor:
+    """What EVA takes of a layer's input: the positions that aren't padding; PEFT's own can't take a pooler, which is given one a row."""
+    from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
+
+    if inputs[0].ndim == 2:
+        return inputs[0].contiguous()
+    return prepare_layer_inputs_fn_language_modeling(inputs[0], positions, name)
 
 
 @contextlib.contextmanager
