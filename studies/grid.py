@@ -8,8 +8,9 @@ What is stored is not run again, even where its folder is gone.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
-split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run; with `--linear`, which
-gives adaptive the schedule of the others, as studies/grid-linear.parquet.
+split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
+`--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
+stored apart, as studies/grid-<schedule>.parquet. With knee, both schedules of a fixed rank are printed, and either may be the best.
 """
 
 import argparse
@@ -30,7 +31,11 @@ from rankwise.stats import estimate, holm
 from rankwise.store import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-LINEAR_STORED = STORED.with_stem("grid-linear")
+OF_RECIPE = {"adaptive": "knee"}
+"""Methods whose schedule in the recipe isn't linear."""
+KNEE = ", knee"
+"""What is added to the names of methods that have adaptive's schedule."""
+Row = dict[str, Any]
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3" for r in RANKS)
 LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8))
@@ -55,20 +60,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where runs are kept")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="how many stages")
-    parser.add_argument(
-        "--linear", action="store_true", help="all methods with the linear schedule, stored apart"
-    )
+    parser.add_argument("--methods", nargs="*", help="some of the methods")
+    parser.add_argument("--schedule", choices=("linear", "knee"), help="for all methods, stored apart")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
-    more = ["--schedule", "linear"] if asked.linear else []
-    if asked.linear:
+    of_recipe, more = _stored(), ["--schedule", asked.schedule] if asked.schedule else []
+    if asked.schedule:
         global STORED
-        STORED, asked.work = LINEAR_STORED, asked.work / "linear"
+        STORED, asked.work = STORED.with_stem(f"grid-{asked.schedule}"), asked.work / asked.schedule
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
         data = prepare(asked.data, asked.work / "data")
-        for seeds, methods, of in STAGES[: asked.stages]:
+        for seeds, all_methods, of in STAGES[: asked.stages]:
+            methods = [
+                m
+                for m in all_methods
+                if m in (asked.methods or all_methods) and OF_RECIPE.get(m, "linear") != asked.schedule
+            ]
             for task in (task for task in of if task in asked.tasks):
                 from_mnli = (
                     [m for m in _missing("rte", methods, seeds) if m != "head"] if task == "mnli" else []
@@ -78,7 +87,15 @@ def main() -> None:
                 start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
                 compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start, *more)
                 _store(asked.work)
-    show(_stored())
+    show(_shown(of_recipe, _stored(), asked.schedule))
+
+
+def _shown(of_recipe: list[Row], own: list[Row], schedule: str | None) -> list[Row]:
+    """What is stored with a schedule for all, and what the recipe's schedules have beside it."""
+    if schedule == "knee":
+        return [*of_recipe, *({**row, "method": f"{row['method']}{KNEE}"} for row in own)]
+    others = [row for row in of_recipe if row["method"] != "adaptive"] if schedule else []
+    return list({(r["task"], r["method"], r["seed"]): r for r in [*others, *own]}.values())
 
 
 def prepare(glue: Path, out: Path) -> Path:
@@ -127,7 +144,7 @@ def compare(out: Path, data: Path, task: str, methods: Sequence[str], seeds: int
     subprocess.run([*command, *more, "--out", str(out)], check=True)
 
 
-def _stored() -> list[dict[str, Any]]:
+def _stored() -> list[Row]:
     return pq.read_table(STORED).to_pylist() if STORED.exists() else []
 
 
@@ -140,7 +157,7 @@ def _store(work: Path) -> None:
     partial.replace(STORED)
 
 
-def _row(run: RunFolder) -> dict[str, Any]:
+def _row(run: RunFolder) -> Row:
     result = run.read_result()
     scores = next(iter(result["scores"].values()))
     kept = (
@@ -167,7 +184,7 @@ def _row(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     """Markdown: mean scores by task and method, then adaptive against the fixed rank that is best on the other seeds."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     methods = sorted({row["method"] for row in rows}, key=lambda m: (m != "full", m != "adaptive", m))
@@ -227,22 +244,23 @@ def half_over_seeds(differences: Sequence[Sequence[float]]) -> float:
     return float(t.ppf(0.975, freedom) * np.sqrt(parts.sum()) / len(parts))
 
 
-def _cell(rows: list[dict[str, Any]], task: str, method: str) -> str:
+def _cell(rows: list[Row], task: str, method: str) -> str:
     scores = [100 * row["score"] for row in rows if (row["task"], row["method"]) == (task, method)]
     return f"{statistics.fmean(scores):.2f} ({len(scores)})" if scores else ""
 
 
-def _three(rows: list[dict[str, Any]], task: str) -> tuple[float, float, float]:
-    """Mean scores of the fixed rank on query and value that is best over all seeds, of adaptive and of full fine-tuning."""
+def _three(rows: list[Row], task: str) -> tuple[float, float, float]:
+    """Mean scores of the fixed rank on query and value that is best over all seeds, of adaptive and of full fine-tuning at its best."""
     means = {
         method: statistics.fmean(scores)
-        for method in (*FIXED, "adaptive", "full")
+        for method in dict.fromkeys(row["method"] for row in rows)
         if (scores := [row["score"] for row in rows if (row["task"], row["method"]) == (task, method)])
     }
-    return max(means[m] for m in FIXED if m in means), means["adaptive"], means.get("full", float("nan"))
+    full = max((means[m] for m in means if m.startswith("full")), default=float("nan"))
+    return max(means[m] for m in means if m.startswith(FIXED)), means["adaptive"], full
 
 
-def against_best_fixed(rows: list[dict[str, Any]], task: str) -> list[float]:
+def against_best_fixed(rows: list[Row], task: str) -> list[float]:
     """Adaptive minus, for each seed, the fixed rank on query and value that is best on the other seeds."""
     scores = {(row["method"], row["seed"]): row["score"] for row in rows if row["task"] == task}
     seeds = sorted(seed for method, seed in scores if method == "adaptive")
@@ -250,7 +268,7 @@ def against_best_fixed(rows: list[dict[str, Any]], task: str) -> list[float]:
     for seed in seeds:
         means = {
             method: statistics.fmean(others)
-            for method in FIXED
+            for method in dict.fromkeys(method for method, _ in scores if method.startswith(FIXED))
             if (others := [scores[method, s] for s in seeds if s != seed and (method, s) in scores])
             and (method, seed) in scores
         }
