@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with one sub-folder of GLUE's Parquet files a task")
     parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where grid.py keeps its runs")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
+    parser.add_argument("--stages", type=int, default=2, help="1: without AdaLoRA and EVA at their defaults")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     adaptive = [row for row in pq.read_table(grid.STORED).to_pylist() if row["method"] == "adaptive"]
@@ -49,18 +50,21 @@ def main() -> None:
         if asked.data is None:
             parser.error("--data is needed to run anything")
         data, out = grid.prepare(asked.data, asked.work / "data"), asked.work / "equal"
-        for task in asked.tasks:
-            found = [row for row in adaptive if row["task"] == task]
-            if found:
-                rank = max(1, round(statistics.fmean(row["mean_rank"] for row in found)))
-                grid.compare(out, data, task, _methods(rank), SEEDS)
-                store(out, {row["seed"]: row["adapter_params"] for row in found})
+        for at_defaults in (False, True)[: asked.stages]:
+            for task in asked.tasks:
+                found = [row for row in adaptive if row["task"] == task]
+                if found:
+                    rank = None if at_defaults else round(statistics.fmean(row["mean_rank"] for row in found))
+                    grid.compare(out, data, task, _methods(rank), SEEDS)
+                    store(out, {row["seed"]: row["adapter_params"] for row in found})
     show([*adaptive, *pq.read_table(STORED).to_pylist()])
 
 
-def _methods(rank: int) -> tuple[str, ...]:
-    of_size = (f"{name},rank={rank},targets=all-linear,lr={lr}" for name, lr in RATES.items())
-    return (*of_size, WHOLE, *(f"{name},lr={lr}" for name, lr in RATES.items()))
+def _methods(rank: int | None) -> tuple[str, ...]:
+    """What is trained at a rank in all linear layers, or at the defaults."""
+    if rank is None:
+        return tuple(f"{name},lr={lr}" for name, lr in RATES.items())
+    return WHOLE, *(f"{name},rank={max(1, rank)},targets=all-linear,lr={lr}" for name, lr in RATES.items())
 
 
 def store(out: Path, sizes: dict[int, int]) -> None:

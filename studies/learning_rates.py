@@ -37,10 +37,10 @@ OTHERS: Rates = {
     "adaptive": SLOWER,
 }
 PEERS: Rates = {
-    "peft:adalora,rank=4,targets=all-linear": (1e-3, 2e-3, 4e-3),
-    "peft:eva,rank=4,targets=all-linear": SLOWER,
+    "peft:adalora,rank=4,targets=all-linear": (1e-3, 2e-3, 4e-3, 8e-3),
+    "peft:eva,rank=4,targets=all-linear": (5e-4, 1e-3, 1.4e-3, 2e-3),
 }
-"""What studies/equal_size.py compares with."""
+"""What studies/equal_size.py compares with; as many rates as adaptive had in all linear layers."""
 AGAIN: Rates = {
     "adaptive": (2e-3, 1e-3),
     "lora:rank=8,alpha=16": (2e-3, 1e-3),

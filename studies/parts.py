@@ -1,11 +1,11 @@
-"""Which part of a model is it by which full fine-tuning is ahead of adapters? movies, 1,280 rows, three epochs.
+"""Which part of a model is it by which full fine-tuning is ahead of adapters?
 
-    python studies/parts.py            # runs what is missing, stores as it goes, prints
-    python studies/parts.py --show     # prints what is stored
+    python studies/parts.py --data ../shared/data/glue      # runs what is missing, stores as it goes, prints
+    python studies/parts.py --show                          # prints what is stored
 
 Full fine-tuning with parts of the model frozen, and adapters in all linear layers with and without the pooler, each with the recipe's
-learning rate (1e-3 for adaptive when they were run), judged on the 877 rows of studies/trials.py. Stored as studies/parts.parquet, a row a
-trial.
+learning rate (1e-3 for adaptive when they were run on movies), judged on the rows of studies/trials.py: 877 of movies, with 1,280 to
+train on, and 8,000 of sst2, with as many to train on. Stored as studies/parts.parquet, a row a trial.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rankwise import methods
 from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
-ROWS, SEEDS = 1280, (0, 1)
+SEEDS = (0, 1)
 LINEAR = "lora:rank=16,alpha=5.66,rslora=true,lr=1e-3,targets="
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full fine-tuning": ("full", ()),
@@ -36,30 +36,42 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adaptive": ("adaptive", ()),
 }
 """Name → the method, and what is in the names of the parameters that it leaves alone."""
+TASKS: dict[str, tuple[Row, tuple[str, ...]]] = {
+    "movies": ({"limit-train": 1280}, tuple(VARIANTS)),
+    "sst2": ({}, tuple(VARIANTS)[1:3]),
+}
+"""Task → its settings, and what is tried on it; sst2's full fine-tuning is in studies/schedules.parquet."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, help="folder with one sub-folder of Parquet files a task")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="some of the tasks")
     parser.add_argument("--work", type=Path, default=Path("runs/parts"), help="where trials are kept")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
-        split("movies", None, asked.work)
-        wanted = [{"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS]
+        for task in asked.tasks:
+            split(task, asked.data, asked.work)
+        wanted = [
+            {"task": task, "variant": variant, "seed": seed}
+            for task in asked.tasks
+            for seed in SEEDS
+            for variant in TASKS[task][1]
+        ]
         run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
     show(pq.read_table(STORED).to_pylist())
 
 
 def _trial(work: Path, which: Row) -> Row:
-    out = work / "movies" / f"{list(VARIANTS).index(which['variant'])}-s{which['seed']}"
+    out = work / which["task"] / f"{list(VARIANTS).index(which['variant'])}-s{which['seed']}"
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
-    return which | trial(
-        out, "movies", method, {"seed": which["seed"], "limit-train": ROWS, "schedule": "linear"}, program
-    )
+    settings = TASKS[which["task"]][0] | {"seed": which["seed"], "schedule": "linear"}
+    return which | trial(out, which["task"], method, settings, program)
 
 
 def _freeze(parts: Sequence[str]) -> None:
@@ -77,15 +89,18 @@ def _freeze(parts: Sequence[str]) -> None:
 
 def show(rows: list[Row]) -> None:
     """Markdown, means over seeds."""
-    print("| what is trained | accuracy | loss at the best temperature | by seed |\n|---|---:|---:|---:|")
-    for variant in VARIANTS:
-        found = sorted((r for r in rows if r["variant"] == variant), key=lambda row: row["seed"])
+    print(
+        "| task | what is trained | accuracy | loss at the best temperature | by seed |\n|---|---|---:|---:|---:|"
+    )
+    for task, variant in ((task, variant) for task in TASKS for variant in VARIANTS):
+        found = [r for r in rows if (r["task"], r["variant"]) == (task, variant)]
+        found.sort(key=lambda row: row["seed"])
         if found:
             accuracy, loss = (
                 statistics.fmean(r[key] for r in found) for key in ("accuracy", "calibrated_loss")
             )
             by_seed = ", ".join(f"{100 * r['accuracy']:.1f}" for r in found)
-            print(f"| {variant} | {100 * accuracy:.2f} | {loss:.4f} | {by_seed} |")
+            print(f"| {task} | {variant} | {100 * accuracy:.2f} | {loss:.4f} | {by_seed} |")
 
 
 if __name__ == "__main__":
