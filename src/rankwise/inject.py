@@ -161,7 +161,8 @@ def adapt_freely(
     seed: int = 0,
 ) -> nn.Module:
     """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
-    then on. What is found hardly depends on it. Without `targets` all linear layers of the body take part.
+    then on. What is found hardly depends on a higher start; from a lower one training is harder. Without `targets` all linear layers of
+    the body take part.
     """
     paths = _not_whole(_generous(model, targets), also_train)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
