@@ -97,6 +97,10 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "2 % of the gain however little the rows tell": ("adaptive", partial(cut_at, dict(rank.CUT_AT))),
     "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
     **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
+    **{
+        f"start at rank {r}, s = √(32 / r)": (f"adaptive:rank={r},alpha={(32 * r) ** 0.5:.4g}", lambda: None)
+        for r in (4, 8, 32)
+    },
 }
 """Name → the method, and what is changed before it runs."""
 

@@ -40,9 +40,9 @@ def encoded(n):
     return encode(texts, tiny.tokenizer(), 64, None)
 
 
-def training(n=600, padding="packed", targets=(), dropout=0.0, **changes):
+def training(n=600, padding="packed", targets=(), dropout=0.0, start=None, **changes):
     model = tiny.classifier("bert")
-    adapt_freely(model, targets=targets, dropout=dropout)
+    adapt_freely(model, start, targets=targets, dropout=dropout)
     compute = Compute(torch.device("cpu"), None, padding, 64, 0)
     return Training(model, encoded(n), replace(OPTIONS, **changes), compute, seed=0)
 
@@ -113,8 +113,9 @@ def test_a_resumed_run_gives_the_same_ranks_and_weights(padding, until, tmp_path
         assert torch.equal(parameter, expected[name]), name
 
 
-def test_little_data_keeps_a_fixed_safe_rank_at_the_usual_scale():
-    state = training(n=100)
+@pytest.mark.parametrize("start", [None, 8, 32])
+def test_little_data_keeps_a_fixed_safe_rank_at_the_usual_scale(start):
+    state = training(n=100, start=start)
     assert state.rank is None
     assert "every layer keeps rank 8" in state.rank_note
     assert {(x.rank, x.scaling) for x in lora_layers(state.model).values()} == {(8, 2.0)}

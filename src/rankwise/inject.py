@@ -161,14 +161,13 @@ def adapt_freely(
     seed: int = 0,
 ) -> nn.Module:
     """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
-    then on. What is found hardly depends on a higher start; from a lower one training is harder. Without `targets` all linear layers of
-    the body take part.
+    then on. What is found hardly depends on it. Without `targets` all linear layers of the body take part.
     """
     paths = _not_whole(_generous(model, targets), also_train)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
     ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
     start = START_RANK if start is None else start
-    scaling = ALPHA / start**0.5 if alpha is None else alpha / start
+    scaling = (ALPHA if alpha is None else alpha) / start
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
     for layer in lora_layers(model).values():
@@ -185,7 +184,7 @@ def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] 
     paths = _not_whole(_generous(model, targets), trained_beside(model))
     most = {path: min(START_RANK, *model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportGeneralTypeIssues]
     missing = {path: rank for path, rank in most.items() if path not in adapted}
-    scaling: float = ALPHA / START_RANK**0.5
+    scaling = ALPHA / START_RANK
     insert(model, missing, dict.fromkeys(missing, scaling), dropout=dropout, seed=seed)
     for parameter in trained:
         parameter.requires_grad_(True)

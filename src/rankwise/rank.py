@@ -35,9 +35,9 @@ from rankwise.lora import LoRALinear, draw_A, lora_layers
 
 START_RANK = 16
 """Room at the start makes optimisation easier; room at the end is waste."""
-ALPHA = 32**0.5
-"""s = ALPHA / √(start rank), kept whatever the rank becomes: rank-stabilised (Kalajdzievski 2023), and the usual s = 2 at rank 8. The best
-learning rate is then the same at ranks 1 and 64 (docs/adaptive-rank.md)."""
+ALPHA = 2**0.5 * START_RANK
+"""s = ALPHA / start rank, kept whatever the rank becomes. Under Adam an entry of B first moves by the learning rate whatever its gradient,
+and the function by s · r: with this rule as fast from any start rank, at one learning rate (docs/adaptive-rank.md)."""
 SHARE = 0.02
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
@@ -166,13 +166,15 @@ def held_out_rows(rows: int, trained: int, steps: int) -> int:
 
 
 def settle(layers: Sequence[LoRALinear]) -> None:
-    """Gives fresh layers the safe rank for good; those that have learned something keep what they have."""
+    """Gives fresh layers the safe rank for good, at the usual scale of 2 where that is 8 (rank-stabilised where a layer starts lower,
+    Kalajdzievski 2023); those that have learned something keep what they have."""
     for layer in layers:
         layer.watch(False)
         if layer.lora_B.any():
             continue
         rank = min(SAFE_RANK, layer.rank)
-        layer.scaling /= math.sqrt(rank / layer.rank)
+        layer.scaling *= layer.rank / START_RANK  # as if it had started there
+        layer.scaling /= math.sqrt(rank / START_RANK)
         layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())
 
 
