@@ -10,7 +10,7 @@ in all linear layers. Adaptive and full fine-tuning have the recipe's. To see sm
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
 split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
 `--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
-stored apart, as studies/grid-<schedule>.parquet. With knee, both schedules of a fixed rank are printed, and either may be the best.
+stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets either schedule of a fixed rank be the best.
 """
 
 import argparse
@@ -87,15 +87,19 @@ def main() -> None:
                 start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
                 compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start, *more)
                 _store(asked.work)
-    show(_shown(of_recipe, _stored(), asked.schedule))
+    if asked.schedule is None:
+        show(_stored())
+    else:
+        show(_with_schedule(asked.schedule, of_recipe, own := _stored()))
+        if asked.schedule == "knee":
+            print("\nWhere fixed ranks have either schedule:\n")
+            show([*of_recipe, *({**row, "method": f"{row['method']}{KNEE}"} for row in own)])
 
 
-def _shown(of_recipe: list[Row], own: list[Row], schedule: str | None) -> list[Row]:
-    """What is stored with a schedule for all, and what the recipe's schedules have beside it."""
-    if schedule == "knee":
-        return [*of_recipe, *({**row, "method": f"{row['method']}{KNEE}"} for row in own)]
-    others = [row for row in of_recipe if row["method"] != "adaptive"] if schedule else []
-    return list({(r["task"], r["method"], r["seed"]): r for r in [*others, *own]}.values())
+def _with_schedule(schedule: str, of_recipe: list[Row], own: list[Row]) -> list[Row]:
+    """All methods with a schedule; full fine-tuning as the recipe has it where it wasn't run with this one."""
+    same = (r for r in of_recipe if r["method"] == "full" or OF_RECIPE.get(r["method"], "linear") == schedule)
+    return list({(r["task"], r["method"], r["seed"]): r for r in [*same, *own]}.values())
 
 
 def prepare(glue: Path, out: Path) -> Path:
