@@ -164,7 +164,7 @@ def test_a_single_known_width_gives_its_learning_rate_to_every_width(planted):
     assert resolve_lr(planted, "full", 100).value == resolve_lr(planted, "full", 768).value == 2e-5
 
 
-@pytest.mark.parametrize("method", ["lora", "peft:lora", "peft:adalora"])
+@pytest.mark.parametrize("method", ["lora", "peft:lora", "peft:dora"])
 def test_all_linear_layers_take_the_rate_of_adaptive_which_starts_there(method):
     inside, everywhere = (
         RunConfig(lora=LoraOptions(targets=targets), train=TrainOptions(recipe="rankwise"))
