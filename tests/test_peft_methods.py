@@ -1,6 +1,7 @@
 """PEFT's methods as contenders: each trained, counted as PEFT counts, saved as PEFT saves, and put to use."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -27,12 +28,19 @@ from rankwise.store import RunFolder
 NAMES = ["adalora", "dora", "eva", "pissa", "vera", "ia3", "prefix", "prompt"]
 
 
-def asked(method: str, *, rows: int = 480, model: str | None = None, **train) -> RunConfig:
+def asked(
+    method: str,
+    *,
+    rows: int = 480,
+    model: str | None = None,
+    dtype: Literal["auto", "float32"] = "auto",
+    **train,
+) -> RunConfig:
     """A run on movies of `rows` / 8 steps."""
     return RunConfig(
         method=method,
         data=DataOptions(limit_train=rows, limit_eval=100),
-        model=ModelOptions(model=model, threads=1),
+        model=ModelOptions(model=model, threads=1, dtype=dtype),
         train=TrainOptions(**{"epochs": 1, "batch_size": 8, **train}),
     )
 
@@ -69,7 +77,8 @@ def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_sixty_steps_on_movies_are_counted_saved_and_evaluated_as_peft_does(name, tmp_path):
-    result = run(tmp_path, asked(f"peft:{name}"))
+    # float32, since after 60 steps rows lie close to the edge, and bfloat16 rounds otherwise where an adapter is loaded as ours
+    result = run(tmp_path, asked(f"peft:{name}", dtype="float32"))
     assert result["steps"] == 60
     config = PeftConfig.from_pretrained(str(tmp_path))
     config.inference_mode, config.init_lora_weights = False, True
@@ -84,8 +93,10 @@ def test_sixty_steps_on_movies_are_counted_saved_and_evaluated_as_peft_does(name
     trained = open_trained(tmp_path)
     assert trained.task.label_names == ("negative", "positive")
     again = evaluate_task(trained, "validation", None)
-    # one row of the hundred may lie on the edge: an adapter that is loaded as ours, or without what AdaLoRA left out, adds in another order
-    assert again["accuracy"] == pytest.approx(result["score"], abs=0.015)
+    pruned = (
+        0.015 if isinstance(config, AdaLoraConfig) else 0.0
+    )  # a row may lie on the edge: sums without what was left out
+    assert again["accuracy"] == pytest.approx(result["score"], abs=pruned)
     assert again["loss"] == pytest.approx(result["scores"]["validation"]["loss"], abs=5e-3)
 
 
