@@ -32,6 +32,14 @@ def _constant(name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(rank, name, value)
 
 
+def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
+    def change() -> None:
+        one()
+        other()
+
+    return change
+
+
 def _plain_loss() -> None:
     train.calibrated_losses = losses.example_losses
 
@@ -96,6 +104,15 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
     "2 % of the gain however little the rows tell": ("adaptive", partial(cut_at, dict(rank.CUT_AT))),
     "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
+    "2 and 10 % of the gain, a branch costs nothing": (
+        "adaptive",
+        _both(partial(cut_at, {0.5: 0.02, 0.8: 0.1}), _constant("BRANCH", 0.0)),
+    ),
+    "5 and 20 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.05, 0.8: 0.2})),
+    "5 and 20 % of the gain, a branch costs nothing": (
+        "adaptive",
+        _both(partial(cut_at, {0.5: 0.05, 0.8: 0.2}), _constant("BRANCH", 0.0)),
+    ),
     **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
     **{
         f"start at rank {r}, s = √(32 / r)": (f"adaptive:rank={r},alpha={(32 * r) ** 0.5:.4g}", lambda: None)

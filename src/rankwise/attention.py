@@ -5,7 +5,10 @@
 A row attends to itself only. Rows of similar length are gathered into groups [rows · heads, length, head_dim], whose two
 products are batched matrix products around a softmax; at the lengths of text classification that beats fused kernels on a CPU
 by far, in backward above all. Boundaries travel as the keyword argument `layout`, which models hand on to their attention function
-(and which gradient checkpointing replays). On CUDA in half precision the kernel is varlen flash attention (Dao 2023).
+(and which gradient checkpointing replays).
+
+On an accelerator it is the number of kernels that takes the time, so attention is one fused kernel there: varlen flash attention (Dao
+2023) in half precision without dropout, else torch's own over rows padded to the longest. Dropout is torch's there, too.
 """
 
 import contextlib
@@ -85,7 +88,7 @@ class _Mode:
 def packed(model: nn.Module) -> Iterator[None]:
     """Inside this block `model` takes packed batches; after it, it is exactly what it was.
 
-    Attention goes through `attend`, and in training every `nn.Dropout` draws its mask from the batch's key. A block inside a
+    Attention goes through `attend`, and in training on a CPU every `nn.Dropout` draws its mask from the batch's key. A block inside a
     block for the same model changes nothing.
 
     Args:
@@ -96,7 +99,8 @@ def packed(model: nn.Module) -> Iterator[None]:
         return
     mode = _Mode(model)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    dropouts = [module for module in model.modules() if type(module) is nn.Dropout]
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    dropouts = [module for module in model.modules() if on_cpu and type(module) is nn.Dropout]
     with contextlib.ExitStack() as undo:
         for config in configs:
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
@@ -263,13 +267,15 @@ def attend(
         causal: a token sees itself and what is before it in its row.
         window: it sees tokens less than this far away only.
         p: dropout on the probabilities.
-        stream: names the random stream of that dropout.
+        stream: names the random stream of that dropout on a CPU.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings may promote them
     if window is not None and window >= layout.max_length:
         window = None
     if _flash(query, p):
         return _varlen(query, key, value, layout, scaling, causal, window)
+    if query.device.type != "cpu":
+        return _fused(query, key, value, layout, scaling, causal, window, p)
     out = _Attention.apply(
         query, key, value, layout, scaling, layout.masks(causal, window, value.dtype), p, stream
     )
@@ -422,7 +428,7 @@ def _keep(layout: Layout, heads: int, p: float, stream: Key, like: Tensor) -> Te
     """Dropout's mask over the scores of all groups, [scores · heads]."""
     if p == 0.0:
         return None
-    return keep_mask(stream, layout.first_score * heads, (layout.scores * heads,), p, like.dtype, like.device)
+    return keep_mask(stream, layout.first_score * heads, (layout.scores * heads,), p, like.dtype)
 
 
 def _masked(P: Float[Tensor, "rows heads n n"], keep: Tensor | None, group: Any, heads: int) -> Tensor:
@@ -469,3 +475,41 @@ def _varlen(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return cast(Tensor, out).unsqueeze(0)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float,
+    causal: bool,
+    window: int | None,
+    p: float,
+) -> Tensor:
+    """Every row padded to the longest; padding is neither seen nor looked at again."""
+    rows, n = len(layout), layout.whole.length
+
+    def padded(x: Tensor) -> Tensor:
+        x = x.squeeze(0).transpose(0, 1)
+        slots = x.new_zeros(rows * n, x.shape[1], x.shape[2]).index_copy(0, layout.places, x)
+        slots = slots.view(rows, n, x.shape[1], x.shape[2]).transpose(1, 2)
+        return (
+            slots.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
+            if x.shape[1] < query.shape[1]
+            else slots
+        )
+
+    mask = None if causal and window is None else layout.whole_mask(causal, window, value.dtype)
+    out = nn.functional.scaled_dot_product_attention(
+        padded(query),
+        padded(key),
+        padded(value),
+        attn_mask=mask,
+        dropout_p=p,
+        is_causal=causal and mask is None,
+        scale=scaling,
+    )
+    return (
+        out.transpose(1, 2).reshape(rows * n, query.shape[1], -1).index_select(0, layout.places).unsqueeze(0)
+    )

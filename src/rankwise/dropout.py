@@ -4,7 +4,8 @@
 
 A mask is a pure function of the key and of where its first element lies in the whole batch, so how a batch is cut into
 micro-batches doesn't change it. The probability is rounded to 1/65536 and the scale belongs to the rounded one, so the
-expectation is exact. Drawing words takes a tenth of the time of `F.dropout` on a CPU, which draws one number at a time.
+expectation is exact. Drawing words takes a tenth of the time of `F.dropout` on a CPU, which draws one number at a time. It is for CPUs
+alone: an accelerator's own dropout is a single kernel.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,7 @@ def rounded(p: float) -> tuple[int, float]:
     return threshold, LANES / (LANES - threshold) if threshold < LANES else 0.0
 
 
-def keep_mask(
-    key: Key, start: int, shape: Sequence[int], p: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def keep_mask(key: Key, start: int, shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     """A mask of ones (kept) and zeros, each zero with probability `p` independently.
 
     Args:
@@ -37,49 +36,22 @@ def keep_mask(
         shape: of the mask.
         p: probability of a zero, rounded to 1/65536.
         dtype: of the mask.
-        device: of the mask. Streams differ between the CPU and accelerators, and are reproducible on each.
     """
     threshold, _ = rounded(p)
-    keep = torch.empty(shape, dtype=dtype, device=device)
+    keep = torch.empty(shape, dtype=dtype)
     if threshold >= LANES:
         return keep.zero_()
-    lanes = _lanes(key, start, keep.numel(), device)
+    lanes = _lanes(key, start, keep.numel())
     return torch.ge(lanes.view(keep.shape), threshold - LANES // 2, out=keep)
 
 
-def _lanes(key: Key, start: int, n: int, device: torch.device) -> Tensor:
+def _lanes(key: Key, start: int, n: int) -> Tensor:
     """Lanes start … start + n of a stream, as int16."""
     first, skip = divmod(start, _PER_WORD)
     words = (skip + n + _PER_WORD - 1) // _PER_WORD
-    seeds = np.random.SeedSequence(key)
-    if device.type == "cpu":
-        stream = np.random.PCG64DXSM(seeds).advance(first)
-        drawn = torch.from_numpy(stream.random_raw(words).view(np.int64))
-    else:
-        drawn = _split_mix(int(seeds.generate_state(1, np.uint64)[0]), first, words, device)
+    stream = np.random.PCG64DXSM(np.random.SeedSequence(key)).advance(first)
+    drawn = torch.from_numpy(stream.random_raw(words).view(np.int64))
     return drawn.view(torch.int16)[skip : skip + n]
-
-
-def _split_mix(seed: int, first: int, words: int, device: torch.device) -> Tensor:
-    """SplitMix64 at counters first … first + words: every word by itself, which suits an accelerator.
-
-    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
-    """
-    golden = 0x9E3779B97F4A7C15
-    x = torch.arange(first + 1, first + words + 1, dtype=torch.int64, device=device)
-    x = x.mul_(_signed(golden)).add_(_signed(seed))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
-        x = x ^ (
-            (x >> shift) & ((1 << (64 - shift)) - 1)
-        )  # a logical shift: int64's own carries the sign along
-        if factor is not None:
-            x = x.mul_(_signed(factor))
-    return x
-
-
-def _signed(word: int) -> int:
-    word &= (1 << 64) - 1
-    return word - (1 << 64) if word >> 63 else word
 
 
 class _Dropout(torch.autograd.Function):
@@ -94,7 +66,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _apply_mask(x: Tensor, p: float, key: Key, start: int) -> Tensor:
-    keep = keep_mask(key, start, x.shape, p, x.dtype, x.device)
+    keep = keep_mask(key, start, x.shape, p, x.dtype)
     return keep.mul_(x).mul_(rounded(p)[1])
 
 

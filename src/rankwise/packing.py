@@ -175,6 +175,25 @@ class Layout:
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
         return mask.to(self.device).unsqueeze(1)
 
+    @cached_property
+    def whole(self) -> Group:
+        """All rows padded to the longest, rounded up to a multiple of 8 as fused kernels like it."""
+        length = -(-self.max_length // 8) * 8
+        return Group(0, len(self), length, slice(0, self.tokens), slice(0, len(self) * length**2))
+
+    @cached_property
+    def places(self) -> Int64[Tensor, "tokens"]:
+        """Where each token lies among the padded slots of `whole`, [rows · length]."""
+        begin = np.arange(len(self)) * self.whole.length - self.offsets[:-1]
+        return torch.from_numpy(np.arange(self.tokens) + np.repeat(begin, self.lengths)).to(self.device)
+
+    def whole_mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+        """As `masks`, for `whole`."""
+        wanted = ("whole", causal, window, dtype)
+        if wanted not in self._made:
+            self._made[wanted] = self._mask(self.whole, causal, window, dtype)
+        return self._made[wanted]
+
     def part(self, first: int, last: int) -> "Layout":
         """The layout of rows first … last alone, which keep their padding and their place in the random stream."""
         before = self.padded[:first]

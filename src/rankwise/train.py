@@ -142,7 +142,10 @@ class Compute:
             if self.padding == "packed":
                 stack.enter_context(packed(model))
             if self.engine.recompute:
-                stack.enter_context(_recomputing(model, keep_random_state=self.padding != "packed"))
+                keyed = (
+                    self.padding == "packed" and self.device.type == "cpu"
+                )  # dropout knows its masks by their key
+                stack.enter_context(_recomputing(model, keep_random_state=not keyed))
             yield
 
 

@@ -60,12 +60,10 @@ def _separate_products(layer: lora.LoRALinear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias) + (layer.scaling * F.linear(z, layer.lora_B)).to(x.dtype)
 
 
-def _bernoulli(
-    key: Any, start: int, shape: Any, p: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _bernoulli(key: Any, start: int, shape: Any, p: float, dtype: torch.dtype) -> Tensor:
     """PyTorch's own draws, one number each."""
-    generator = torch.Generator(device).manual_seed(hash((key, start)) % 2**63)
-    return torch.empty(shape, dtype=dtype, device=device).bernoulli_(1.0 - p, generator=generator)
+    generator = torch.Generator().manual_seed(hash((key, start)) % 2**63)
+    return torch.empty(shape, dtype=dtype).bernoulli_(1.0 - p, generator=generator)
 
 
 def _both_bernoulli() -> None:
