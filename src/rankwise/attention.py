@@ -12,10 +12,11 @@ On an accelerator it is the number of kernels that takes the time, so attention 
 """
 
 import contextlib
+import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -445,6 +446,19 @@ def _flash(query: Tensor, p: float) -> bool:
         query.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and _varlen_kernel() is not None
+    )
+
+
+@cache
+def _varlen_kernel() -> Callable[..., Any] | None:
+    """PyTorch's, from 2.11 on, where it takes a scale and a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return (
+        varlen_attn if {"scale", "window_size"} <= inspect.signature(varlen_attn).parameters.keys() else None
     )
 
 
@@ -457,24 +471,18 @@ def _varlen(
     causal: bool,
     window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
+    kernel = _varlen_kernel()
+    assert kernel is not None
     back = -1 if window is None else window - 1
-    q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
+    q, k, v = (_heads(x.squeeze(0).transpose(0, 1), query.shape[1]).contiguous() for x in (query, key, value))
     n, seqlens = layout.max_length, layout.cu_seqlens
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        seqlens,
-        seqlens,
-        n,
-        n,
-        scale=scaling,
-        window_size=(back, 0 if causal else back),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    out = kernel(q, k, v, seqlens, seqlens, n, n, scale=scaling, window_size=(back, 0 if causal else back))
     return cast(Tensor, out).unsqueeze(0)
+
+
+def _heads(x: Float[Tensor, "tokens kv_heads dim"], heads: int) -> Float[Tensor, "tokens heads dim"]:
+    """Each key and value head once for every query head that shares it."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def _fused(
@@ -491,14 +499,9 @@ def _fused(
     rows, n = len(layout), layout.whole.length
 
     def padded(x: Tensor) -> Tensor:
-        x = x.squeeze(0).transpose(0, 1)
+        x = _heads(x.squeeze(0).transpose(0, 1), query.shape[1])
         slots = x.new_zeros(rows * n, x.shape[1], x.shape[2]).index_copy(0, layout.places, x)
-        slots = slots.view(rows, n, x.shape[1], x.shape[2]).transpose(1, 2)
-        return (
-            slots.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
-            if x.shape[1] < query.shape[1]
-            else slots
-        )
+        return slots.view(rows, n, x.shape[1], x.shape[2]).transpose(1, 2)
 
     mask = None if causal and window is None else layout.whole_mask(causal, window, value.dtype)
     out = nn.functional.scaled_dot_product_attention(

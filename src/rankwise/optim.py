@@ -70,11 +70,15 @@ class Update:
     @torch.no_grad()
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Adds gradients, one a parameter, to those since the last step; dense or sparse, of the parameter's dtype or a lesser one."""
+        there: list[tuple[Tensor, Tensor]] = []
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is None:
                 continue
             if parameter.grad is not None:
-                parameter.grad.add_(gradient)
+                if gradient.is_sparse:
+                    parameter.grad.add_(gradient)
+                else:
+                    there.append((parameter.grad, gradient))
                 continue
             if parameter not in self.kept:
                 self.kept[parameter] = torch.empty_like(parameter)
@@ -83,6 +87,8 @@ class Update:
                 parameter.grad.zero_().add_(gradient)
             else:
                 parameter.grad.copy_(gradient)
+        if there:  # on a GPU one kernel
+            torch._foreach_add_(*map(list, zip(*there, strict=True)))
 
     def clip(self, largest: float) -> float:
         """Has the next step scale the gradients down to the norm `largest` (0: leave them), and returns the norm they have."""

@@ -253,10 +253,15 @@ class RankController:
         Returns:
             What was decided now; mostly nothing.
         """
+        seen: dict[str, Tensor] = {}
         for path, layer in self.layers.items():
             if layer.moments is not None and layer.moments.grad is not None:
-                new, layer.moments.grad = layer.moments.grad, None
-                self.moments[path] = self.moments[path].mul_(DECAY).add_(new) if path in self.moments else new
+                seen[path], layer.moments.grad = layer.moments.grad, None
+        if known := [path for path in seen if path in self.moments]:  # all at once, which a GPU likes
+            sums = [self.moments[path] for path in known]
+            torch._foreach_mul_(sums, DECAY)
+            torch._foreach_add_(sums, [seen[path] for path in known])
+        self.moments |= {path: new for path, new in seen.items() if path not in self.moments}
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):

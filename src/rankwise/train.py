@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -51,6 +52,8 @@ LEAST_APART = 100
 """Steps between them at least."""
 FORWARD_TOKENS = 2048
 """Of a batch where nothing is kept for backward, at most."""
+FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels on a GPU. cuDNN's, PyTorch's first choice on some, are planned anew for every shape of a batch."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class Compute:
     def running(self, model: nn.Module) -> Iterator[None]:
         """Switches a model to packed attention, and to recomputing its layers where the engine says so, for a block of code."""
         with contextlib.ExitStack() as stack:
+            if self.device.type == "cuda":
+                stack.enter_context(sdpa_kernel(FOR_ANY_SHAPE))
             if self.padding == "packed":
                 stack.enter_context(packed(model))
             if self.engine.recompute:
