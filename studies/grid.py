@@ -9,6 +9,7 @@ Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for th
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
 split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
+`--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it).
 `--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
 stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets either schedule of a fixed rank be the best.
 """
@@ -62,12 +63,18 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=len(STAGES), help="how many stages")
     parser.add_argument("--methods", nargs="*", help="some of the methods")
     parser.add_argument("--schedule", choices=("linear", "knee"), help="for all methods, stored apart")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
-    of_recipe, more = _stored(), ["--schedule", asked.schedule] if asked.schedule else []
+    global STORED
+    more = ["--device", asked.device, "--jobs", str(asked.jobs)]
+    if asked.device == "cuda":
+        STORED, asked.work = STORED.with_stem("grid-cuda"), asked.work / "cuda"
+    of_recipe = _stored()
     if asked.schedule:
-        global STORED
-        STORED, asked.work = STORED.with_stem(f"grid-{asked.schedule}"), asked.work / asked.schedule
+        STORED, asked.work = STORED.with_stem(f"{STORED.stem}-{asked.schedule}"), asked.work / asked.schedule
+        more += ["--schedule", asked.schedule]
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
@@ -142,7 +149,7 @@ def compare(out: Path, data: Path, task: str, methods: Sequence[str], seeds: int
     if not methods:
         return
     command = [sys.executable, "-m", "rankwise", "compare", "--data", str(data), "--tasks", task]
-    command += ["--methods", *methods, "--seeds", str(seeds), "--jobs", "2", "--threads", "1"]
+    command += ["--methods", *methods, "--seeds", str(seeds), "--threads", "1"]
     if task == "mnli":
         command.append("--keep-models")  # rte's full fine-tuning starts from it
     subprocess.run([*command, *more, "--out", str(out)], check=True)

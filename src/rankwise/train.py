@@ -50,8 +50,8 @@ CURVE_POINTS = 20
 """Steps of a run, evenly apart, whose memory is followed, which makes a step take longer by a tenth to two thirds."""
 LEAST_APART = 100
 """Steps between them at least."""
-FORWARD_TOKENS = 2048
-"""Of a batch where nothing is kept for backward, at most."""
+FORWARD_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Of a batch where nothing is kept for backward, at most; a GPU would spend the time of smaller ones starting kernels."""
 FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention kernels on a GPU. cuDNN's, PyTorch's first choice on some, are planned anew for every shape of a batch."""
 
@@ -630,7 +630,7 @@ def predict_logits(
     rows: Encoded,
     compute: Compute,
     *,
-    max_tokens: int = FORWARD_TOKENS,
+    max_tokens: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> np.ndarray:
     """Logits of every row, float32 [rows, outputs], in the rows' own order.
@@ -639,7 +639,7 @@ def predict_logits(
         model: left in eval mode.
         rows: token ids; labels aren't looked at.
         compute: how the model is run.
-        max_tokens: tokens a batch, padding included; batches go by length.
+        max_tokens: tokens a batch, padding included; batches go by length. Default: `FORWARD_TOKENS`.
         on_progress: called with (rows done, of all) after each batch.
     """
     if len(rows) == 0:
@@ -653,9 +653,10 @@ def predict_logits(
         return batch.rows, whole.logits(model, batch).cpu().numpy()
 
     whole = replace(compute, engine=Engine())
+    most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])
     with compute.running(model):
         for some, logits in compute.workers.map(
-            run, token_batches(rows.lengths, compute.engine.tokens(max_tokens))
+            run, token_batches(rows.lengths, compute.engine.tokens(most))
         ):
             if done == 0:
                 result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)

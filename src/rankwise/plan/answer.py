@@ -88,7 +88,7 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
                 on_progress(next(gone), steps, doing)
 
             one: dict[str, Any] = {"method": method, "rank": rank, "memory_mode": mode}
-            one |= _answer(Sizes(shapes, lengths, lean, report), config, limit)
+            one |= _answer(Sizes(shapes, lengths, lean, report, config.device), config, limit)
             if grown is not None:
                 report("adaptive, at its largest")
                 most = grown.peak(heaviest(lengths, config.batch_size, setting), recompute=lean)

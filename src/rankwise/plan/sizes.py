@@ -60,16 +60,22 @@ class Sizes:
         lengths: tokens of every row.
         recompute: layers run again in backward.
         report: called before a step is gone through.
+        device: `cpu` or `cuda`.
     """
 
     def __init__(
-        self, shapes: Shapes, lengths: np.ndarray, recompute: bool, report: Callable[[], None] = lambda: None
+        self,
+        shapes: Shapes,
+        lengths: np.ndarray,
+        recompute: bool,
+        report: Callable[[], None] = lambda: None,
+        device: str = "cpu",
     ) -> None:
         self.shapes, self.lengths, self.recompute, self._report = shapes, lengths, recompute, report
         self._known: dict[int, np.ndarray] = {}
         self._passes = np.empty((0, len(KINDS)))
         if shapes.setting.method == "adaptive":
-            batches = (lengths[rows] for rows in token_batches(lengths, FORWARD_TOKENS))
+            batches = (lengths[rows] for rows in token_batches(lengths, FORWARD_TOKENS[device]))
             self._passes = shapes.forward(max(batches, key=lambda batch: weight(batch, shapes.setting)))
 
     def __call__(self, batch_size: int) -> dict[str, int]:
