@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from rankwise import components, losses, rank, train
+from rankwise import components, losses, optim, rank, train
 from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
 """The recipe's for adaptive. Trials that are stored without a rate are earlier ones, at 1e-3 and with the linear schedule; the first of
-them had second moments that decay by 0.999, and most no adapter in the pooler."""
+them had second moments that decay by 0.999, and most no adapter in the pooler. `clipped`: with update clipping (`optim.Update`)."""
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
@@ -87,6 +87,10 @@ def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) ->
     return (matrices[0].double().norm(dim=1) * matrices[1].double().norm(dim=0)).square()
 
 
+def _unclipped() -> None:
+    optim.Update._shares = lambda self, slab: None
+
+
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
     "never cut": ("adaptive", partial(cut_at, {0.8: 0.0})),
@@ -119,6 +123,8 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
             "5, 5 and 10 % at 30, 50 and 70 %": {0.3: 0.05, 0.5: 0.05, 0.7: 0.1},
         }.items()
     },
+    "at a rate of 2e-3": ("adaptive:lr=2e-3", lambda: None),
+    "at a rate of 2e-3, updates not clipped": ("adaptive:lr=2e-3", _unclipped),
     **{
         f"rank {r} on query and value": (f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3", lambda: None)
         for r in (8, 64)
@@ -157,7 +163,7 @@ def main() -> None:
 def _trials(tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     return [
         {"task": task, "variant": variant, "seed": seed}
-        | {"lr": LR, "schedule": SCHEDULE, "beta2": BETA2, "pooler": True}
+        | {"lr": LR, "schedule": SCHEDULE, "beta2": BETA2, "pooler": True, "clipped": True}
         for seed in seeds
         for task in tasks
         for variant in variants
@@ -175,8 +181,8 @@ def _trial(work: Path, device: str, which: Row) -> Row:
 
 
 def _conditions(row: Row) -> tuple[str, ...]:
-    """Task, learning rate and schedule, β₂, and whether the pooler had an adapter."""
-    rate = f"{row.get('lr') or 1e-3:g}, {row.get('schedule') or 'linear'}"
+    """Task; learning rate, schedule and update clipping; β₂; and whether the pooler had an adapter."""
+    rate = f"{row.get('lr') or 1e-3:g}, {row.get('schedule') or 'linear'}{', clipped' if row.get('clipped') else ''}"
     return row["task"], rate, f"{row['beta2']}", "adapted" if row.get("pooler") else ""
 
 

@@ -17,29 +17,36 @@ def gradients(net, step):
     return [torch.randn(p.shape, generator=generator) for p in net.parameters()]
 
 
+@pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
 @pytest.mark.parametrize(("clip", "beta2"), [(0.0, 0.999), (0.5, 0.9)])
-def test_a_slab_updates_as_torch_updates_separate_tensors(kind, clip, beta2):
+def test_updates_are_torchs_and_a_slab_clips_those_of_each_parameter(kind, clip, beta2, flat):
+    """Torch's optimizer, whose learning rate for each parameter is divided by RMS(g / √v̂) where that is above 1; gradients grow."""
     ours, theirs = model(), model()
-    update = Update(ours.parameters(), kind, 0.1, 0.2, beta2=beta2, flat=True)
-    groups = [
-        {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.2},
-        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    update = Update(ours.parameters(), kind, 0.1, 0.2, beta2=beta2, flat=flat)
+    groups = [{"params": [p], "weight_decay": 0.2 * (p.ndim >= 2)} for p in theirs.parameters()]
     optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](
         groups, lr=0.1, betas=(0.9, beta2)
     )
-    for step in range(4):
-        update.add(gradients(ours, step))
+    squares = [torch.zeros(p.shape, dtype=torch.float64) for p in theirs.parameters()]
+    clipped = 0
+    for step in range(6):
+        update.add([g * 2.0**step for g in gradients(ours, step)])
         for parameter, gradient in zip(theirs.parameters(), gradients(theirs, step), strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient * 2.0**step
         norm = update.clip(clip)
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip or torch.inf)
         assert norm == pytest.approx(float(expected), rel=1e-5)
         update.step(0.1 / (step + 1))
-        for group in optimizer.param_groups:
-            group["lr"] = 0.1 / (step + 1)
+        for square, group in zip(squares, optimizer.param_groups, strict=True):
+            parameter, coupled = group["params"][0], group["weight_decay"] * (kind == "adam")
+            g2 = (parameter.grad.double() + coupled * parameter.detach().double()) ** 2
+            square.mul_(beta2).add_(g2, alpha=1 - beta2)
+            rms = float((g2 / (square / (1 - beta2 ** (step + 1)))).mean().sqrt()) if flat else 0.0
+            clipped += rms > 1.01
+            group["lr"] = 0.1 / (step + 1) / max(1.0, rms)
         optimizer.step()
+    assert (clipped >= 10) == flat
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 

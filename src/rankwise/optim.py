@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -28,7 +29,7 @@ ALIGNED = 16
 
 
 class Update:
-    """Gradients and optimizer of everything trained: add gradients up, clip, step.
+    """Gradients and optimizer of everything trained: add gradients up, clip, step. Adapters' steps are clipped, too (`_shares`).
 
     Args:
         parameters: what is trained.
@@ -101,13 +102,39 @@ class Update:
         """One update with the gradients added up, which are forgotten after `then` has looked at them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        shares = [(slab, slab.values.detach().clone(), self._shares(slab)) for slab in self._slabs]
         # fused Adam divides gradients by this on its way: clipping takes no pass over them of its own
         fused: Any = self.optimizer
         fused.grad_scale, self._divisor = self._divisor, None
         self.optimizer.step()
+        for slab, before, share in shares:
+            if share is not None:
+                slab.values.data.copy_(torch.lerp(before, slab.values.data, slab.spread(share)))
         if then is not None:
             then()
         self.forget()
+
+    def _shares(self, slab: "Slab") -> Float[Tensor, " parameters"] | None:
+        """The share of its step that each parameter of a slab takes: 1 / max(1, RMS(g / √v̂)), v̂ with this step's gradient in it.
+
+        When a training leaves its first plateau, gradients grow several times within some ten steps, and Adam's second moments still
+        remember the small ones: at the rates that adapters take, steps are then too large, and can end it at chance for good
+        (docs/adaptive-rank.md).
+        Source: Adafactor's update clipping (Shazeer & Stern 2018, section 6) in AdamW (Wortsman et al. 2023, algorithm 2).
+        """
+        state = self.optimizer.state[slab.values]
+        if not state or slab.values.grad is None:
+            return None  # in the first step v̂ is g²
+        group = next(g for g in self.optimizer.param_groups if g["params"][0] is slab.values)
+        beta2, eps = group["betas"][1], group["eps"]
+        g = slab.values.grad if self._divisor is None else slab.values.grad / self._divisor
+        if not group["decoupled_weight_decay"]:
+            g = g.add(slab.values.detach(), alpha=group["weight_decay"])
+        v = (state["exp_avg_sq"] * beta2).addcmul_(g, g, value=1.0 - beta2)
+        moves = g / v.sqrt_().clamp_min_(eps)
+        unbiased = (1.0 - beta2 ** (state["step"] + 1.0)).sqrt()
+        rms = slab.norms(moves) * (unbiased / slab.numbers.clamp_min(1.0).sqrt())
+        return 1.0 / rms.clamp_min(1.0)
 
     def forget(self) -> None:
         """Forgets the gradients."""
@@ -196,6 +223,17 @@ class Slab:
             view = self.view(self.values.data, parameter)
             parameter.data = view.copy_(parameter.data)
             parameter.grad = self.view(self.values.grad, parameter)
+        self.numbers = torch.tensor([float(p.numel()) for p in parameters], device=like.device)
+        ends = torch.tensor([*list(self.place.values())[1:], size], device=like.device)
+        self._stretches = torch.diff(ends, prepend=ends.new_zeros(1))
+
+    def norms(self, whole: Tensor) -> Float[Tensor, " parameters"]:
+        """Euclidean norm of each parameter's stretch."""
+        return torch.stack(torch._foreach_norm([self.view(whole, p) for p in self.place]))
+
+    def spread(self, one_each: Float[Tensor, " parameters"]) -> Tensor:
+        """A number for each parameter, over its stretch."""
+        return one_each.repeat_interleave(self._stretches, output_size=self.values.numel())
 
     def view(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         """The stretch of a parameter, in its shape."""

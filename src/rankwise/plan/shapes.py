@@ -84,10 +84,10 @@ def shapes_only(fake: FakeTensorMode) -> Iterator[None]:
             torch.from_numpy, dropout._lanes, attention._blocks = from_numpy, lanes, blocks
 
 
-def _undrawn(key: Any, start: int, n: int, device: torch.device) -> torch.Tensor:
+def _undrawn(key: Any, start: int, n: int) -> torch.Tensor:
     """The lanes of `dropout._lanes`, in the same memory, without a number drawn: large batches take millions."""
     skip = start % 4
-    words = torch.empty((skip + n + 3) // 4, dtype=torch.int64, device=device)
+    words = torch.empty((skip + n + 3) // 4, dtype=torch.int64)
     return words.view(torch.int16)[skip : skip + n]
 
 
