@@ -31,7 +31,8 @@ def main() -> None:
 def section(result: dict[str, Any]) -> str:
     """One measurement in Markdown."""
     hardware = result["hardware"]
-    lines = [f"\n### {result['title']}", "", f"{hardware['processor']}, {hardware['cores']} cores.", ""]
+    card = "" if hardware["device"] == "cpu" else f", {hardware['device']}"
+    lines = [f"\n### {result['title']}", "", f"{hardware['processor']}, {hardware['cores']} cores{card}.", ""]
     lines += ["| | rows/s | range | ms a step | peak MB |", "|---|---:|---:|---:|---:|"]
     for row in result["rows"]:
         speed = row["rows_per_second"]

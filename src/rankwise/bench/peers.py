@@ -42,6 +42,8 @@ def enter(
         attention: `sdpa` or `eager`; default Transformers' own choice.
         pad_to: pad every row to this many tokens beforehand, as `run_glue` does by default.
     """
+    if config.device == "cuda":  # its plans, made anew for every shape of a batch, take most of the time
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model: Any = architectures.build(config, dtype=torch.float32, attention=attention)
     if lora:
         adapter = LoraConfig(
