@@ -163,7 +163,13 @@ def main() -> None:
 def _trials(tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     return [
         {"task": task, "variant": variant, "seed": seed}
-        | {"lr": LR, "schedule": SCHEDULE, "beta2": BETA2, "pooler": True, "clipped": True}
+        | {
+            "lr": LR,
+            "schedule": SCHEDULE,
+            "beta2": BETA2,
+            "pooler": True,
+            "clipped": VARIANTS[variant][1] is not _unclipped,
+        }
         for seed in seeds
         for task in tasks
         for variant in variants

@@ -4,7 +4,8 @@
     python studies/grid.py --show                          # prints what is stored
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
-What is stored is not run again, even where its folder is gone.
+What is stored is not run again, even where its folder is gone. All that is stored of adapters was trained before their updates were clipped
+(`optim.Update`): to run it with today's code, move the files away first, so that the two aren't mixed.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
