@@ -87,6 +87,12 @@ class Components(NamedTuple):
     B: Float[Tensor, "d_out rank"]
     moments: Float[Tensor, "moments rank"]
 
+    def times(self, c: float) -> "Components":
+        """The same function where s is divided by c²: z grows with A, and dz = s·dy·B falls."""
+        rank = self.A.shape[0]
+        zz, dd, tokens = self.moments[:rank], self.moments[rank : 2 * rank], self.moments[2 * rank :]
+        return Components(c * self.A, c * self.B, torch.cat([c**2 * zz, dd / c**2, tokens]))
+
 
 @runtime_checkable
 class OptimizerState(Protocol):
@@ -130,7 +136,12 @@ class TorchOptimizer:
 
 
 def change(
-    layer: LoRALinear, moments: Tensor, basis: Basis, added: Components | None, optimizer: OptimizerState
+    layer: LoRALinear,
+    moments: Tensor,
+    basis: Basis,
+    added: Components | None,
+    optimizer: OptimizerState,
+    c: float = 1.0,
 ) -> tuple[dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]], Tensor]:
     """A layer with the components of `basis` (some or all of its own, in their order), followed by others.
 
@@ -138,20 +149,20 @@ def change(
         layer: left as it is.
         moments: second moments of its z and dz.
         basis: what of it stays.
-        added: what comes beside it.
+        added: what comes beside it, for s / c².
         optimizer: holds the state of its A and B.
+        c: A and B are multiplied by it, for a layer that takes s / c² as its scaling: the function stays as it is.
 
     Returns:
         For `OptimizerState.resize`: A and B with their optimizer state; and the new second moments.
     """
     rank = layer.rank
     zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
-    A, B = basis.matrices(layer)
-    # A' = T·A and B' = B·T⁻¹, so the gradients follow as T⁻ᵀ·G_A and G_B·Tᵀ; over rank, dz correlates the one and z the other.
-    state_A = _carry(optimizer.state(layer.lora_A), basis.inverse.t(), dd, layer.lora_A.shape)
+    # A' = c·T·A and B' = c·B·T⁻¹, so the gradients follow as T⁻ᵀ·G_A / c and G_B·Tᵀ / c; over rank, dz correlates the one and z the other.
+    state_A = _carry(optimizer.state(layer.lora_A), basis.inverse.t() / c, dd, layer.lora_A.shape)
     state_B = {k: v.t() if v.ndim == 2 else v for k, v in optimizer.state(layer.lora_B).items()}
-    state_B = _carry(state_B, basis.T, zz, layer.lora_B.t().shape)
-    moments = basis.moments(moments)
+    state_B = _carry(state_B, basis.T / c, zz, layer.lora_B.t().shape)
+    A, B, moments = Components(*basis.matrices(layer), basis.moments(moments)).times(c)
     if added is not None:
         A, B = torch.cat([A, added.A]), torch.cat([B, added.B], dim=1)
         state_A, state_B = (_extend(state, added.A.shape[0]) for state in (state_A, state_B))

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora import LoRALinear, draw_A, lora_layers
-from rankwise.rank import ALPHA, START_RANK
+from rankwise.rank import ALPHA, START_RANK, stretch
 
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
     "albert": ("query", "value"),
@@ -191,9 +191,10 @@ def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] 
     generator = torch.Generator().manual_seed(seed + 1)
     for path, layer in adapted.items():
         added = max(0, most.get(path, 0) - layer.rank)
+        c = stretch(layer.rank, layer.rank + added)
         A = draw_A(added, layer.in_features, generator).to(layer.lora_A)
         B = layer.lora_B.new_zeros(layer.out_features, added)
-        layer.resize(torch.cat([layer.lora_A, A]), torch.cat([layer.lora_B, B], dim=1))
+        layer.resize(torch.cat([c * layer.lora_A, A]), torch.cat([c * layer.lora_B, B], dim=1))
 
 
 def _generous(model: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -120,7 +120,8 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
-        """Takes other matrices, of any rank, 0 included; the parameters keep their identity and lose their gradients."""
+        """Takes other matrices, of any rank, 0 included; s = alpha/r follows. Parameters keep their identity and lose their gradients."""
+        self.scaling *= max(1, self.rank) / max(1, A.shape[0])
         replace_value(self.lora_A, A)
         replace_value(self.lora_B, B)
         if self.moments is not None:

@@ -36,8 +36,9 @@ from rankwise.lora import LoRALinear, draw_A, lora_layers
 START_RANK = 16
 """Room at the start makes optimisation easier; room at the end is waste."""
 ALPHA = 2**0.5 * START_RANK
-"""s = ALPHA / start rank, kept whatever the rank becomes. Under Adam an entry of B first moves by the learning rate whatever its gradient,
-and the function by s · r: with this rule as fast from any start rank, at one learning rate (docs/adaptive-rank.md)."""
+"""s = ALPHA / r, whatever r becomes: a resize leaves the function as it is, and A and B take the difference. Under Adam an entry of B first
+moves by the learning rate whatever its gradient, and the function by s · r: so as fast at any rank, at one learning rate
+(docs/adaptive-rank.md)."""
 SHARE = 0.02
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
@@ -46,13 +47,13 @@ DECAY = 0.98
 """Decay of the moving sums, a step: they reach back some 50 steps."""
 GROW_AT = (0.1, 0.2, 0.3)
 """Shares of the training steps after which layers may grow."""
-CUT_AT = {0.5: SHARE / 10, 0.8: SHARE}
-"""Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way
-training still has use for room that is worth next to nothing; what is cut late isn't missed, and there is time to recover."""
-MOST = 0.1
-"""At the last cut more is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their
-loss (the rule of Breiman et al. 1984), up to this share. Training learns again most of what a cut takes, so the harm that is seen isn't
-what stays (docs/adaptive-rank.md)."""
+MOST = 0.2
+"""More is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their loss (the rule of
+Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
+stays (docs/adaptive-rank.md)."""
+CUT_AT = {0.5: SHARE / 2, 0.8: SHARE}
+"""Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way training
+still has use for some room; what is cut late isn't missed, and there is time to recover."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
@@ -63,9 +64,6 @@ TRIES = 3
 """Bold cuts that a check looks at, at most."""
 SPARE = 1 / 16
 """A cut of fewer of the components isn't worth looking at held-out rows."""
-
-BRANCH = 4.0
-"""What a layer's branch costs beside its components, in components: at a small rank its time hardly depends on the rank."""
 
 FEWEST_ROWS, FEWEST_STEPS = 500, 60
 """With less than this there is no evidence to be had, and ranks stay at `SAFE_RANK`."""
@@ -173,9 +171,9 @@ def settle(layers: Sequence[LoRALinear]) -> None:
         if layer.lora_B.any():
             continue
         rank = min(SAFE_RANK, layer.rank)
-        layer.scaling *= layer.rank / START_RANK  # as if it had started there
-        layer.scaling /= math.sqrt(rank / START_RANK)
+        alpha = layer.scaling * layer.rank
         layer.resize(layer.lora_A.detach()[:rank].clone(), layer.lora_B.detach()[:, :rank].clone())
+        layer.scaling = alpha / math.sqrt(START_RANK * rank)
 
 
 class RankController:
@@ -271,7 +269,7 @@ class RankController:
     @torch.no_grad()
     def sort(self) -> None:
         """Puts every layer's components in order of worth, so that a smaller adapter is a prefix; the function stays as it is."""
-        self._change({path: (basis, None) for path, basis in self.bases().items()})
+        self._change({path: (basis, None, 1.0) for path, basis in self.bases().items()})
 
     @torch.no_grad()
     def compress(self, on_point: Callable[["Decision"], None] = lambda point: None) -> list[Decision]:
@@ -316,7 +314,9 @@ class RankController:
         for path, aside in self.aside.items():
             tensors |= {f"aside.{name}.{path}": value for name, value in aside._asdict().items()}
         decisions = [decision.to_json() for decision in self.decisions]
-        return tensors, {"steps": self.steps_taken, "rows": self.rows_seen, "decisions": decisions}
+        return tensors, {"steps": self.steps_taken, "rows": self.rows_seen, "decisions": decisions} | {
+            "scaling": {path: layer.scaling for path, layer in self.layers.items()}
+        }
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continues from what `state` gave, after the layers have taken their ranks."""
@@ -328,7 +328,8 @@ class RankController:
             for path in self.layers
             if f"aside.A.{path}" in tensors
         }
-        for layer in self.layers.values():
+        for path, layer in self.layers.items():
+            layer.scaling = values["scaling"][path]
             layer.watch()
 
     # Checks
@@ -339,7 +340,7 @@ class RankController:
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
         mean, error = mean_and_error(gain)
-        unsure = mean_and_error(whole)[1] if self.done else 0.0
+        unsure = mean_and_error(whole)[1]
         limit = _negligible(share, max(mean, 0.0), unsure)
         if self.aside:
             whole = self._restore(whole, limit)
@@ -349,7 +350,7 @@ class RankController:
             return
         if mean <= SURE * error:  # not sure that the adapters gain anything
             limit = _negligible(share, none.mean().item(), unsure)
-            if _bound(mean, error) <= limit:  # but that it isn't much
+            if self.done and _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
                     ranks[order[-1][1]] = 1
@@ -421,12 +422,11 @@ class RankController:
         }
 
     def order(self, bases: Mapping[str, Basis]) -> list[tuple[float, str]]:
-        """(worth, module path) of every component; first those that are worth the least for what they cost."""
+        """(worth, module path) of every component; first those that are worth the least for their parameters."""
         ranked = []
         for path, basis in bases.items():
             size = self.layers[path].in_features + self.layers[path].out_features
-            worths = sorted(basis.worth.tolist())
-            ranked += [(rate / size, w, path) for rate, w in zip(_rates(worths), worths, strict=True)]
+            ranked += [(worth / size, worth, path) for worth in basis.worth.tolist()]
         return [(worth, path) for _, worth, path in sorted(ranked)]
 
     def matrices(self, bases: Mapping[str, Basis], ranks: Mapping[str, int]) -> Matrices:
@@ -491,12 +491,15 @@ class RankController:
         for path, (before, after) in changes.items():
             layer = self.layers[path]
             basis = bases.get(path) or as_it_is(layer)
+            c = stretch(before, after)
             if after < before:
                 rest = Basis(basis.T[after:], basis.inverse[:, after:], basis.worth[after:])
                 aside = Components(*rest.matrices(layer), rest.moments(self._moments(path)))
-                parts[path], self.aside[path] = (basis.first(after), None), aside
+                parts[path], self.aside[path] = (basis.first(after), None, c), aside.times(c)
             else:
-                parts[path] = basis, self.aside.get(path) or self._new(layer, after - before)
+                aside = self.aside.get(path)
+                parts[path] = basis, aside.times(c) if aside else self._new(layer, after - before), c
+            layer.scaling /= c**2  # alpha/r
         self._change(parts)
 
     def _new(self, layer: LoRALinear, rank: int) -> Components:
@@ -509,11 +512,11 @@ class RankController:
             torch.zeros(2 * rank + 1, rank, device=device),
         )
 
-    def _change(self, parts: Mapping[str, tuple[Basis, Components | None]]) -> None:
+    def _change(self, parts: Mapping[str, tuple[Basis, Components | None, float]]) -> None:
         new: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
-        for path, (basis, added) in parts.items():
+        for path, (basis, added, c) in parts.items():
             resized, self.moments[path] = change(
-                self.layers[path], self._moments(path), basis, added, self.optimizer
+                self.layers[path], self._moments(path), basis, added, self.optimizer, c
             )
             new |= resized
         self.optimizer.resize(new)
@@ -525,22 +528,14 @@ class RankController:
         return self.moments.get(path, self.layers[path].lora_A.new_zeros(2 * rank + 1, rank))
 
 
-def _rates(worths: Sequence[float]) -> list[float]:
-    """Worth for cost of a layer's components, which go in this order, least first. The last takes the branch with it; so that components
-    are not left alone, those before it go at its rate where that is lower (the lower convex hull of what is lost over what is saved)."""
-    groups: list[tuple[float, float, int]] = []  # worth, cost, components
-    for i, worth in enumerate(worths, 1):
-        group = worth, 1.0 + BRANCH * (i == len(worths)), 1
-        while groups and groups[-1][0] * group[1] > group[0] * groups[-1][1]:
-            before = groups.pop()
-            group = before[0] + group[0], before[1] + group[1], before[2] + group[2]
-        groups.append(group)
-    return [worth / cost for worth, cost, count in groups for _ in range(count)]
+def stretch(before: int, after: int) -> float:
+    """What A and B are multiplied by where a rank changes: s = alpha/r is then divided by its square, and the function stays as it is."""
+    return math.sqrt(max(1, after) / max(1, before))
 
 
 def _negligible(share: float, of: float, unsure: float) -> float:
-    """The harm that is: a share of the gain or of a loss, and at the last cut more (see `MOST`)."""
-    return max(share * of, min(unsure, MOST * of))
+    """The harm that is: a share of the gain or of a loss, and in proportion more where that isn't known any better (see `MOST`)."""
+    return max(share * of, share / SHARE * min(unsure, MOST * of))
 
 
 def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
