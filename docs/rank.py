@@ -1,4 +1,4 @@
-"""docs/rank.png: score against size, adaptive among fixed ranks, from studies/grid.parquet; drawn in headless Chromium.
+"""docs/rank.png: score against size, adaptive among fixed ranks, from what studies/grid.py stored; drawn in headless Chromium.
 
 python docs/rank.py
 """
@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-GRID = Path(__file__).parent.parent / "studies" / "grid.parquet"
+STUDIES = Path(__file__).parent.parent / "studies"
+FILES = ("grid.parquet", "grid-cuda.parquet", "grid-cuda-knee.parquet")
+"""Adaptive; full fine-tuning; fixed ranks, with adaptive's schedule."""
 WIDTH, HEIGHT = 1240, 560
 FIXED, ADAPTIVE, FULL = "#4477aa", "#cc3311", "#666666"
 ORDER = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")
 
 
 def main() -> None:
-    rows = pq.read_table(GRID).to_pylist()
+    rows = [row for name in FILES for row in pq.read_table(STUDIES / name).to_pylist()]
     tasks = [task for task in ORDER if any((r["task"], r["method"]) == (task, "adaptive") for r in rows)]
     columns = (len(tasks) + 1) // 2
     figure = make_subplots(2, columns, subplot_titles=tasks, horizontal_spacing=0.05, vertical_spacing=0.17)

@@ -5,7 +5,8 @@
 
 Rows, rates and judging are those of studies/trials.py: sst2 with 8,000 rows to train on and 8,000 to judge on, mnli with 832 to judge on.
 Each trial is `rankwise train` in a process of its own in which `VARIANTS` has put something else in place of a constant or a function.
-Fixed ranks, for comparison, have a rate of 2e-3. Stored as studies/ablations.parquet, a row a trial; `--device cuda` stores apart.
+Fixed ranks, for comparison, have a rate of 2e-3. Stored as studies/ablations.parquet, a row a trial; `--device cuda` stores apart;
+`--show --earlier` prints what earlier versions gave, those of adaptive that had the same s whatever the rank became.
 """
 
 import argparse
@@ -20,12 +21,12 @@ import pyarrow.parquet as pq
 import torch
 
 from rankwise import components, losses, optim, rank, train
-from trials import Row, cut_at, run_missing, split, trial
+from trials import Row, cut_at, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
-"""The recipe's for adaptive. Trials that are stored without a rate are earlier ones, at 1e-3 and with the linear schedule; the first of
-them had second moments that decay by 0.999, and most no adapter in the pooler. `clipped`: with update clipping (`optim.Update`)."""
+"""The recipe's for adaptive. Of the earlier trials those without a rate were at 1e-3 and with the linear schedule; the first of them had
+second moments that decay by 0.999, and most no adapter in the pooler. `clipped`: with update clipping (`optim.Update`)."""
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
@@ -87,10 +88,30 @@ def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) ->
     return (matrices[0].double().norm(dim=1) * matrices[1].double().norm(dim=0)).square()
 
 
+def _scale(power: float) -> Callable[[], None]:
+    """s as at the start times (start rank / rank) to another power than 1."""
+
+    return _constant("stretch", lambda before, after: (max(1, after) / max(1, before)) ** (0.5 * power))
+
+
+def _full_rate_again() -> None:
+    """After the last cut the learning rate falls from its peak to zero, not from half of it."""
+    factor = optim.schedule_factor
+
+    def again(
+        schedule: optim.Schedule, steps: int, warmup: float, warmup_steps: int = 0
+    ) -> Callable[[int], float]:
+        usual, cut = factor(schedule, steps, warmup, warmup_steps), max(rank.CUT_AT) * steps
+        return lambda step: usual(step) if step < cut else (steps - step) / (steps - cut)
+
+    train.schedule_factor = again
+
+
 def _unclipped() -> None:
     optim.Update._shares = lambda self, slab: None
 
 
+DEEP = {0.5: 0.05, 0.8: 0.1}
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
     "never cut": ("adaptive", partial(cut_at, {0.8: 0.0})),
@@ -103,31 +124,34 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "cut to the knee half-way": ("adaptive", partial(cut_at, {0.5: rank.SHARE, 0.8: rank.SHARE})),
     "one cut, at 80 %": ("adaptive", partial(cut_at, {0.8: rank.SHARE})),
     "without growth": ("adaptive", _constant("GROW_AT", ())),
-    "a branch costs nothing": ("adaptive", _constant("BRANCH", 0.0)),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
     "2 % of the gain however little the rows tell": ("adaptive", partial(cut_at, dict(rank.CUT_AT))),
     "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
     "5 and 20 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.05, 0.8: 0.2})),
-    **{
-        f"{name}, a branch costs nothing": (
-            "adaptive",
-            _both(partial(cut_at, shares), _constant("BRANCH", 0.0)),
-        )
-        for name, shares in {
-            "2 and 10 % of the gain": {0.5: 0.02, 0.8: 0.1},
-            "10 and 10 % of the gain": {0.5: 0.1, 0.8: 0.1},
-            "5 and 20 % of the gain": {0.5: 0.05, 0.8: 0.2},
-            "5 and 30 % of the gain": {0.5: 0.05, 0.8: 0.3},
-            "5 % at 40 %, 20 % at 70 %": {0.4: 0.05, 0.7: 0.2},
-            "5, 5 and 10 % at 30, 50 and 70 %": {0.3: 0.05, 0.5: 0.05, 0.7: 0.1},
-        }.items()
-    },
+    "5 and 10 % of the gain": ("adaptive", partial(cut_at, DEEP)),
+    "5 and 10 % of the gain, s as at the start": ("adaptive", _both(partial(cut_at, DEEP), _scale(0.0))),
+    "5 and 10 % of the gain, s = alpha/√r": ("adaptive", _both(partial(cut_at, DEEP), _scale(0.5))),
+    "2 and 10 % of the gain, s as at the start": (
+        "adaptive",
+        _both(partial(cut_at, {0.5: 0.02, 0.8: 0.1}), _scale(0.0)),
+    ),
+    "5 and 10 % of the gain, at a rate of 2e-3": ("adaptive:lr=2e-3", partial(cut_at, DEEP)),
+    "5 and 10 % of the gain, back to the full rate after it": (
+        "adaptive",
+        _both(partial(cut_at, DEEP), _full_rate_again),
+    ),
+    "5 and 10 % of the gain, s as at the start, back to the full rate after it": (
+        "adaptive",
+        _both(_both(partial(cut_at, DEEP), _scale(0.0)), _full_rate_again),
+    ),
+    "s as at the start": ("adaptive", _scale(0.0)),
     "at a rate of 2e-3": ("adaptive:lr=2e-3", lambda: None),
     "at a rate of 2e-3, updates not clipped": ("adaptive:lr=2e-3", _unclipped),
     **{
-        f"rank {r} on query and value": (f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3", lambda: None)
+        f"rank {r} on query and value{at}": (f"lora:rank={r},alpha=5.66,rslora=true,lr={lr}", lambda: None)
         for r in (8, 64)
+        for lr, at in (("2e-3", ""), ("2.8e-3", ", at a rate of 2.8e-3"))
     },
     **{f"start at rank {r}": (f"adaptive:rank={r}", lambda: None) for r in (4, 8, 32)},
     **{
@@ -150,8 +174,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
     asked = parser.parse_args()
     stored = STORED if asked.device == "cpu" else STORED.with_stem(f"{STORED.stem}-{asked.device}")
+    stored = earlier(stored) if asked.earlier else stored
     if not asked.show:
         for task in asked.tasks:
             split(task, asked.data, asked.work)
@@ -199,7 +225,7 @@ def _print(rows: list[Row]) -> None:
         "|---|---|---:|---|---|---:|---:|---:|---:|---:|"
     )
     for key in dict.fromkeys(_conditions(row) for row in rows):
-        for variant in VARIANTS:
+        for variant in dict.fromkeys([*VARIANTS, *(row["variant"] for row in rows)]):
             found = [
                 r
                 for r in rows

@@ -6,7 +6,7 @@
 Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the size: their mean rank on a task, to the nearest whole number,
 in all linear layers. AdaLoRA and EVA also run as they are by default (rank 8 on query and value). `convert_to_lora` keeps in each layer the
 singular values with a share of its energy; the share is the largest that makes no larger adapter than adaptive's. Stored as
-studies/equal_size.parquet, a row a run.
+studies/equal_size.parquet, a row a run; `--show --earlier` prints what earlier versions gave.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from rankwise import models, scoring
 from rankwise.hub import EMBEDDED
 from rankwise.lora import lora_layers
 from rankwise.store import RunFolder, run_folders
+from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("movies", "mnli", "qqp"), 2
@@ -43,8 +44,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=2, help="1: without AdaLoRA and EVA at their defaults")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
     asked = parser.parse_args()
-    adaptive = [row for row in pq.read_table(grid.STORED).to_pylist() if row["method"] == "adaptive"]
+    stored, of_grid = (earlier(path) if asked.earlier else path for path in (STORED, grid.STORED))
+    adaptive = [row for row in pq.read_table(of_grid).to_pylist() if row["method"] == "adaptive"]
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
@@ -56,7 +59,7 @@ def main() -> None:
                     rank = None if at_defaults else round(statistics.fmean(row["mean_rank"] for row in found))
                     grid.compare(out, data, task, _methods(rank), SEEDS)
                     store(out, {row["seed"]: row["adapter_params"] for row in found})
-    show([*adaptive, *pq.read_table(STORED).to_pylist()])
+    show([*adaptive, *pq.read_table(stored).to_pylist()])
 
 
 def _methods(rank: int | None) -> tuple[str, ...]:
@@ -110,8 +113,8 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
             high = middle
     for path, layer in lora_layers(trained.model).items():
         A, B = (kept[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
-        layer.scaling = 1.0
         layer.resize(A, B)
+        layer.scaling = 1.0
     scores = scoring.evaluate_task(trained, "validation", None)
     ranks = [layer.rank for layer in lora_layers(trained.model).values()]
     return {

@@ -4,13 +4,14 @@
     python studies/grid.py --show                          # prints what is stored
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
-What is stored is not run again, even where its folder is gone. All that is stored of adapters was trained before their updates were clipped
-(`optim.Update`): to run it with today's code, move the files away first, so that the two aren't mixed.
+What is stored is not run again, even where its folder is gone. studies/earlier holds what came before updates were clipped
+(`optim.Update`) and before the last change of how layers are cut; `--show --earlier` prints that.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
 split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
-`--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it).
+`--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it);
+adaptive is taken from the CPU where it wasn't run there.
 `--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
 stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets either schedule of a fixed rank be the best.
 """
@@ -31,6 +32,7 @@ from scipy.stats import t, ttest_1samp
 
 from rankwise.stats import estimate, holm
 from rankwise.store import RunFolder, run_folders
+from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
 OF_RECIPE = {"adaptive": "knee"}
@@ -67,12 +69,18 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
     asked = parser.parse_args()
     global STORED
+    if asked.earlier:
+        STORED = earlier(STORED)
+    on_cpu = _stored()
     more = ["--device", asked.device, "--jobs", str(asked.jobs)]
     if asked.device == "cuda":
         STORED, asked.work = STORED.with_stem("grid-cuda"), asked.work / "cuda"
     of_recipe = _stored()
+    if not any(row["method"] == "adaptive" for row in of_recipe):
+        of_recipe += [row for row in on_cpu if row["method"] == "adaptive"]
     if asked.schedule:
         STORED, asked.work = STORED.with_stem(f"{STORED.stem}-{asked.schedule}"), asked.work / asked.schedule
         more += ["--schedule", asked.schedule]
@@ -96,7 +104,7 @@ def main() -> None:
                 compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start, *more)
                 _store(asked.work)
     if asked.schedule is None:
-        show(_stored())
+        show(of_recipe if asked.show else _stored())
     else:
         show(_with_schedule(asked.schedule, of_recipe, own := _stored()))
         if asked.schedule == "knee":

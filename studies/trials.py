@@ -35,6 +35,11 @@ def cut_at(shares: dict[float, float]) -> None:
     rank.CUT_AT, rank.MOST = shares, 0.0
 
 
+def earlier(stored: Path) -> Path:
+    """Where the results of earlier versions are, which today's code wouldn't give again."""
+    return stored.parent / "earlier" / stored.name
+
+
 def split(task: str, data: Path | None, work: Path) -> None:
     """Writes the task's training rows without a held-out slice, and the slice."""
     rows, _ = tasks.load_split(tasks.named(task), "train", data)
