@@ -594,7 +594,7 @@ def test_interrupting_a_run_before_its_first_checkpoint_leaves_nothing(model, ta
     child.send_signal(signal.SIGINT)
     err = child.communicate()[1]
     assert child.returncode == 130
-    assert err == "Interrupted. The same command continues from here.\n"
+    assert err == "Interrupted. The same command continues from what was saved.\n"
     assert not Path("out").exists()
 
 

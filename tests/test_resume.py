@@ -278,7 +278,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path, command, 
     out, lora = tmp_path / "out", [*command, "--methods", "lora"]
     code, stderr = interrupt(out, lora, environment, "lora", "step 9", signal.SIGINT)
     assert code == 130
-    assert stderr.splitlines()[-1] == "Interrupted. The same command continues from here."
+    assert stderr.splitlines()[-1] == "Interrupted. The same command continues from what was saved."
     run = RunFolder(out / "sst2.lora.s0")
     assert run.checkpoint
     assert not run.read_run()["failed"]

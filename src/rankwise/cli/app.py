@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt:
-        _fail("Interrupted. The same command continues from here.", 130, debug)
+        _fail("Interrupted. The same command continues from what was saved.", 130, debug)
     except BrokenPipeError:  # whoever read our output has enough; nothing is left to flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
