@@ -155,6 +155,7 @@ def test_peft_loads_what_was_found(ranks, tmp_path):
     adapt_freely(model)
     set_ranks(model, ranks)
     rankwise.save(model, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["alpha_pattern"] == {}
     base = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ours = rankwise.load(tmp_path / "adapter", base=str(tmp_path / "base"))

@@ -233,8 +233,9 @@ def _alpha(layer: LoRALinear) -> float:
 
 
 def whole(alpha: float) -> float:
-    """An alpha that is a whole number but for rounding as one, since PEFT's field is an integer."""
-    return round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha
+    """An alpha without the noise of rounding, so that layers agree on theirs: a whole number is one (PEFT's field is an integer)."""
+    alpha = float(f"{alpha:.9g}")
+    return round(alpha) if alpha.is_integer() else alpha
 
 
 def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:

@@ -105,7 +105,7 @@ class LoraOptions:
     rank: MaybeWhole = None
     """r: rows of A, columns of B. Default: 8; for adaptive, where every layer starts, 16."""
     alpha: float | None = None
-    """s = alpha/r. Default: 2·rank, so s = 2; adaptive has √2 · 16 / start rank."""
+    """s = alpha/r. Default: 2·rank, so s = 2; adaptive has √2 · 16 at any rank."""
     rslora: bool = False
     """s = alpha/√r instead (Kalajdzievski 2023)."""
     lora_dropout: float = 0.0
