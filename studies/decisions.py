@@ -31,7 +31,7 @@ from trials import Row
 STORED = Path(__file__).with_suffix(".parquet")
 HARM = STORED.with_stem("harm")
 SEEDS, STATISTICS, DRAWN, DRAWS, SIZES = (0, 1), 1600, (128, 256, 400), 300, 16
-NEGLIGIBLE = tuple(rank.CUT_AT.values())
+NEGLIGIBLE = 0.002, 0.02
 
 
 def main() -> None:
