@@ -32,7 +32,7 @@ from rankwise.packing import batch_order, pack
 from rankwise.rank import CUT_AT, RankController
 from rankwise.readout import packed_logits
 from rankwise.streams import stream_seed
-from trials import cut_at, run_missing
+from trials import cut_at, earlier, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
 LAYERS = (1, 3, 4)
@@ -49,6 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS, help="planted ranks")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
@@ -66,7 +67,7 @@ def main() -> None:
         one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
         with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), **one_thread) as pool:
             run_missing(STORED, wanted, lambda which: pool.submit(trial, **which).result(), asked.jobs)
-    show(pq.read_table(STORED).to_pylist())
+    show(pq.read_table(earlier(STORED) if asked.earlier else STORED).to_pylist())
 
 
 def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise.store import RunFolder
-from trials import Row, run_missing, split, trial
+from trials import Row, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("movies", "mrpc", "sst2"), (0, 1)
@@ -32,13 +32,15 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
     asked = parser.parse_args()
     if not asked.show:
         wanted = [{"task": task, "seed": seed} for seed in SEEDS for task in asked.tasks]
         for task in asked.tasks:
             split(task, asked.data, asked.work)
         run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
-    for row in sorted(pq.read_table(STORED).to_pylist(), key=lambda row: (row["task"], row["seed"])):
+    stored = earlier(STORED) if asked.earlier else STORED
+    for row in sorted(pq.read_table(stored).to_pylist(), key=lambda row: (row["task"], row["seed"])):
         print(
             f"{row['task']:7} seed {row['seed']}  accuracy {100 * row['accuracy']:.1f}  {row['components']} components, "
             f"{row['adapter_params']:,} parameters"
