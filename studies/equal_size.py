@@ -5,8 +5,8 @@
 
 Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the size: their mean rank on a task, to the nearest whole number,
 in all linear layers. AdaLoRA and EVA also run as they are by default (rank 8 on query and value). `convert_to_lora` keeps in each layer the
-singular values with a share of its energy; the share is the largest that makes no larger adapter than adaptive's. Stored as
-studies/equal_size.parquet, a row a run; `--show --earlier` prints what earlier versions gave.
+singular values with a share of its energy; the share is the largest that makes no larger adapter than adaptive's, or the smallest, since it
+keeps a rank of 1 in every layer. Stored as studies/equal_size.parquet, a row a run; `--show --earlier` prints what earlier versions gave.
 """
 
 import argparse
@@ -100,17 +100,15 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
         models.locate(EMBEDDED), list(trained.task.label_names), dtype=torch.float32, seed=0
     )
     adapter = PeftModel.from_pretrained(base, str(run.path))
-    low, high, kept, share = 0.0, 1.0, dict[str, torch.Tensor](), 0.0
+    low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is LoRA already
-            _, state = convert_to_lora(adapter, middle)
-        if _size(state) <= size:
-            low = share = middle
-            kept = state
+        if _size(_convert(adapter, middle)) <= size:
+            low = middle
         else:
             high = middle
+    share = low or high  # it keeps a rank of 1 at least: the smallest, where that is too large
+    kept = _convert(adapter, share)
     for path, layer in lora_layers(trained.model).items():
         A, B = (kept[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
         layer.resize(A, B)
@@ -124,6 +122,12 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
         "train_seconds": None,
         "share": share,
     }
+
+
+def _convert(adapter: PeftModel, share: float) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is LoRA already
+        return convert_to_lora(adapter, share)[1]
 
 
 def _size(state: dict[str, torch.Tensor]) -> int:
