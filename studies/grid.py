@@ -289,7 +289,7 @@ def against_best_fixed(rows: list[Row], task: str) -> list[float]:
         means = {
             method: statistics.fmean(others)
             for method in dict.fromkeys(method for method, _ in scores if method.startswith(FIXED))
-            if (others := [scores[method, s] for s in seeds if s != seed and (method, s) in scores])
+            if (others := [score for (m, s), score in scores.items() if m == method and s != seed])
             and (method, seed) in scores
         }
         if means:
