@@ -126,7 +126,10 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "without growth": ("adaptive", _constant("GROW_AT", ())),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
-    "2 % of the gain however little the rows tell": ("adaptive", partial(cut_at, dict(rank.CUT_AT))),
+    "2 % of the gain however little the rows tell": (
+        "adaptive",
+        partial(cut_at, {0.5: rank.SHARE / 10, 0.8: rank.SHARE}),
+    ),
     "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
     "5 and 20 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.05, 0.8: 0.2})),
     "5 and 10 % of the gain": ("adaptive", partial(cut_at, DEEP)),

@@ -164,7 +164,7 @@ class _Check(RankController):
 
     def cut(self, negligible: float) -> int:
         """How many components the check removes."""
-        self._cut(negligible)
+        self._cut(negligible, 0.0)
         last = self.decisions[-1] if self.decisions else None
         return sum(a - b for a, b in last.changes.values()) if last and last.accepted else 0
 
@@ -175,7 +175,7 @@ class _TakesThemAtTheirWord(_Check):
     """
 
     @torch.no_grad()
-    def _cut(self, share: float) -> None:
+    def _cut(self, share: float, leeway: float) -> None:
         whole = self.look({})
         gain = self.look(rank.none_of(self.layers)) - whole
         mean, error = rank.mean_and_error(gain)

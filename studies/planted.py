@@ -73,7 +73,7 @@ def main() -> None:
 def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
     """One student; see the row it returns."""
     if late is not None:
-        cut_at({0.5: CUT_AT[0.5], 0.8: late})
+        cut_at({0.5: CUT_AT[0.5][0], 0.8: late})
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 def cut_at(shares: dict[float, float]) -> None:
     """What is negligible at each cut of this process's trainings: these shares of the gain and no more, however little the rows tell."""
-    rank.CUT_AT, rank.MOST = shares, 0.0
+    rank.CUT_AT = {at: (share, 0.0) for at, share in shares.items()}
 
 
 def earlier(stored: Path) -> Path:

@@ -51,9 +51,9 @@ MOST = 0.2
 """More is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their loss (the rule of
 Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
 stays (docs/adaptive-rank.md)."""
-CUT_AT = {0.5: SHARE / 2, 0.8: SHARE}
-"""Shares of the training steps after which layers are cut, and the harm that is negligible then, as a share of the gain. Half-way training
-still has use for some room; what is cut late isn't missed, and there is time to recover."""
+CUT_AT = {0.5: (SHARE / 10, 0.5), 0.8: (SHARE, 1.0)}
+"""Shares of the training steps after which layers are cut, with the harm that is negligible then: a share of the gain, or one of what rows
+don't tell (`MOST`). Half-way training still has use for room; what is cut late isn't missed, and there is time to recover."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
@@ -211,7 +211,9 @@ class RankController:
         adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
         self.alone = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.checks = {max(1, round(share * steps)): self._grow for share in GROW_AT}
-        self.checks |= {max(1, round(at * steps)): partial(self._cut, share) for at, share in CUT_AT.items()}
+        self.checks |= {
+            max(1, round(at * steps)): partial(self._cut, *shares) for at, shares in CUT_AT.items()
+        }
         self.steps_taken = 0
         self.rows_seen = 0
         self.decisions: list[Decision] = []
@@ -335,13 +337,13 @@ class RankController:
     # Checks
 
     @torch.no_grad()
-    def _cut(self, share: float) -> None:
-        """Removes as many components, the least worth first, as held-out rows don't miss."""
+    def _cut(self, share: float, leeway: float) -> None:
+        """Removes as many components, the least worth first, as held-out rows don't miss; for what that is see `CUT_AT`."""
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
         mean, error = mean_and_error(gain)
         unsure = mean_and_error(whole)[1]
-        limit = _negligible(share, max(mean, 0.0), unsure)
+        limit = _negligible(share, leeway, max(mean, 0.0), unsure)
         if self.aside:
             whole = self._restore(whole, limit)
         bases = self.bases()
@@ -349,7 +351,7 @@ class RankController:
         if not order:
             return
         if mean <= SURE * error:  # not sure that the adapters gain anything
-            limit = _negligible(share, none.mean().item(), unsure)
+            limit = _negligible(share, leeway, none.mean().item(), unsure)
             if self.done and _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
@@ -533,9 +535,9 @@ def stretch(before: int, after: int) -> float:
     return math.sqrt(max(1, after) / max(1, before))
 
 
-def _negligible(share: float, of: float, unsure: float) -> float:
-    """The harm that is: a share of the gain or of a loss, and in proportion more where that isn't known any better (see `MOST`)."""
-    return max(share * of, share / SHARE * min(unsure, MOST * of))
+def _negligible(share: float, leeway: float, of: float, unsure: float) -> float:
+    """The harm that is: a share of the gain or of a loss, or one of what rows don't tell."""
+    return max(share * of, leeway * min(unsure, MOST * of))
 
 
 def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
