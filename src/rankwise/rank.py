@@ -315,10 +315,13 @@ class RankController:
         tensors = {f"moments.{path}": value for path, value in self.moments.items()}
         for path, aside in self.aside.items():
             tensors |= {f"aside.{name}.{path}": value for name, value in aside._asdict().items()}
-        decisions = [decision.to_json() for decision in self.decisions]
-        return tensors, {"steps": self.steps_taken, "rows": self.rows_seen, "decisions": decisions} | {
-            "scaling": {path: layer.scaling for path, layer in self.layers.items()}
+        values = {
+            "steps": self.steps_taken,
+            "rows": self.rows_seen,
+            "scaling": {path: layer.scaling for path, layer in self.layers.items()},
+            "decisions": [decision.to_json() for decision in self.decisions],
         }
+        return tensors, values
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continues from what `state` gave, after the layers have taken their ranks."""
