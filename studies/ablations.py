@@ -177,8 +177,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
-    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
+    parser.add_argument(
+        "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
+    )
     asked = parser.parse_args()
+    asked.show |= asked.earlier
     stored = STORED if asked.device == "cpu" else STORED.with_stem(f"{STORED.stem}-{asked.device}")
     stored = earlier(stored) if asked.earlier else stored
     if not asked.show:

@@ -44,8 +44,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=2, help="1: without AdaLoRA and EVA at their defaults")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
-    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
+    parser.add_argument(
+        "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
+    )
     asked = parser.parse_args()
+    asked.show |= asked.earlier
     stored, of_grid = (earlier(path) if asked.earlier else path for path in (STORED, grid.STORED))
     adaptive = [row for row in pq.read_table(of_grid).to_pylist() if row["method"] == "adaptive"]
     if not asked.show:
@@ -59,7 +62,7 @@ def main() -> None:
                     rank = None if at_defaults else round(statistics.fmean(row["mean_rank"] for row in found))
                     grid.compare(out, data, task, _methods(rank), SEEDS)
                     store(out, {row["seed"]: row["adapter_params"] for row in found})
-    show([*adaptive, *pq.read_table(stored).to_pylist()])
+    show([*adaptive, *(pq.read_table(stored).to_pylist() if stored.exists() else [])])
 
 
 def _methods(rank: int | None) -> tuple[str, ...]:

@@ -69,8 +69,11 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
-    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
+    parser.add_argument(
+        "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
+    )
     asked = parser.parse_args()
+    asked.show |= asked.earlier
     global STORED
     if asked.earlier:
         STORED = earlier(STORED)

@@ -49,7 +49,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
-    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
+    parser.add_argument(
+        "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
+    )
     parser.add_argument("--ranks", type=int, nargs="*", default=RANKS, help="planted ranks")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
@@ -58,6 +60,7 @@ def main() -> None:
         "--late", type=float, help="share of the gain that is negligible at four fifths of the steps"
     )
     asked = parser.parse_args()
+    asked.show |= asked.earlier
     if not asked.show:
         wanted = [
             {"rank": rank, "seed": seed, "start": asked.start, "late": asked.late}

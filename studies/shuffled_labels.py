@@ -32,8 +32,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
-    parser.add_argument("--earlier", action="store_true", help="with --show, what earlier versions gave")
+    parser.add_argument(
+        "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
+    )
     asked = parser.parse_args()
+    asked.show |= asked.earlier
     if not asked.show:
         wanted = [{"task": task, "seed": seed} for seed in SEEDS for task in asked.tasks]
         for task in asked.tasks:
