@@ -3,10 +3,10 @@
     python studies/ablations.py --data ../shared/data/glue      # runs what is missing, stores, prints
     python studies/ablations.py --show                          # prints what is stored
 
-Rows, rates and judging are those of studies/trials.py: sst2 with 8,000 rows to train on and 8,000 to judge on, mnli with 832 to judge on.
-Each trial is `rankwise train` in a process of its own in which `VARIANTS` has put something else in place of a constant or a function.
-Fixed ranks, for comparison, have a rate of 2e-3. Stored as studies/ablations.parquet, a row a trial; `--device cuda` stores apart;
-`--show --earlier` prints what earlier versions gave, those of adaptive that had the same s whatever the rank became.
+Rows, rates and judging are those of studies/trials.py: sst2 and qqp with 8,000 rows to train on and 8,000 to judge on, mnli with 832 to
+judge on. Each trial is `rankwise train` in a process of its own in which `VARIANTS` has put something else in place of a constant or a
+function. Fixed ranks, for comparison, have a rate of 2e-3. Stored as studies/ablations.parquet, a row a trial; `--device cuda` stores
+apart; `--earlier` prints what earlier versions gave.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rankwise import components, losses, optim, rank, train
 from trials import Row, cut_at, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
-TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
+TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli", "qqp"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
 """The recipe's for adaptive. Of the earlier trials those without a rate were at 1e-3 and with the linear schedule; the first of them had
 second moments that decay by 0.999, and most no adapter in the pooler. `clipped`: with update clipping (`optim.Update`)."""
 
@@ -111,6 +111,12 @@ def _unclipped() -> None:
     optim.Update._shares = lambda self, slab: None
 
 
+def _cuts_at(first: float, last: float) -> None:
+    """Shares of the steps after which layers are cut; the learning rate has its knee at the last."""
+    (_, early), (_, late) = sorted(rank.CUT_AT.items())
+    rank.CUT_AT, optim.KNEE = {first: early, last: late}, last
+
+
 DEEP = {0.5: 0.05, 0.8: 0.1}
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
@@ -148,6 +154,9 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
         "adaptive",
         _both(_both(partial(cut_at, DEEP), _scale(0.0)), _full_rate_again),
     ),
+    "cut at 40 and 70 % of the steps, the knee there": ("adaptive", partial(_cuts_at, 0.4, 0.7)),
+    "cut at 50 and 80 % of the steps": ("adaptive", partial(_cuts_at, 0.5, 0.8)),
+    "what rows see, however little": ("adaptive", _constant("LEAST", 0.0)),
     "s as at the start": ("adaptive", _scale(0.0)),
     "at a rate of 2e-3": ("adaptive:lr=2e-3", lambda: None),
     "at a rate of 2e-3, updates not clipped": ("adaptive:lr=2e-3", _unclipped),

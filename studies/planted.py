@@ -56,9 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
-    parser.add_argument(
-        "--late", type=float, help="share of the gain that is negligible at four fifths of the steps"
-    )
+    parser.add_argument("--late", type=float, help="share of the gain that is negligible at the last cut")
     asked = parser.parse_args()
     asked.show |= asked.earlier
     if not asked.show:
@@ -76,7 +74,7 @@ def main() -> None:
 def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
     """One student; see the row it returns."""
     if late is not None:
-        cut_at({0.5: CUT_AT[0.5][0], 0.8: late})
+        cut_at({**CUT_AT, max(CUT_AT): late})
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)

@@ -1,7 +1,7 @@
 """Trainings on rows held out of a task's training split: what the studies of learning rates and of ablations have in common.
 
-A tenth of the training rows (1,000 at most, stratified) is held out; no validation split is read. sst2 has rows to spare: 8,000 to train on
-and 8,000 to judge on that studies/grid.py sees neither way.
+A tenth of the training rows (1,000 at most, stratified) is held out; no validation split is read. sst2 and qqp have rows to spare, 8,000 to
+train on and 8,000 to judge on; those of sst2 studies/grid.py sees neither way.
 """
 
 import json
@@ -24,15 +24,15 @@ from rankwise.data import Rows
 from rankwise.losses import calibrated_losses
 from rankwise.store import RunFolder
 
-SST2_LEFT, SST2_ROWS = 22_000, 8_000
-"""Rows of sst2 that are studies/grid.py's, in its order, and how many are trained and judged on here."""
+LEFT, MANY = {"sst2": 22_000, "qqp": 0}, 8_000
+"""Training rows, in a drawn order, that aren't touched here (sst2's are studies/grid.py's), and how many are trained and judged on."""
 
 Row = dict[str, Any]
 
 
 def cut_at(shares: dict[float, float]) -> None:
     """What is negligible at each cut of this process's trainings: these shares of the gain and no more, however little the rows tell."""
-    rank.CUT_AT = {at: (share, 0.0) for at, share in shares.items()}
+    rank.CUT_AT, rank.MOST = shares, 0.0
 
 
 def earlier(stored: Path) -> Path:
@@ -43,9 +43,9 @@ def earlier(stored: Path) -> Path:
 def split(task: str, data: Path | None, work: Path) -> None:
     """Writes the task's training rows without a held-out slice, and the slice."""
     rows, _ = tasks.load_split(tasks.named(task), "train", data)
-    if task == "sst2":
-        left = np.random.default_rng(0).permutation(len(rows))[SST2_LEFT:]
-        kept, held_out = (rows.select(left[at : at + SST2_ROWS]) for at in (0, SST2_ROWS))
+    if task in LEFT:
+        left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
+        kept, held_out = (rows.select(left[at : at + MANY]) for at in (0, MANY))
     else:
         kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
     (work / task).mkdir(parents=True, exist_ok=True)

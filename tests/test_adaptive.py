@@ -128,7 +128,7 @@ def test_adapter_dropout_does_not_keep_ranks_from_being_found():
 
 
 def test_sorting_leaves_the_function_and_orders_components():
-    state = run(training(), until=70)
+    state = run(training(), until=50)
     before = {path: x.delta() for path, x in lora_layers(state.model).items()}
     state.rank.sort()
     for path, x in lora_layers(state.model).items():

@@ -51,15 +51,18 @@ MOST = 0.2
 """More is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their loss (the rule of
 Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
 stays (docs/adaptive-rank.md)."""
-CUT_AT = {0.5: (SHARE / 10, 0.5), 0.8: (SHARE, 1.0)}
-"""Shares of the training steps after which layers are cut, with the harm that is negligible then: a share of the gain, or one of what rows
-don't tell (`MOST`). Half-way training still has use for room; what is cut late isn't missed, and there is time to recover."""
+CUT_AT = {0.4: SHARE / 10, 0.8: SHARE}
+"""Shares of the training steps after which layers are cut, with the share of the gain that is negligible then. The first cut leaves what is
+known to be used; after the last there is time to recover."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
 DOUBT = 2.0
 """Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
 a long training harm is three to eleven times that, in a short one that still learns up to thirty (docs/adaptive-rank.md)."""
+LEAST = 4.0
+"""Where rows don't tell, harm is held to be this many times what the statistics expect at least: often they prefer the smaller adapter,
+by chance or because it is less restless, which says nothing of what training still needs (docs/adaptive-rank.md)."""
 TRIES = 3
 """Bold cuts that a check looks at, at most."""
 SPARE = 1 / 16
@@ -211,9 +214,7 @@ class RankController:
         adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
         self.alone = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.checks = {max(1, round(share * steps)): self._grow for share in GROW_AT}
-        self.checks |= {
-            max(1, round(at * steps)): partial(self._cut, *shares) for at, shares in CUT_AT.items()
-        }
+        self.checks |= {max(1, round(at * steps)): partial(self._cut, share) for at, share in CUT_AT.items()}
         self.steps_taken = 0
         self.rows_seen = 0
         self.decisions: list[Decision] = []
@@ -340,21 +341,22 @@ class RankController:
     # Checks
 
     @torch.no_grad()
-    def _cut(self, share: float, leeway: float) -> None:
+    def _cut(self, share: float) -> None:
         """Removes as many components, the least worth first, as held-out rows don't miss; for what that is see `CUT_AT`."""
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
         mean, error = mean_and_error(gain)
-        unsure = mean_and_error(whole)[1]
-        limit = _negligible(share, leeway, max(mean, 0.0), unsure)
+        sure = mean > SURE * error  # that the adapters gain anything
+        of = mean if sure else none.mean().item()
+        untold = min(mean_and_error(whole)[1], MOST * of)
+        limit = max(share * of, untold)
         if self.aside:
             whole = self._restore(whole, limit)
         bases = self.bases()
         order = self.order(bases)
         if not order:
             return
-        if mean <= SURE * error:  # not sure that the adapters gain anything
-            limit = _negligible(share, leeway, none.mean().item(), unsure)
+        if not sure:
             if self.done and _bound(mean, error) <= limit:  # but that it isn't much
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
@@ -362,12 +364,12 @@ class RankController:
                 if self._changes(ranks):
                     self._take(self._judge("cut", gain, limit, ranks))
             return
-        bold = negligible = limit / mean  # of all worth, if the statistics were right
+        bold = limit / mean  # of all worth: as much as would be negligible if the statistics were right
         for _ in range(TRIES):
             removed, reached = _least(order, bold)
             seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)
             factor = at_most(*seen, reached * mean)
-            allowed = min(negligible / factor, reached)
+            allowed = min(max(share / factor, untold / mean / max(factor, LEAST)), reached)
             if allowed < reached / FAR:
                 bold = BOLD * allowed
                 continue
@@ -536,11 +538,6 @@ class RankController:
 def stretch(before: int, after: int) -> float:
     """What A and B are multiplied by where a rank changes: s = alpha/r is then divided by its square, and the function stays as it is."""
     return math.sqrt(max(1, after) / max(1, before))
-
-
-def _negligible(share: float, leeway: float, of: float, unsure: float) -> float:
-    """The harm that is: a share of the gain or of a loss, or one of what rows don't tell."""
-    return max(share * of, leeway * min(unsure, MOST * of))
 
 
 def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
