@@ -156,6 +156,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     ),
     "cut at 40 and 70 % of the steps, the knee there": ("adaptive", partial(_cuts_at, 0.4, 0.7)),
     "cut at 50 and 80 % of the steps": ("adaptive", partial(_cuts_at, 0.5, 0.8)),
+    "statistics times 4": ("adaptive", _constant("LEAST", 4.0)),
     "what rows see, however little": ("adaptive", _constant("LEAST", 0.0)),
     "s as at the start": ("adaptive", _scale(0.0)),
     "at a rate of 2e-3": ("adaptive:lr=2e-3", lambda: None),
