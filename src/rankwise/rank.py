@@ -342,7 +342,7 @@ class RankController:
 
     @torch.no_grad()
     def _cut(self, share: float) -> None:
-        """Removes as many components, the least worth first, as held-out rows don't miss; for what that is see `CUT_AT`."""
+        """Removes as many components, the least worth first, as held-out rows don't miss (`CUT_AT`, `MOST`, `LEAST`)."""
         whole, none = self.look({}), self.look(none_of(self.layers))
         gain = none - whole
         mean, error = mean_and_error(gain)
