@@ -237,7 +237,10 @@ class Network(nn.Module):
 
 
 def planted(rank: int, layer: str = "first", noise: float = 0.05, seed: int = 0):
-    """A network, and rows (x, y) whose y comes from the same network with an update of known rank in one layer."""
+    """A network, and rows (x, y) whose y comes from the same network with an update of known rank in one layer.
+
+    In float64, so that what is found doesn't hang on the order in which a machine or its threads sum.
+    """
     torch.manual_seed(seed)
     network = Network()
     teacher = copy.deepcopy(network)
@@ -248,7 +251,7 @@ def planted(rank: int, layer: str = "first", noise: float = 0.05, seed: int = 0)
             weight += 1.5 * U[:, :rank] @ Vh[:rank]
         x = torch.randn(3000, 16)
         y = teacher(x)
-    return network, x, y + noise * torch.randn_like(y)
+    return network.double(), x.double(), (y + noise * torch.randn_like(y)).double()
 
 
 def train(network, x, y, steps=600, start=6, seed=0, held_out=300, shuffle=False, batch=50, also_train=()):
