@@ -349,36 +349,26 @@ def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected)
     assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
 
 
-def cut_once(share: float, times: float, spread: float, blurred: float = 0.0) -> float:
-    """Worth, as a share of all, that a cut takes where harm is so many times that.
+def cut_once(share, losses):
+    """Worth, as a share of all, that a cut takes from a layer of rank 16.
 
     Args:
-        share: of the gain, which is 1, that is negligible.
-        times: what the statistics expect.
-        spread: rows differ so much in how hard they are; the loss with adapters has a standard error of 1 / √300 of that.
-        blurred: standard error of the harm of a cut.
+        share: of the gain that is negligible.
+        losses: (worth that is missing, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
     """
     network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
     parameters = [p for p in network.parameters() if p.requires_grad]
-    hard = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    hard = (hard - hard.mean()) / hard.std()
+    drawn = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = (drawn - drawn.mean()) / drawn.std()
     worth = 0.6 ** torch.arange(16.0, dtype=torch.float64)
-    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)])
-
-    def losses():
-        rank = network.first.rank
-        harm = (
-            1.0
-            if rank == 0
-            else min(1.0, times * shares[rank]) + blurred * 300**0.5 * hard.roll(1) * (rank < 16)
-        )
-        return 20.0 + spread * hard + harm
-
-    controller = RankController(network, losses, 10, torch.optim.SGD(parameters))
+    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)]).tolist()
+    controller = RankController(
+        network, lambda: losses(shares[network.first.rank], drawn), 10, torch.optim.SGD(parameters)
+    )
     one = torch.eye(16, dtype=torch.float64)
     controller.bases = lambda: {"first": Basis(one, one, worth)}
     controller._cut(share)
-    return shares[controller.ranks["first"]].item()
+    return shares[controller.ranks["first"]]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +382,9 @@ def cut_once(share: float, times: float, spread: float, blurred: float = 0.0) ->
     ],
 )
 def test_a_cut_may_take_as_much_as_the_loss_with_adapters_is_unsure_by(spread, share, least, most):
-    assert least < 5 * cut_once(share, 5, spread) <= most
+    """Rows differ in how hard they are; what they miss, five times what the statistics expect, is the same in each."""
+    taken = cut_once(share, lambda missing, drawn: 20.0 + spread * drawn + min(1.0, 5 * missing))
+    assert least < 5 * taken <= most
 
 
 @pytest.mark.parametrize(
@@ -400,7 +392,13 @@ def test_a_cut_may_take_as_much_as_the_loss_with_adapters_is_unsure_by(spread, s
     [(2.0, 0.0195, 0.0385), (6.0, 0.034, 0.067)],
 )
 def test_what_rows_dont_tell_is_left_to_the_statistics_where_they_see_no_harm(spread, least, most):
-    assert least < cut_once(SHARE, 0, spread, blurred=0.08) <= most
+    """Any cut does harm of 0 with a standard error of 0.08; only without all is the loss higher."""
+
+    def losses(missing, drawn):
+        harm = 1.0 if missing > 0.99 else 0.08 * 300**0.5 * drawn.roll(1) * (missing > 0)
+        return 20.0 + spread * drawn + harm
+
+    assert least < cut_once(SHARE, losses) <= most
 
 
 @pytest.mark.parametrize(
@@ -409,25 +407,12 @@ def test_what_rows_dont_tell_is_left_to_the_statistics_where_they_see_no_harm(sp
 )
 def test_a_cut_takes_no_more_than_is_negligible_where_statistics_are_wrong_by_a_factor(times, spread):
     """Losses rise with the worth that is missing, and noise hides what is negligible."""
-    network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = (noise - noise.mean()) / noise.std()
-    worth = 0.6 ** torch.arange(16.0, dtype=torch.float64)
-    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)])
 
-    def losses():
-        missing = shares[network.first.rank].item()
+    def losses(missing, noise):
         harm = min(1.0, times * missing)
         return 1.0 + harm + spread * math.sqrt(harm) * noise
 
-    controller = RankController(network, losses, 10, torch.optim.SGD(parameters))
-    basis = Basis(torch.eye(16, dtype=torch.float64), torch.eye(16, dtype=torch.float64), worth)
-    controller.bases = lambda: {"first": basis}
-    controller._cut(SHARE)
-    taken = times * shares[controller.ranks["first"]].item()
-    assert taken <= SHARE
-    assert controller.ranks["first"] < 16
+    assert 0 < times * cut_once(SHARE, losses) <= SHARE
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
