@@ -250,6 +250,9 @@ def test_an_adapter_with_useless_components_is_compressed_to_the_useful_ones(tmp
     assert result["adapter_params"] < 0.25 * result["adapter_params_before"]
     sizes = [point["components"] for point in result["curve"]]
     assert sizes == sorted(sizes, reverse=True)
+    history = inspection.inspect(tmp_path / "smaller")["decisions"]
+    assert [line["text"].partition(":")[0] for line in history] == ["compress"] * len(sizes)
+    assert [line for line in history if line["accepted"]]
     smaller = rankwise.load(tmp_path / "smaller")
     whole = rankwise.load(tmp_path / "adapter")
     scores = [

@@ -93,6 +93,8 @@ def compress(
         layer.watch(False)
     adapter_io.save(model, out, base_model=adapter_io.read(trained.folder).base_model)
     _copy_record(trained.folder, out)
+    before_that = RunFolder(trained.folder).read_ranks()
+    RunFolder(out).write_ranks([*before_that, *(decision.to_json() for decision in decisions)])
     points = [_point(decision, model) for decision in decisions]
     return {
         "rank": controller.ranks,

@@ -92,7 +92,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{len(found['rank'])} layers, mean rank {found['mean_rank']:.2f}."
     ]
     lines += ["", "Rank", *draw(found["rank"])]
-    effective = {path: round(value) for path, value in found["effective_rank"].items()}
+    effective = {
+        path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]
+    }  # as the map above
     lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective), ""]
     lines += [
         f"{100 * float(share):g} % of the energy is in {size['components']} components ({size['adapter_params']:,} parameters)."

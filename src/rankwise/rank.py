@@ -83,7 +83,7 @@ class Decision:
     """A proposal and what became of it.
 
     Attributes:
-        step: optimizer steps taken before it.
+        step: optimizer steps taken before it; 0 where an adapter that is trained is compressed.
         kind: `cut`, `grow` or `restore`.
         accepted: the layers were resized.
         changes: module path → (rank before, rank proposed); only where they differ.
@@ -136,19 +136,16 @@ class Decision:
         return cls(stored["step"], stored["kind"], stored["accepted"], changes, stored["ranks"], **evidence)
 
     def __str__(self) -> str:
-        before, after = (sum(pair[i] for pair in self.changes.values()) for i in (0, 1))
-        seen = f"{self.difference:+.4f} ± {self.error:.4f} on {self.rows} rows, {self.limit:.4f} would matter"
-        verdict = "" if self.accepted else "not "
-        if self.kind == "grow":
-            return (
-                f"step {self.step}: {verdict}grown, {before} → {after} components in {len(self.changes)} layers; "
-                f"held-out loss without the last of each: {seen}"
-            )
-        if self.kind == "restore":
-            return f"step {self.step}: {verdict}restored, {after - before} components; held-out loss without them: {seen}"
+        added = sum(after - before for before, after in self.changes.values())
+        before = sum(self.ranks.values()) - (added if self.accepted else 0)
+        when = f"step {self.step}" if self.step else "compress"
+        layers = f"{len(self.changes)} layer{'s' * (len(self.changes) > 1)}"
+        done = {"cut": "cut", "grow": "grown", "restore": "restored"}[self.kind]
+        they = "the last of each" if self.kind == "grow" else f"the {abs(added)}"
         return (
-            f"step {self.step}: {verdict}cut, {before} → {after} components in {len(self.changes)} layers; "
-            f"held-out loss without the {before - after}: {seen}"
+            f"{when}: {'' if self.accepted else 'not '}{done}, {before} → {before + added} components, in {layers}; "
+            f"held-out loss without {they}: {self.difference:+.4f} ± {self.error:.4f} on {self.rows} rows, "
+            f"{self.limit:.4f} would matter"
         )
 
 
@@ -275,7 +272,7 @@ class RankController:
         self._change({path: (basis, None, 1.0) for path, basis in self.bases().items()})
 
     @torch.no_grad()
-    def compress(self, on_point: Callable[["Decision"], None] = lambda point: None) -> list[Decision]:
+    def compress(self) -> list[Decision]:
         """Cuts a trained adapter to the smallest size that held-out rows don't tell from the whole.
 
         Halves the number of components until that does harm, then closes in between. `moments` must hold the statistics.
@@ -295,9 +292,11 @@ class RankController:
             harm = gain if kept == 0 else self.look(self.matrices(bases, ranks)) - whole
             share = sum(worth for worth, _ in removed) / total if total else 0.0
             expected = None if kept == 0 else share * gain.mean().item()
-            self.decisions.append(self._judge("cut", harm, limit, ranks, expected))
-            on_point(self.decisions[-1])
-            return self.decisions[-1].accepted
+            point = self._judge("cut", harm, limit, ranks, expected)
+            if point.accepted:
+                point = replace(point, ranks=self.ranks | ranks)
+            self.decisions.append(point)
+            return point.accepted
 
         good, bad = len(order), 0
         if not order or try_size(0):

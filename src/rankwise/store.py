@@ -132,6 +132,10 @@ class RunFolder:
         """Adds lines to ranks.jsonl."""
         _append(self._ranks, lines)
 
+    def write_ranks(self, lines: list[dict[str, Any]]) -> None:
+        """ranks.jsonl anew."""
+        _write(self._ranks, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
     def read_steps(self) -> list[dict[str, Any]]:
         """Every whole line of steps.jsonl; a last line cut short by a kill is left out.
 
