@@ -333,6 +333,8 @@ def test_held_out_rows_that_clearly_miss_a_component_keep_it_whatever_the_statis
     assert not controller._judge("cut", clear, 0.001, ranks, expected=1e-4).accepted
     assert controller._judge("cut", unclear, 0.001, ranks, expected=1e-4).accepted
     assert not controller._judge("cut", unclear, 0.001, ranks).accepted
+    assert not controller._judge("cut", unclear, 0.001, ranks, expected=1e-4, factor=1.0).accepted
+    assert controller._judge("cut", unclear, 0.006, ranks, expected=1e-4, factor=1.0).accepted
 
 
 @pytest.mark.parametrize(

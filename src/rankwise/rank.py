@@ -473,9 +473,12 @@ class RankController:
         """
         mean, error = mean_and_error(harm)
         missed = mean - SURE * error > limit  # held-out rows alone say so
-        # with a factor the proposal is already what it allows
-        small = factor is not None or _bound(*_with_expected(mean, error, expected)) <= limit
-        accepted = small and not missed if kind == "cut" else missed
+        if kind != "cut":
+            accepted = missed
+        elif factor is None:
+            accepted = not missed and _bound(*_with_expected(mean, error, expected)) <= limit
+        else:  # the proposal is already what the factor's bound allows
+            accepted = mean <= limit
         seen = mean, error, len(harm), limit, expected, factor
         return Decision(self.steps_taken, kind, accepted, self._changes(ranks), self.ranks, *seen)
 
