@@ -117,6 +117,11 @@ def _cuts_at(first: float, last: float) -> None:
     rank.CUT_AT, optim.KNEE = {first: early, last: late}, last
 
 
+def _as_long() -> None:
+    """No cut is left out and no leeway smaller because there are few steps."""
+    rank.MEMORY = 1e-9
+
+
 DEEP = {0.5: 0.05, 0.8: 0.1}
 VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as it is": ("adaptive", lambda: None),
@@ -155,6 +160,11 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
         _both(_both(partial(cut_at, DEEP), _scale(0.0)), _full_rate_again),
     ),
     "cut at 40 and 70 % of the steps, the knee there": ("adaptive", partial(_cuts_at, 0.4, 0.7)),
+    "as a long training, however short": ("adaptive", _as_long),
+    "that, cut at 80 % of the steps only": (
+        "adaptive",
+        _both(_as_long, _constant("CUT_AT", {0.8: rank.SHARE})),
+    ),
     "cut at 50 and 80 % of the steps": ("adaptive", partial(_cuts_at, 0.5, 0.8)),
     "statistics times 4": ("adaptive", _constant("LEAST", 4.0)),
     "what rows see, however little": ("adaptive", _constant("LEAST", 0.0)),
@@ -190,15 +200,17 @@ def main() -> None:
     parser.add_argument(
         "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
     )
+    parser.add_argument("--rows", type=int, help="train on so few, judge on three times as many at most")
     asked = parser.parse_args()
     asked.show |= asked.earlier
     stored = STORED if asked.device == "cpu" else STORED.with_stem(f"{STORED.stem}-{asked.device}")
     stored = earlier(stored) if asked.earlier else stored
     if not asked.show:
+        work = asked.work if asked.rows is None else asked.work / f"{asked.rows}"
         for task in asked.tasks:
-            split(task, asked.data, asked.work)
-        wanted = _trials(asked.tasks, asked.variants, asked.seeds)
-        run_missing(stored, wanted, partial(_trial, asked.work, asked.device), asked.jobs)
+            split(task, asked.data, work, asked.rows)
+        wanted = [w | {"rows": asked.rows} for w in _trials(asked.tasks, asked.variants, asked.seeds)]
+        run_missing(stored, wanted, partial(_trial, work, asked.device), asked.jobs)
     _print(pq.read_table(stored).to_pylist())
 
 
@@ -231,7 +243,8 @@ def _trial(work: Path, device: str, which: Row) -> Row:
 def _conditions(row: Row) -> tuple[str, ...]:
     """Task; learning rate, schedule and update clipping; β₂; and whether the pooler had an adapter."""
     rate = f"{row.get('lr') or 1e-3:g}, {row.get('schedule') or 'linear'}{', clipped' if row.get('clipped') else ''}"
-    return row["task"], rate, f"{row['beta2']}", "adapted" if row.get("pooler") else ""
+    task = row["task"] if row.get("rows") is None else f"{row['task']}, {row['rows']:,} rows"
+    return task, rate, f"{row['beta2']}", "adapted" if row.get("pooler") else ""
 
 
 def _print(rows: list[Row]) -> None:

@@ -40,8 +40,8 @@ def earlier(stored: Path) -> Path:
     return stored.parent / "earlier" / stored.name
 
 
-def split(task: str, data: Path | None, work: Path) -> None:
-    """Writes the task's training rows without a held-out slice, and the slice."""
+def split(task: str, data: Path | None, work: Path, most: int | None = None) -> None:
+    """Writes the task's training rows without a held-out slice, and the slice; `most` of the former, and three times that of the latter."""
     rows, _ = tasks.load_split(tasks.named(task), "train", data)
     if task in LEFT:
         left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
@@ -50,6 +50,8 @@ def split(task: str, data: Path | None, work: Path) -> None:
         kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
     (work / task).mkdir(parents=True, exist_ok=True)
     for name, part in (("train", kept), ("held_out", held_out)):
+        if most is not None:
+            part = part.select(np.arange(min(len(part), most if part is kept else 3 * most)))
         pq.write_table(_table(part), work / task / f"{name}.parquet")
 
 
@@ -68,7 +70,7 @@ def run_missing(stored: Path, wanted: Sequence[Row], run: Callable[[Row], Row], 
         jobs: trials at a time.
     """
     rows = pq.read_table(stored).to_pylist() if stored.exists() else []
-    missing = [which for which in wanted if not any(which.items() <= row.items() for row in rows)]
+    missing = [w for w in wanted if not any(all(row.get(k) == v for k, v in w.items()) for row in rows)]
     lock = Lock()
 
     def one(which: Row) -> None:

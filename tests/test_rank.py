@@ -10,7 +10,7 @@ from torch import nn
 from rankwise.components import Basis, Components, NoOptimizer, TorchOptimizer, as_it_is, change, find_basis
 from rankwise.inject import adapt_freely
 from rankwise.lora import LoRALinear
-from rankwise.rank import DOUBT, MOST, SHARE, RankController, at_most
+from rankwise.rank import DOUBT, GROW_AT, MOST, SHARE, RankController, at_most
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:
@@ -351,12 +351,13 @@ def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected)
     assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
 
 
-def cut_once(share, losses):
+def cut_once(share, losses, left=1000):
     """Worth, as a share of all, that a cut takes from a layer of rank 16.
 
     Args:
         share: of the gain that is negligible.
         losses: (worth that is missing, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
+        left: steps after it.
     """
     network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -365,7 +366,7 @@ def cut_once(share, losses):
     worth = 0.6 ** torch.arange(16.0, dtype=torch.float64)
     shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)]).tolist()
     controller = RankController(
-        network, lambda: losses(shares[network.first.rank], drawn), 10, torch.optim.SGD(parameters)
+        network, lambda: losses(shares[network.first.rank], drawn), left, torch.optim.SGD(parameters)
     )
     one = torch.eye(16, dtype=torch.float64)
     controller.bases = lambda: {"first": Basis(one, one, worth)}
@@ -387,6 +388,24 @@ def test_a_cut_may_take_as_much_as_the_loss_with_adapters_is_unsure_by(spread, s
     """Rows differ in how hard they are; what they miss, five times what the statistics expect, is the same in each."""
     taken = cut_once(share, lambda missing, drawn: 20.0 + spread * drawn + min(1.0, 5 * missing))
     assert least < 5 * taken <= most
+
+
+def test_less_is_left_untold_where_there_is_little_time_to_learn_it_again():
+    def losses(missing, drawn):
+        return 20.0 + drawn + min(1.0, 5 * missing)
+
+    taken = [cut_once(SHARE, losses, left) for left in (5, 25, 50, 500)]
+    assert SHARE / 2 < 5 * taken[0] <= SHARE < 5 * taken[1] <= 0.5 * 0.058 < 5 * taken[2] <= 0.058
+    assert taken[3] == taken[2]
+
+
+@pytest.mark.parametrize(("steps", "cuts"), [(248, [198]), (250, [100, 200])])
+def test_a_short_training_is_cut_at_its_end_only(steps, cuts):
+    network = adapt_freely(Network(), 4, targets=("first", "second"))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    controller = RankController(network, lambda: torch.zeros(1), steps, torch.optim.SGD(parameters))
+    growth = [round(share * steps) for share in GROW_AT]
+    assert sorted(controller.checks) == sorted([*growth, *cuts])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ SHARE = 0.02
 SURE = 1.645
 """Standard errors of a one-sided 95 % bound."""
 DECAY = 0.98
-"""Decay of the moving sums, a step: they reach back some 50 steps."""
+"""Decay of the moving sums, a step."""
+MEMORY = 50
+"""Steps that they reach back."""
 GROW_AT = (0.1, 0.2, 0.3)
 """Shares of the training steps after which layers may grow."""
 MOST = 0.2
@@ -53,7 +55,8 @@ Breiman et al. 1984), up to this share of the gain. Training learns again most o
 stays (docs/adaptive-rank.md)."""
 CUT_AT = {0.4: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, with the share of the gain that is negligible then. The first cut leaves what is
-known to be used; after the last there is time to recover."""
+known to be used, and isn't made before step `2 · MEMORY`: what is worth little until then may be worth much later. After the last there is
+time to recover; where that is less than `MEMORY` steps, less is negligible of what rows don't tell."""
 BOLD, FAR = 4.0, 8.0
 """How far the statistics can be trusted is seen on a cut that is bolder than the one that is made: its harm stands out from noise. At
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
@@ -211,8 +214,9 @@ class RankController:
         adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
         self.alone = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.checks = {max(1, round(share * steps)): self._grow for share in GROW_AT}
-        self.checks |= {max(1, round(at * steps)): partial(self._cut, share) for at, share in CUT_AT.items()}
-        self.steps_taken = 0
+        cuts = {max(1, round(at * steps)): partial(self._cut, share) for at, share in CUT_AT.items()}
+        self.checks |= {step: cut for step, cut in cuts.items() if step >= 2 * MEMORY or step == max(cuts)}
+        self.steps, self.steps_taken = steps, 0
         self.rows_seen = 0
         self.decisions: list[Decision] = []
         self.moments: dict[str, Tensor] = {}
@@ -348,6 +352,8 @@ class RankController:
         sure = mean > SURE * error  # that the adapters gain anything
         of = mean if sure else none.mean().item()
         untold = min(mean_and_error(whole)[1], MOST * of)
+        if sure:  # what is cut has to be learned again
+            untold *= min(1.0, (self.steps - self.steps_taken) / MEMORY)
         limit = max(share * of, untold)
         if self.aside:
             whole = self._restore(whole, limit)
