@@ -173,14 +173,15 @@ def _stored() -> list[Row]:
 
 def _store(work: Path) -> None:
     """Adds the finished runs to those that are stored."""
-    found = [_row(run) for folder in ("runs", "rte") for run in run_folders(work / folder) if run.finished]
+    found = [summary(run) for folder in ("runs", "rte") for run in run_folders(work / folder) if run.finished]
     rows = list({(r["task"], r["method"], r["seed"]): r for r in [*_stored(), *found]}.values())
     partial = STORED.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial)
     partial.replace(STORED)
 
 
-def _row(run: RunFolder) -> Row:
+def summary(run: RunFolder) -> Row:
+    """What is stored of a finished run."""
     result = run.read_result()
     scores = next(iter(result["scores"].values()))
     kept = (
