@@ -274,7 +274,8 @@ class Stopping:
 
 def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> None:
     training, config = run.training, run.config.train
-    pace, watched = _Pace(), training.watched()
+    watched = training.watched()  # first: the time it takes has nothing that a checkpoint would save
+    pace = _Pace()
     told = len(training.decisions)
     if training.rank is not None and not folder.read_ranks():
         folder.append_ranks([training.rank.beginning()])
