@@ -370,24 +370,25 @@ class RankController:
                     self._take(self._judge("cut", gain, limit, ranks))
             return
         bold = limit / mean  # of all worth: as much as would be negligible if the statistics were right
+        reached, harm = 0.0, None  # what was looked at last
         for _ in range(TRIES):
-            removed, reached = _least(order, bold)
-            seen = mean_and_error(self.look(self.matrices(bases, without(bases, removed))) - whole)
-            factor = at_most(*seen, reached * mean)
+            if harm is None:
+                removed, reached = _least(order, bold)
+                harm = self.look(self.matrices(bases, without(bases, removed))) - whole
+            factor = at_most(*mean_and_error(harm), reached * mean)
             allowed = min(max(share / factor, untold / mean / max(factor, LEAST)), reached)
             if allowed < reached / FAR:
-                bold = BOLD * allowed
+                bold, harm = BOLD * allowed, None
                 continue
-            removed, allowed = _least(order, allowed)
+            removed, reached = _least(order, allowed)
             if len(removed) < SPARE * len(order):
                 return
             ranks = without(bases, removed)
             harm = self.look(self.matrices(bases, ranks)) - whole
-            decision = self._judge("cut", harm, limit, ranks, allowed * mean, factor)
+            decision = self._judge("cut", harm, limit, ranks, reached * mean, factor)
             self._take(decision)
             if decision.accepted:
                 return
-            bold = allowed
 
     @torch.no_grad()
     def _grow(self) -> None:
