@@ -4,9 +4,10 @@
     python studies/equal_size.py --show                         # prints what is stored
 
 Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the size: their mean rank on a task, to the nearest whole number,
-in all linear layers. AdaLoRA and EVA also run as they are by default (rank 8 on query and value). `convert_to_lora` keeps in each layer the
-singular values with a share of its energy; the share is the largest that makes no larger adapter than adaptive's, or the smallest, since it
-keeps a rank of 1 in every layer. Stored as studies/equal_size.parquet, a row a run; `--show --earlier` prints what earlier versions gave.
+in all linear layers, all with adaptive's schedule. AdaLoRA and EVA also run as they are by default (rank 8 on query and value).
+`convert_to_lora` keeps in each layer the singular values with a share of its energy; the share is the largest that makes no larger
+adapter than adaptive's, or the smallest, since it keeps a rank of 1 in every layer. Stored as studies/equal_size.parquet, a row a run;
+`--show --earlier` prints what earlier versions gave, with the linear schedule.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def main() -> None:
                 found = [row for row in adaptive if row["task"] == task]
                 if found:
                     rank = None if at_defaults else round(statistics.fmean(row["mean_rank"] for row in found))
-                    grid.compare(out, data, task, _methods(rank), SEEDS)
+                    grid.compare(out, data, task, _methods(rank), SEEDS, "--schedule", "knee")
                     store(out, {row["seed"]: row["adapter_params"] for row in found})
     show([*adaptive, *(pq.read_table(stored).to_pylist() if stored.exists() else [])])
 
@@ -138,23 +139,24 @@ def _size(state: dict[str, torch.Tensor]) -> int:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Markdown: mean score, and parameters, of each way on each task, over the seeds that are there."""
-    tasks = [
-        task for task in TASKS if any(row["task"] == task and row["method"] != "adaptive" for row in rows)
-    ]
-    methods = list(dict.fromkeys(_name(row["method"]) for row in rows))
+    """Markdown: of each way on each task the mean score, the parameters, the seeds, and how far adaptive is ahead on the same seeds."""
+    of = {(row["task"], _name(row["method"]), row["seed"]): row for row in rows}
+    methods = [name for name in dict.fromkeys(name for _, name, _ in of) if name != "adaptive"]
+    tasks = [task for task in TASKS if any(key[:2] == (task, name) for key in of for name in methods)]
     print(f"| method | {' | '.join(tasks)} |\n|---|{'---:|' * len(tasks)}")
-    for method in methods:
+    for method in ("adaptive", *methods):
         cells = []
         for task in tasks:
-            found = [
-                r for r in rows if (_name(r["method"]), r["task"]) == (method, task) and r["seed"] < SEEDS
-            ]
-            score, size = (
-                statistics.fmean(r[key] for r in found) if found else 0.0
-                for key in ("score", "adapter_params")
+            seeds = [s for t, name, s in of if (t, name) == (task, method) and (task, "adaptive", s) in of]
+            if not seeds:
+                cells.append("")
+                continue
+            score, size, adaptive = (
+                statistics.fmean(of[task, name, seed][key] for seed in seeds)
+                for name, key in ((method, "score"), (method, "adapter_params"), ("adaptive", "score"))
             )
-            cells.append(f"{100 * score:.2f} ({size / 1000:.0f} k, {len(found)})" if found else "")
+            ahead = "" if method == "adaptive" else f", adaptive {100 * (adaptive - score):+.2f}"
+            cells.append(f"{100 * score:.2f} ({size / 1000:.0f} k, {len(seeds)}{ahead})")
         print(f"| {method} | {' | '.join(cells)} |")
 
 
