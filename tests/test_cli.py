@@ -592,7 +592,10 @@ def test_interrupting_a_run_before_its_first_checkpoint_leaves_nothing(model, ta
         assert child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    err = child.communicate()[1]
+    assert child.stderr
+    err = child.stderr.readline()
+    child.send_signal(signal.SIGINT)  # once more while it leaves
+    err += child.communicate()[1]
     assert child.returncode == 130
     assert err == "Interrupted. The same command continues from what was saved.\n"
     assert not Path("out").exists()

@@ -7,6 +7,7 @@ line on stderr and exit code 2.
 import json as json_format
 import logging
 import os
+import signal
 import sys
 import traceback
 from importlib.metadata import version
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # leaving takes a moment; some press it again
         _fail("Interrupted. The same command continues from what was saved.", 130, debug)
     except BrokenPipeError:  # whoever read our output has enough; nothing is left to flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
