@@ -38,7 +38,9 @@ def main() -> None:
         range=[-1.1, 1.1],
     )
     figure.update_yaxes(gridcolor="#eee", ticksuffix=" ")
-    figure.update_xaxes(title="adapter parameters, of r=8's", row=2)
+    for column in range(1, columns + 1):  # below the last plot of each column
+        lowest = 2 if columns + column <= len(tasks) else 1
+        figure.update_xaxes(title="adapter parameters, of r=8's", row=lowest, col=column)
     figure.update_layout(
         template="plotly_white",
         width=WIDTH,
