@@ -92,10 +92,12 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{len(found['rank'])} layers, mean rank {found['mean_rank']:.2f}."
     ]
     lines += ["", "Rank", *draw(found["rank"])]
-    effective = {
-        path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]
-    }  # as the map above
-    lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective), ""]
+    if not found[
+        "decisions"
+    ]:  # an adapter that found its ranks has hardly more than a component a layer to spread over
+        effective = {path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]}
+        lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective)]
+    lines.append("")
     lines += [
         f"{100 * float(share):g} % of the energy is in {size['components']} components ({size['adapter_params']:,} parameters)."
         for share, size in found["size_at_energy"].items()
