@@ -11,7 +11,7 @@ from rankwise.config import TrainOptions, parse_memory
 from rankwise.data import Encoded
 from rankwise.engine import MARGIN, Cost, Engine, fastest
 from rankwise.errors import RankwiseError
-from rankwise.inject import adapt
+from rankwise.inject import adapt, adapt_freely
 from rankwise.lora import lora_layers
 from rankwise.measure import MB, TensorMemory
 from rankwise.train import Compute, Training
@@ -130,6 +130,39 @@ def test_a_memory_limit_is_kept_over_the_whole_run(padding, share):
     beside = level.peak_mb * MB - state._fixed()  # what other tests left, and moments that aren't there yet
     assert peak(state) - max(0.0, beside) <= limit
     assert "to stay below" in said
+
+
+def finding_ranks():
+    """A training that may change its ranks, of a model that is small beside what full ranks would take."""
+    model = tiny.classifier("bert")
+    adapt_freely(model, 4)
+    compute = Compute(torch.device("cpu"), None, "packed", 64, 0, threads=1)
+    return Training(model, rows(600, 60), replace(OPTIONS, batch_size=30, epochs=3), compute, seed=0)
+
+
+def test_what_layers_take_when_they_grow_is_taken_from_the_rows_of_a_part(tmp_path):
+    state = finding_ranks()
+    fixed = state._fixed()
+    state.tune("2MB")
+    tuned = state.compute
+    most = {path: min(32, x.in_features, x.out_features) for path, x in state.rank.layers.items()}
+    with state.compute.running(state.model):
+        state.step()
+        state.rank._resize(state.rank._changes(most))
+        state.save(tmp_path)
+        state.step()
+    grown = state._fixed() - fixed
+    assert grown > 0.2e6
+    assert state.compute.engine == replace(tuned.engine, room=tuned.engine.room - grown)
+
+    resumed = finding_ranks()
+    resumed.compute = tuned
+    resumed.load(tmp_path)
+    with resumed.compute.running(resumed.model):
+        resumed.step()
+    assert resumed.compute.engine == state.compute.engine
+    for (_, a), (_, b) in zip(state._trained(), resumed._trained(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_limit_too_small_for_one_row_says_what_it_takes():

@@ -297,6 +297,7 @@ class Training:
                 model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
             )
         self._copies = Copies(model, self.update.parameters, compute.autocast)
+        self._reserved = 4 * self._held()  # with gradients and moments
         schedule = cast(Schedule, options.schedule)
         self.factor = schedule_factor(
             schedule, self.steps, cast(float, options.warmup), options.warmup_steps or 0
@@ -452,7 +453,19 @@ class Training:
         """Bytes that are there all the time: weights; a gradient, two moments and the copies of what is trained."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
-        return weights + 3 * sum(p.nbytes for p in self.update.parameters) + self._copies.nbytes
+        return weights + 3 * self._held() + self._copies.nbytes
+
+    def _held(self) -> int:
+        """Bytes of what is trained."""
+        return sum(p.nbytes for p in self.update.parameters)
+
+    def _keep_limit(self) -> None:
+        """Under a memory limit, what layers that grew take is taken from the rows of a part, and what was cut is given to them."""
+        engine, reserved = self.compute.engine, 4 * self._held()
+        if engine.cost is not None and reserved != self._reserved:
+            room = max(1.0, engine.room + (self._reserved - reserved) / engine.workers)
+            self.compute = replace(self.compute, engine=replace(engine, room=room))
+        self._reserved = reserved
 
     def _dtype(self) -> torch.dtype:
         return self.compute.autocast or next(p for p in self.model.parameters() if p.ndim >= 2).dtype
@@ -469,7 +482,10 @@ class Training:
             RankwiseError: the loss is not a number.
         """
         trained = sum(p.numel() for p in self.update.parameters)
-        changed, self._followed = self._followed not in (-1, trained), trained  # ranks did
+        before, self._followed = self._followed, trained
+        changed = before not in (-1, trained)  # ranks did
+        if before != trained:
+            self._keep_limit()
         if follow or changed:
             with self.memory() as memory:
                 step = self._step(counts=False)
