@@ -32,7 +32,7 @@ STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("movies", "mnli", "qqp"), 2
 WHOLE = "lora:rank=16,alpha=5.66,rslora=true,targets=all-linear,lr=1e-3"
 RATES = {"peft:adalora": "4e-3", "peft:eva": "1e-3"}
-"""Of four in all linear layers on mnli, those with the best accuracy on held-out rows (studies/learning_rates.py), as adaptive's is."""
+"""Of four in all linear layers, at rank 4, those with the best accuracy on held-out rows of mnli (studies/learning_rates.py)."""
 KEPT = ("task", "seed", "score", "adapter_params", "mean_rank", "train_seconds")
 
 
@@ -161,14 +161,14 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def _name(method: str) -> str:
-    """Without settings that differ between tasks."""
+    """Without ranks, which differ between tasks."""
     if method == WHOLE:
         return "LoRA of rank 16, all linear layers"
     if method == "post hoc":
         return "that, by PEFT's convert_to_lora at adaptive's size"
     name = method.partition(",")[0].removeprefix("peft:")
     return (
-        f"{name}, at adaptive's mean rank"
+        f"{name}, at adaptive's mean rank, {method.partition('lr=')[2]}"
         if "rank=" in method
         else f"{name}, default"
         if "peft" in method

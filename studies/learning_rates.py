@@ -9,7 +9,7 @@ studies/learning_rates.parquet, a row a trial.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,12 @@ PEERS: Rates = {
     "peft:adalora,rank=4,targets=all-linear": (1e-3, 2e-3, 4e-3, 8e-3),
     "peft:eva,rank=4,targets=all-linear": (5e-4, 1e-3, 1.4e-3, 2e-3),
 }
-"""What studies/equal_size.py compares with; as many rates as adaptive had in all linear layers."""
+"""As many rates as adaptive had in all linear layers."""
+OF_RANK_1: Rates = {
+    "peft:adalora,rank=1,targets=all-linear": (4e-3, 8e-3, 1.1e-2, 1.6e-2),
+    "peft:eva,rank=1,targets=all-linear": (1e-3, 1.4e-3, 2e-3, 4e-3),
+}
+"""What studies/equal_size.py compares with, at the rank and with the schedule that it has there, and with update clipping."""
 AGAIN: Rates = {
     "adaptive": (2e-3, 1e-3),
     "lora:rank=8,alpha=16": (2e-3, 1e-3),
@@ -60,7 +65,7 @@ WITH_POOLER: Rates = {"adaptive": (1e-3, 1.4e-3, 2e-3)}
 
 
 class Sweep(NamedTuple):
-    """A task, epochs, β₂, the rates of each method, as many for one as for another, and seeds."""
+    """A task, epochs, β₂, the rates of each method, as many for one as for another, seeds, and a schedule if it isn't linear."""
 
     task: str
     epochs: float
@@ -68,6 +73,7 @@ class Sweep(NamedTuple):
     rates: Rates
     seeds: tuple[int, ...]
     pooler: bool = False
+    schedule: str | None = None
 
     def trial(self, method: str, lr: float) -> Row:
         """What names a trial, whatever its seed."""
@@ -78,7 +84,13 @@ class Sweep(NamedTuple):
             "method": method,
             "lr": lr,
         }
-        return which | ({"pooler": True} if self.pooler else {})
+        named = {"pooler": self.pooler, "schedule": self.schedule}
+        return which | {name: value for name, value in named.items() if value}
+
+    def of(self, rows: Iterable[Row], method: str, lr: float) -> list[Row]:
+        """Its trials with a rate among others."""
+        asked = {"pooler": None, "schedule": None, **self.trial(method, lr)}.items()
+        return [r for r in rows if asked <= {"pooler": None, "schedule": None, **r}.items()]
 
 
 SWEEPS = [
@@ -95,6 +107,7 @@ SWEEPS = [
     Sweep("sst2", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, PEERS, (0,)),
+    Sweep("mnli", 3.0, 0.98, OF_RANK_1, (0,), schedule="knee"),
 ]
 """`make compare` takes 2 epochs, the recipe 3."""
 
@@ -110,13 +123,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--beta2", type=float, help="only the sweeps with this decay of second moments")
     parser.add_argument("--pooler", action="store_true", help="only the sweeps with adapters in the pooler")
+    parser.add_argument("--schedule", help="only the sweeps with this schedule, where it isn't linear")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
         wanted = [
             which
             for which in _trials()
-            if asked.beta2 in (None, which["beta2"]) and (which.get("pooler") or not asked.pooler)
+            if asked.beta2 in (None, which["beta2"])
+            and (which.get("pooler") or not asked.pooler)
+            and asked.schedule in (None, which.get("schedule"))
         ]
         for task in dict.fromkeys(which["task"] for which in wanted):
             split(task, asked.data, asked.work)
@@ -134,9 +150,10 @@ def _trials() -> Iterator[Row]:
 
 def _trial(work: Path, which: Row) -> Row:
     name = "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
-    out = work / which["task"] / (f"{name}-pooler" if which.get("pooler") else name)
-    settings = {name: which[name] for name in ("lr", "beta2", "epochs", "seed")} | {"schedule": "linear"}
-    return which | trial(out, which["task"], which["method"], settings)
+    name += "-pooler" * bool(which.get("pooler")) + (f"-{which['schedule']}" if "schedule" in which else "")
+    settings = {key: which[key] for key in ("lr", "beta2", "epochs", "seed")}
+    settings["schedule"] = which.get("schedule", "linear")
+    return which | trial(work / which["task"] / name, which["task"], which["method"], settings)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -147,8 +164,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         for method, rates in sweep.rates.items():
             means = {}
             for lr in rates:
-                asked = sweep.trial(method, lr).items()
-                found = [r for r in rows if asked <= r.items() and bool(r.get("pooler")) == sweep.pooler]
+                found = sweep.of(rows, method, lr)
                 scores = [r["accuracy"] for r in found if r["accuracy"] is not None]
                 losses = [r["loss"] for r in found if r["loss"] is not None]
                 if found and len(scores) == len(found):
@@ -157,8 +173,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {'pooler' * sweep.pooler:6} {lr:8.1e}  "
-                    f"accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
+                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {'pooler' * sweep.pooler:6} {sweep.schedule or '':4} "
+                    f"{lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
     for task in dict.fromkeys(sweep.task for sweep in SWEEPS):
         known = [r for r in rows if r["task"] == task and r.get("calibrated_loss") is not None]
