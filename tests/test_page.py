@@ -336,7 +336,7 @@ def test_text_from_data_is_shown_and_never_run(browser, tmp_path):
 def test_a_live_page_shows_the_next_run_by_itself_and_keeps_what_the_reader_set(
     browser, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(page_of, "RELOAD_SECONDS", 1)
+    monkeypatch.setattr(page_of, "RELOAD_SECONDS", 4)  # at 1 it may leave while the browser is asked about it
     write_grid(tmp_path, {"tasks": ["sst2"], "methods": ["full", "lora"], "seeds": 1})
     finished(tmp_path, method="full", wrong=(0, 1))
     write(tmp_path, live=True)

@@ -147,5 +147,6 @@ if (which) {
 if (root.dataset.live) {
   let touched = 0;
   ["pointermove", "keydown", "wheel", "touchstart"].forEach((kind) => addEventListener(kind, () => { touched = Date.now(); }, { passive: true }));
-  setInterval(() => { if (!document.hidden && Date.now() - touched > 3000) location.reload(); }, root.dataset.live * 1000);
+  const settled = () => root.dataset.drawn && !document.hidden && Date.now() - touched > 3000;
+  setInterval(() => { if (settled()) location.reload(); }, root.dataset.live * 1000);
 }
