@@ -92,9 +92,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{len(found['rank'])} layers, mean rank {found['mean_rank']:.2f}."
     ]
     lines += ["", "Rank", *draw(found["rank"])]
-    if not found[
-        "decisions"
-    ]:  # an adapter that found its ranks has hardly more than a component a layer to spread over
+    if not found["decisions"]:  # one that found its ranks has hardly more directions than are needed
         effective = {path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]}
         lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective)]
     lines.append("")
