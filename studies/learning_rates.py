@@ -5,7 +5,7 @@ rank and scale, judged on rows held out of the training split.
     python studies/learning_rates.py --show                              # prints what is stored
 
 Each trial is `rankwise train` in a process of its own, with the recipe's other settings, on the rows of studies/trials.py. Stored as
-studies/learning_rates.parquet, a row a trial.
+studies/learning_rates.parquet, a row a trial; `--device cuda` stores apart.
 """
 
 import argparse
@@ -41,9 +41,10 @@ PEERS: Rates = {
     "peft:eva,rank=4,targets=all-linear": (5e-4, 1e-3, 1.4e-3, 2e-3),
 }
 """As many rates as adaptive had in all linear layers."""
-OF_RANK_1: Rates = {
+AT_ITS_SIZE: Rates = {
     "peft:adalora,rank=1,targets=all-linear": (4e-3, 8e-3, 1.1e-2, 1.6e-2),
     "peft:eva,rank=1,targets=all-linear": (1e-3, 1.4e-3, 2e-3, 4e-3),
+    "lora:rank=16,alpha=5.66,rslora=true,targets=all-linear": (7e-4, 1e-3, 1.4e-3, 2e-3),
 }
 """What studies/equal_size.py compares with, at the rank and with the schedule that it has there, and with update clipping."""
 AGAIN: Rates = {
@@ -107,7 +108,7 @@ SWEEPS = [
     Sweep("sst2", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, PEERS, (0,)),
-    Sweep("mnli", 3.0, 0.98, OF_RANK_1, (0,), schedule="knee"),
+    Sweep("mnli", 3.0, 0.98, AT_ITS_SIZE, (0,), schedule="knee"),
 ]
 """`make compare` takes 2 epochs, the recipe 3."""
 
@@ -124,8 +125,10 @@ def main() -> None:
     parser.add_argument("--beta2", type=float, help="only the sweeps with this decay of second moments")
     parser.add_argument("--pooler", action="store_true", help="only the sweeps with adapters in the pooler")
     parser.add_argument("--schedule", help="only the sweeps with this schedule, where it isn't linear")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
+    stored = STORED if asked.device == "cpu" else STORED.with_stem(f"{STORED.stem}-{asked.device}")
     if not asked.show:
         wanted = [
             which
@@ -136,8 +139,8 @@ def main() -> None:
         ]
         for task in dict.fromkeys(which["task"] for which in wanted):
             split(task, asked.data, asked.work)
-        run_missing(STORED, wanted, partial(_trial, asked.work), asked.jobs)
-    _print(pq.read_table(STORED).to_pylist())
+        run_missing(stored, wanted, partial(_trial, asked.work, asked.device), asked.jobs)
+    _print(pq.read_table(stored).to_pylist())
 
 
 def _trials() -> Iterator[Row]:
@@ -148,11 +151,11 @@ def _trials() -> Iterator[Row]:
                     yield sweep.trial(method, lr) | {"seed": seed}
 
 
-def _trial(work: Path, which: Row) -> Row:
+def _trial(work: Path, device: str, which: Row) -> Row:
     name = "{}-{lr:g}-{beta2:g}-{epochs:g}-epochs-s{seed}".format(method_slug(which["method"]), **which)
     name += "-pooler" * bool(which.get("pooler")) + (f"-{which['schedule']}" if "schedule" in which else "")
     settings = {key: which[key] for key in ("lr", "beta2", "epochs", "seed")}
-    settings["schedule"] = which.get("schedule", "linear")
+    settings |= {"schedule": which.get("schedule", "linear"), "device": device}
     return which | trial(work / which["task"] / name, which["task"], which["method"], settings)
 
 
