@@ -166,7 +166,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
         _both(_as_long, _constant("CUT_AT", {0.8: rank.SHARE})),
     ),
     "cut at 50 and 80 % of the steps": ("adaptive", partial(_cuts_at, 0.5, 0.8)),
-    "statistics times 4": ("adaptive", _constant("LEAST", 4.0)),
+    **{f"statistics times {n:g}": ("adaptive", _constant("LEAST", n)) for n in (2.0, 2.5, 3.0, 4.0)},
     "what rows see, however little": ("adaptive", _constant("LEAST", 0.0)),
     "s as at the start": ("adaptive", _scale(0.0)),
     "at a rate of 2e-3": ("adaptive:lr=2e-3", lambda: None),
