@@ -7,7 +7,8 @@ Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the s
 in all linear layers, all with adaptive's schedule. AdaLoRA and EVA also run as they are by default (rank 8 on query and value).
 `convert_to_lora` keeps in each layer the singular values with a share of its energy; the share is the largest that makes no larger
 adapter than adaptive's, or the smallest, since it keeps a rank of 1 in every layer. Stored as studies/equal_size.parquet, a row a run;
-`--show --earlier` prints what earlier versions gave, with the linear schedule.
+`--device cuda --jobs 14` runs the peers on a GPU, stored apart and beside the same adaptive runs. `--show --earlier` prints what earlier
+versions gave, with the linear schedule.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from rankwise.store import RunFolder, run_folders
 from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
-TASKS, SEEDS = ("movies", "mnli", "qqp"), 2
+TASKS, SEEDS = ("movies", "mnli", "qqp"), 3
 WHOLE = "lora:rank=16,alpha=5.66,rslora=true,targets=all-linear,lr=1e-3"
-RATES = {"peft:adalora": "4e-3", "peft:eva": "1e-3"}
-"""Of four in all linear layers, at rank 4, those with the best accuracy on held-out rows of mnli (studies/learning_rates.py)."""
+RATES = {"peft:adalora": "8e-3", "peft:eva": "1e-3"}
+"""Of four in all linear layers, at rank 1, those with the best accuracy on held-out rows of mnli, as of four `WHOLE`'s is
+(studies/learning_rates.py --device cuda)."""
 KEPT = ("task", "seed", "score", "adapter_params", "mean_rank", "train_seconds")
 
 
@@ -44,24 +46,30 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/grid"), help="where grid.py keeps its runs")
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=2, help="1: without AdaLoRA and EVA at their defaults")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     parser.add_argument(
         "--earlier", action="store_true", help="print what earlier versions gave, run nothing"
     )
     asked = parser.parse_args()
     asked.show |= asked.earlier
+    global STORED
+    if asked.device == "cuda":
+        STORED, asked.work = STORED.with_stem("equal_size-cuda"), asked.work / "cuda"
     stored, of_grid = (earlier(path) if asked.earlier else path for path in (STORED, grid.STORED))
     adaptive = [row for row in pq.read_table(of_grid).to_pylist() if row["method"] == "adaptive"]
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
+        more = ["--schedule", "knee", "--device", asked.device, "--jobs", str(asked.jobs)]
         data, out = grid.prepare(asked.data, asked.work / "data"), asked.work / "equal"
         for at_defaults in (False, True)[: asked.stages]:
             for task in asked.tasks:
                 found = [row for row in adaptive if row["task"] == task]
                 if found:
                     rank = None if at_defaults else round(statistics.fmean(row["mean_rank"] for row in found))
-                    grid.compare(out, data, task, _methods(rank), SEEDS, "--schedule", "knee")
+                    grid.compare(out, data, task, _methods(rank), SEEDS, *more)
                     store(out, {row["seed"]: row["adapter_params"] for row in found})
     show([*adaptive, *(pq.read_table(stored).to_pylist() if stored.exists() else [])])
 
