@@ -456,6 +456,20 @@ def test_a_run_that_learned_nothing_says_so(model, table, trained, rankwise):
     assert "the same answer: nothing was learned. Try a lower --lr (now 0.001), or more steps." in said
 
 
+@pytest.mark.parametrize(
+    "seed_of_labels", [0, 1], ids=["there is something to learn", "labels are drawn apart"]
+)
+def test_a_run_that_kept_no_component_says_what_may_help(seed_of_labels, model, rankwise):
+    drawn = zip(tiny.reviews(640), tiny.reviews(640, seed=seed_of_labels), strict=True)
+    rows = reviews("rows.jsonl", [{**row, "label": other["label"]} for row, other in drawn])
+    options = ["--dtype", "float32", "--epochs", "5", "--batch-size", "16", "--lr", "4e-3", "--threads", "1"]
+    code, said, _ = rankwise("train", rows, "--model", model, *options, "--out", "out")
+    assert code == 0
+    kept_none = "Mean rank 0.00, 0 adapter parameters." in said
+    assert kept_none == (seed_of_labels == 1)
+    assert ("No layer kept a component: rows held out" in said) == kept_none
+
+
 def test_a_rank_larger_than_the_layer_is_refused_with_its_shape(model, table, refused):
     message = refused("train", table, "--model", model, "--rank", "33", "--out", "out")
     assert "rank 33" in message

@@ -130,6 +130,12 @@ def train(
         for line in rank_map.draw(result["rank"]):
             say(json, line)
         say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
+        if not any(result["rank"].values()):
+            say(
+                json,
+                "No layer kept a component: rows held out of training were no better for the adapters, so only the head is trained. "
+                "More rows or --epochs may change that; --method lora keeps its rank whatever they show.",
+            )
     say(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
