@@ -4,7 +4,8 @@
     python studies/data_size.py --show                         # prints what is stored
 
 Runs are those of studies/grid.py, the knee for all, with `--limit-train`: the same rows for every method and seed, judged on the rows of
-that study, whose own results are with all of a task's training rows. Stored as studies/data_size.parquet, a row a run.
+that study, whose own results are with all of a task's training rows. Adaptive's stored runs are of the version whose statistics count
+three times (`rank.LEAST`) instead of twice. Stored as studies/data_size.parquet, a row a run.
 """
 
 import argparse
