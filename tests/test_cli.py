@@ -198,6 +198,7 @@ def test_a_misspelt_target_is_answered_with_the_nearest_layer(model, table, refu
         ("report", "rankwise report needs OUT"),
         ("merge a b --out out", "no use for 'b'. See rankwise merge --help"),
         ("train rows.csv --text a b --out out", "no use for 'b'. The second text of a pair has --text-pair."),
+        ("evaluate adapter rows.csv b --text a", "no use for 'b'. See rankwise evaluate --help"),
         ("train --rank 4.5 --out out", "--rank must be a whole number; it is '4.5'"),
         ("train --rank 0 --out out", "--rank must be a number, 1 or more; it is 0"),
         ("train --epochs inf --out out", "--epochs must be a number above 0; it is inf"),

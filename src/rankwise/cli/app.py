@@ -97,7 +97,8 @@ def _sentence(error: Exception, arguments: list[str]) -> str:
         return f"{needs}: {what}. See {command} --help."
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         left = ", ".join(repr(token) for token in error.unused_tokens)
-        pair = " The second text of a pair has --text-pair." if "--text" in arguments else ""
+        second = arguments[arguments.index("--text") + 2 :][:1] if "--text" in arguments else []
+        pair = " The second text of a pair has --text-pair." if {*second} & {*error.unused_tokens} else ""
         return f"{command} has no use for {left}.{pair} See {command} --help."
     if isinstance(error, UnknownCommandError) and arguments[0].startswith("-"):
         return f"Unknown option: {arguments[0]}.{nearest(arguments[0], ('--help', '--version', '--install-completion'))}"
