@@ -129,6 +129,7 @@ def trial(
         "loss": scores["loss"],
         "calibrated_loss": _calibrated(out),
         "components": sum((result["rank"] or {}).values()),
+        "ranks": json.dumps(result["rank"]),
         "adapter_params": result["adapter_params"],
         "n_train": result["n_train"],
         "n_held_out": result["n_validation"],
