@@ -42,7 +42,7 @@ KNEE = ", knee"
 Row = dict[str, Any]
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3" for r in RANKS)
-LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8, 64))
+LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8, 16, 64))
 TASKS = ("mnli", "movies", "mrpc", "sst2", "qnli", "qqp")
 STAGES: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
     (2, ("adaptive", FIXED[3], FIXED[6], "full"), TASKS),
