@@ -18,6 +18,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -62,8 +63,9 @@ def main() -> None:
 
 def _trial(work: Path, which: Row) -> Row:
     """One placebo: its map is written beside its run, whose process reads it."""
-    out = work / which["task"] / f"{PLACEBOS.index(which['variant'])}-s{which['seed']}"
-    start = out.with_suffix(".json")
+    name = f"{PLACEBOS.index(which['variant'])}-s{which['seed']}-{crc32(which['map'].encode()):08x}"
+    out = work / which["task"] / name  # of another map nothing is taken up
+    start = out.with_name(f"{name}.json")
     start.write_text(json.dumps(_begin(which["variant"], json.loads(which["map"]), which["seed"])))
     settings = {"lr": ablations.LR, "epochs": ablations.EPOCHS, "beta2": ablations.BETA2}
     settings |= {"schedule": ablations.SCHEDULE, "seed": which["seed"]}
