@@ -15,8 +15,8 @@ from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
 STUDIES = Path(__file__).parent.parent / "studies"
-FILES = ("grid.parquet", "grid-cuda.parquet", "grid-cuda-knee.parquet")
-"""Adaptive; full fine-tuning; fixed ranks, with adaptive's schedule."""
+FILES = ("grid.parquet", "grid-cuda.parquet", "grid-cuda-knee.parquet", "grid-knee.parquet")
+"""Adaptive; full fine-tuning; fixed ranks, with adaptive's schedule, on a GPU and on a CPU."""
 WIDTH, HEIGHT = 1240, 560
 FIXED, ADAPTIVE, FULL = "#4477aa", "#cc3311", "#666666"
 ORDER = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")

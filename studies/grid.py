@@ -11,7 +11,7 @@ in all linear layers. Adaptive and full fine-tuning have the recipe's. To see sm
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
 split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
 `--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it);
-adaptive is taken from the CPU where it wasn't run there.
+what wasn't run there is taken from the CPU: adaptive, and with `--schedule` whatever has that schedule.
 `--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
 stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets either schedule of a fixed rank be the best.
 """
@@ -85,6 +85,7 @@ def main() -> None:
     if not any(row["method"] == "adaptive" for row in of_recipe):
         of_recipe += [row for row in on_cpu if row["method"] == "adaptive"]
     if asked.schedule:
+        on_cpu = _stored(STORED.with_stem(f"grid-{asked.schedule}"))
         STORED, asked.work = STORED.with_stem(f"{STORED.stem}-{asked.schedule}"), asked.work / asked.schedule
         more += ["--schedule", asked.schedule]
     if not asked.show:
@@ -109,7 +110,7 @@ def main() -> None:
     if asked.schedule is None:
         show(of_recipe if asked.show else _stored())
     else:
-        show(_with_schedule(asked.schedule, of_recipe, own := _stored()))
+        show(_with_schedule(asked.schedule, of_recipe, own := _first([*_stored(), *on_cpu])))
         if asked.schedule == "knee":
             print("\nWhere fixed ranks have either schedule:\n")
             show([*of_recipe, *({**row, "method": f"{row['method']}{KNEE}"} for row in own)])
@@ -118,7 +119,15 @@ def main() -> None:
 def _with_schedule(schedule: str, of_recipe: list[Row], own: list[Row]) -> list[Row]:
     """All methods with a schedule; full fine-tuning as the recipe has it where it wasn't run with this one."""
     same = (r for r in of_recipe if r["method"] == "full" or OF_RECIPE.get(r["method"], "linear") == schedule)
-    return list({(r["task"], r["method"], r["seed"]): r for r in [*same, *own]}.values())
+    return _first([*own, *same])
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """Of each method's run of a task and seed, the first."""
+    found: dict[tuple[str, str, int], Row] = {}
+    for row in rows:
+        found.setdefault((row["task"], row["method"], row["seed"]), row)
+    return list(found.values())
 
 
 def prepare(glue: Path, out: Path) -> Path:
@@ -167,14 +176,15 @@ def compare(out: Path, data: Path, task: str, methods: Sequence[str], seeds: int
     subprocess.run([*command, *more, "--out", str(out)], check=True)
 
 
-def _stored() -> list[Row]:
-    return pq.read_table(STORED).to_pylist() if STORED.exists() else []
+def _stored(path: Path | None = None) -> list[Row]:
+    path = path or STORED
+    return pq.read_table(path).to_pylist() if path.exists() else []
 
 
 def _store(work: Path) -> None:
     """Adds the finished runs to those that are stored."""
     found = [summary(run) for folder in ("runs", "rte") for run in run_folders(work / folder) if run.finished]
-    rows = list({(r["task"], r["method"], r["seed"]): r for r in [*_stored(), *found]}.values())
+    rows = _first([*found, *_stored()])
     partial = STORED.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial)
     partial.replace(STORED)
@@ -274,14 +284,21 @@ def _cell(rows: list[Row], task: str, method: str) -> str:
 
 
 def _three(rows: list[Row], task: str) -> tuple[float, float, float]:
-    """Mean scores of the fixed rank on query and value that is best over all seeds, of adaptive and of full fine-tuning at its best."""
-    means = {
-        method: statistics.fmean(scores)
-        for method in dict.fromkeys(row["method"] for row in rows)
-        if (scores := [row["score"] for row in rows if (row["task"], row["method"]) == (task, method)])
-    }
-    full = max((means[m] for m in means if m.startswith("full")), default=float("nan"))
-    return max(means[m] for m in means if m.startswith(FIXED)), means["adaptive"], full
+    """Mean scores of the fixed rank on query and value that is best over all its seeds, and on these of adaptive and of full
+    fine-tuning at its best."""
+    scores: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["task"] == task:
+            scores.setdefault(row["method"], {})[row["seed"]] = row["score"]
+    fixed = (of for method, of in scores.items() if method.startswith(FIXED))
+    best = max(fixed, key=lambda of: statistics.fmean(of.values()))
+
+    def mean(method: str) -> float:
+        shared = best.keys() & scores[method].keys()
+        return statistics.fmean(scores[method][seed] for seed in shared) if shared else float("nan")
+
+    full = max((mean(method) for method in scores if method.startswith("full")), default=float("nan"))
+    return statistics.fmean(best.values()), mean("adaptive"), full
 
 
 def against_best_fixed(rows: list[Row], task: str) -> list[float]:
