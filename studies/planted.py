@@ -57,11 +57,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
     parser.add_argument("--late", type=float, help="share of the gain that is negligible at the last cut")
+    parser.add_argument("--steps", type=int, help=f"of a training, {STEPS:,} if not given")
     asked = parser.parse_args()
     asked.show |= asked.earlier
     if not asked.show:
         wanted = [
-            {"rank": rank, "seed": seed, "start": asked.start, "late": asked.late}
+            {"rank": rank, "seed": seed, "start": asked.start, "late": asked.late, "steps": asked.steps}
             for seed in asked.seeds
             for rank in asked.ranks
         ]
@@ -71,8 +72,9 @@ def main() -> None:
     show(pq.read_table(earlier(STORED) if asked.earlier else STORED).to_pylist())
 
 
-def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[str, Any]:
+def trial(rank: int, seed: int, start: int, late: float | None, steps: int | None) -> dict[str, Any]:
     """One student; see the row it returns."""
+    total = steps or STEPS
     if late is not None:
         cut_at({**CUT_AT, max(CUT_AT): late})
     begun = time.perf_counter()
@@ -94,16 +96,16 @@ def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[s
     def losses() -> Tensor:
         return (_logits(student.eval(), rows, held_out) - targets[held_out]).square().mean(dim=1) / scale
 
-    controller = RankController(student, losses, STEPS, optimizer, seed=seed)
+    controller = RankController(student, losses, total, optimizer, seed=seed)
     before = losses().mean().item()
     lengths = rows.lengths[train]
     batches = [
         train[b]
-        for epoch in range(STEPS * BATCH // len(train) + 1)
+        for epoch in range(total * BATCH // len(train) + 1)
         for b in batch_order(lengths, BATCH, seed=stream_seed(seed, "order", epoch), group_by_length=False)
     ]
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = LR * min((step + 1) / 40, 1.0 - step / STEPS)
+    for step in range(total):
+        optimizer.param_groups[0]["lr"] = LR * min((step + 1) / 40, 1.0 - step / total)
         batch = pack(rows, batches[step], model=student)
         with packed(student):
             logits = packed_logits(student.train(), batch).float()
@@ -122,6 +124,7 @@ def trial(rank: int, seed: int, start: int, late: float | None = None) -> dict[s
         "seed": seed,
         "start": start,
         "late": late,
+        "steps": steps,
         "planted": rank * len(LAYERS),
         "found": sum(found.values()),
         "precision": len(kept & planted) / len(kept) if kept else 1.0,
@@ -180,12 +183,17 @@ def _logits(model: nn.Module, rows: Encoded, which: np.ndarray | None = None) ->
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    for row in sorted(rows, key=lambda row: (row["start"], row["rank"], row["seed"], row.get("late") or 0.0)):
+    others = "late", "steps"  # than usual, where they are given
+    for row in sorted(
+        rows,
+        key=lambda row: (row["start"], row["rank"], row["seed"], *(row.get(key) or 0.0 for key in others)),
+    ):
         print(
             f"start {row['start']:2}  k = {row['rank']:2}  seed {row['seed']}  planted {row['planted']:3}  found {row['found']:3}  "
             f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  "
             f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}"
             + (f"  {100 * row['late']:g} % negligible" if row.get("late") else "")
+            + (f"  {row['steps']:,} steps" if row.get("steps") else "")
         )
 
 
