@@ -230,11 +230,15 @@ def _trials(tasks: Sequence[str], variants: Sequence[str], seeds: Sequence[int])
     ]
 
 
+def trial_name(variant: str, seed: int) -> str:
+    """Of a trial's folder, in one for its task."""
+    return f"{variant.replace(' ', '-').replace('%', 'percent')}-{LR:g}-{SCHEDULE}-{BETA2:g}-s{seed}"
+
+
 def _trial(work: Path, device: str, which: Row) -> Row:
     method, _ = VARIANTS[which["variant"]]
     program = [str(Path(__file__)), "--as", which["variant"]]
-    variant = which["variant"].replace(" ", "-").replace("%", "percent")
-    name = f"{variant}-{LR:g}-{SCHEDULE}-{BETA2:g}-s{which['seed']}"
+    name = trial_name(which["variant"], which["seed"])
     settings = {"lr": LR, "epochs": EPOCHS, "beta2": BETA2, "schedule": SCHEDULE, "seed": which["seed"]}
     settings["device"] = device
     return which | trial(work / which["task"] / name, which["task"], method, settings, program)

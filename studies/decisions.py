@@ -1,6 +1,7 @@
 """How often does a check err? Whole checks on as few held-out rows as a training has, whose cuts do harm that is known.
 
-    python studies/decisions.py            # after studies/ablations.py, whose uncut adapters it takes; stores, prints
+    python studies/ablations.py --data ../shared/data/glue --tasks sst2 --variants "never cut"
+    python studies/decisions.py            # takes the uncut adapters of these; stores, prints
     python studies/decisions.py --show     # prints what is stored
 
 The harm of cuts of `SIZES` sizes is measured on all 8,000 rows of sst2 that ablations.py judges on. Then some of these rows are drawn, 300
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ablations import trial_name
 from rankwise import compression, rank, scoring, tasks
 from rankwise.components import NoOptimizer
 from rankwise.data import cache_folder, encode
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
-    trained = scoring.open_trained(folder / f"never-cut-0.98-s{seed}")
+    trained = scoring.open_trained(folder / trial_name("never cut", seed))
     model, compute = trained.model.eval(), trained.compute
     seen, judged = (
         encode(tasks.read_rows(folder / f"{name}.parquet", trained.task, labelled=True)[0], trained.tokenizer, 128, cache_folder())
@@ -141,7 +143,7 @@ class _Check(RankController):
         labels: Tensor,
     ) -> None:
         self.layers, self.moments, self.aside, self.decisions = of.layers, of.moments, {}, []
-        self.alone, self.steps_taken = False, 0
+        self.alone, self.steps, self.steps_taken = False, 1, 0
         self.checks = {1: self._grow}
         self.known_bases, self.known_order, self.known, self.labels = bases, order, known, labels
 
