@@ -166,7 +166,8 @@ class _Check(RankController):
         self.decisions.append(decision)
 
     def cut(self, negligible: float) -> int:
-        """How many components the check removes."""
+        """How many components the check removes; where most is negligible, as the last."""
+        self.steps_taken = int(negligible == max(NEGLIGIBLE))
         self._cut(negligible)
         last = self.decisions[-1] if self.decisions else None
         return sum(a - b for a, b in last.changes.values()) if last and last.accepted else 0

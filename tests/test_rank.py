@@ -351,25 +351,31 @@ def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected)
     assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
 
 
-def cut_once(share, losses, left=1000):
+WORTH = 0.6 ** torch.arange(16.0, dtype=torch.float64)
+
+
+def cut_once(share, losses, left=1000, worth=WORTH, last=False):
     """Worth, as a share of all, that a cut takes from a layer of rank 16.
 
     Args:
         share: of the gain that is negligible.
         losses: (worth that is missing, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
         left: steps after it.
+        worth: of the components, the highest first.
+        last: no check comes after it.
     """
     network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
     parameters = [p for p in network.parameters() if p.requires_grad]
     drawn = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = (drawn - drawn.mean()) / drawn.std()
-    worth = 0.6 ** torch.arange(16.0, dtype=torch.float64)
     shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)]).tolist()
     controller = RankController(
         network, lambda: losses(shares[network.first.rank], drawn), left, torch.optim.SGD(parameters)
     )
     one = torch.eye(16, dtype=torch.float64)
     controller.bases = lambda: {"first": Basis(one, one, worth)}
+    if last:
+        controller.checks = {0: None}
     controller._cut(share)
     return shares[controller.ranks["first"]]
 
@@ -437,15 +443,26 @@ def test_a_cut_takes_no_more_than_is_negligible_where_statistics_are_wrong_by_a_
 
 
 @pytest.mark.parametrize("harm", [lambda missing: missing / 20, lambda missing: missing**2])
-def test_a_cut_goes_on_where_rows_know_that_it_does_hardly_any_harm(harm):
-    """What would be negligible if the statistics were right, 2 % of all worth, does a twentieth and a fiftieth of the harm that is."""
+def test_the_last_cut_goes_on_where_rows_know_that_it_does_hardly_any_harm(harm):
+    """What would be negligible if the statistics were right, 2 % of all worth, does a twentieth and a fiftieth of the harm that is. An
+    earlier cut leaves training the room."""
 
     def losses(missing, noise):
         return 1.0 + (1.0 if missing > 0.99 else harm(missing)) * (1.0 + 0.1 * noise)
 
-    taken = cut_once(SHARE, losses)
-    assert taken > SHARE
-    assert SHARE / 20 < harm(taken) <= SHARE
+    taken = cut_once(SHARE, losses, last=True)
+    assert SHARE / 20 < harm(taken) <= SHARE < taken
+    assert cut_once(SHARE, losses) <= SHARE
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_that_was_looked_at_goes_where_it_does_no_harm(seed):
+    """Whatever the worths, and however their sums are rounded."""
+    drawn = torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    worth = drawn.sort(descending=True).values
+    missing = worth.flip(0).cumsum(0) / worth.sum()
+    taken = cut_once(0.5, lambda missing, noise: 1.0 + (missing > 0.99) + 0.0 * noise, worth=worth)
+    assert taken == pytest.approx(missing[missing <= 0.5].max().item())
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

@@ -54,7 +54,8 @@ MOST = 0.2
 Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
 stays (docs/adaptive-rank.md)."""
 HARDLY = SHARE / 10
-"""Of the gain: what is harmless in any case, also where training goes on."""
+"""Of the gain: what is harmless in any case. The last cut looks further where rows see no more; the first leaves that room, which training
+may still have use for."""
 CUT_AT = {0.4: HARDLY, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, with the share of the gain that is negligible then. The first cut leaves what is
 known to be used, and isn't made before step `2 · MEMORY`: what is worth little until then may be worth much later. After the last there is
@@ -379,7 +380,7 @@ class RankController:
                 harm = self.look(self.matrices(bases, without(bases, removed))) - whole
             factor = at_most(*mean_and_error(harm), reached * mean)
             further = min(HARDLY / factor, FAR * reached)
-            if left and _least(order, further)[1] > reached:  # it wasn't bold: rows see hardly any harm
+            if self.done and left and _least(order, further)[1] > reached:  # rows see hardly any harm
                 bold, harm = further, None
                 continue
             allowed = min(max(share / factor, untold / mean / max(factor, LEAST)), reached)
@@ -563,8 +564,9 @@ def none_of(layers: Mapping[str, LoRALinear]) -> Matrices:
 def _least(order: Sequence[tuple[float, str]], share: float) -> tuple[Sequence[tuple[float, str]], float]:
     """The first components that together have a share of all worth at most, and that share."""
     worths = torch.tensor([worth for worth, _ in order], dtype=torch.float64).cumsum(0)
-    count = int((worths <= share * worths[-1]).sum())
-    return order[:count], (worths[count - 1] / worths[-1]).item() if count else 0.0
+    shares = worths / worths[-1]
+    count = int((shares <= share).sum())
+    return order[:count], shares[count - 1].item() if count else 0.0
 
 
 def without(bases: Mapping[str, Basis], removed: Sequence[tuple[float, str]]) -> dict[str, int]:
