@@ -166,8 +166,7 @@ class _Check(RankController):
         self.decisions.append(decision)
 
     def cut(self, negligible: float) -> int:
-        """How many components the check removes; where most is negligible, as the last."""
-        self.steps_taken = int(negligible == max(NEGLIGIBLE))
+        """How many components the check removes."""
         self._cut(negligible)
         last = self.decisions[-1] if self.decisions else None
         return sum(a - b for a, b in last.changes.values()) if last and last.accepted else 0
@@ -213,8 +212,8 @@ def _to_known(counts: list[int]) -> Any:
 
     def rounded(order: Any, share: float) -> Any:
         count = max((c for c in counts if c <= len(LEAST(order, share)[0])), default=0)
-        worths = [worth for worth, _ in order]
-        return order[:count], sum(worths[:count]) / sum(worths)
+        worths = torch.tensor([worth for worth, _ in order], dtype=torch.float64).cumsum(0)
+        return order[:count], (worths[count - 1] / worths[-1]).item() if count else 0.0
 
     return rounded
 

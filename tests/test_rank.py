@@ -354,7 +354,7 @@ def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected)
 WORTH = 0.6 ** torch.arange(16.0, dtype=torch.float64)
 
 
-def cut_once(share, losses, left=1000, worth=WORTH, last=False):
+def cut_once(share, losses, left=1000, worth=WORTH):
     """Worth, as a share of all, that a cut takes from a layer of rank 16.
 
     Args:
@@ -362,7 +362,6 @@ def cut_once(share, losses, left=1000, worth=WORTH, last=False):
         losses: (worth that is missing, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
         left: steps after it.
         worth: of the components, the highest first.
-        last: no check comes after it.
     """
     network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -374,8 +373,6 @@ def cut_once(share, losses, left=1000, worth=WORTH, last=False):
     )
     one = torch.eye(16, dtype=torch.float64)
     controller.bases = lambda: {"first": Basis(one, one, worth)}
-    if last:
-        controller.checks = {0: None}
     controller._cut(share)
     return shares[controller.ranks["first"]]
 
@@ -440,19 +437,6 @@ def test_a_cut_takes_no_more_than_is_negligible_where_statistics_are_wrong_by_a_
         return 1.0 + harm + spread * math.sqrt(harm) * noise
 
     assert 0 < times * cut_once(SHARE, losses) <= SHARE
-
-
-@pytest.mark.parametrize("harm", [lambda missing: missing / 20, lambda missing: missing**2])
-def test_the_last_cut_goes_on_where_rows_know_that_it_does_hardly_any_harm(harm):
-    """What would be negligible if the statistics were right, 2 % of all worth, does a twentieth and a fiftieth of the harm that is. An
-    earlier cut leaves training the room."""
-
-    def losses(missing, noise):
-        return 1.0 + (1.0 if missing > 0.99 else harm(missing)) * (1.0 + 0.1 * noise)
-
-    taken = cut_once(SHARE, losses, last=True)
-    assert SHARE / 20 < harm(taken) <= SHARE < taken
-    assert cut_once(SHARE, losses) <= SHARE
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -53,10 +53,7 @@ MOST = 0.2
 """More is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their loss (the rule of
 Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
 stays (docs/adaptive-rank.md)."""
-HARDLY = SHARE / 10
-"""Of the gain: what is harmless in any case. The last cut looks further where rows see no more; the first leaves that room, which training
-may still have use for."""
-CUT_AT = {0.4: HARDLY, 0.8: SHARE}
+CUT_AT = {0.4: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, with the share of the gain that is negligible then. The first cut leaves what is
 known to be used, and isn't made before step `2 · MEMORY`: what is worth little until then may be worth much later. After the last there is
 time to recover; where that is less than `MEMORY` steps, less is negligible of what rows don't tell."""
@@ -374,15 +371,11 @@ class RankController:
             return
         bold = limit / mean  # of all worth: as much as would be negligible if the statistics were right
         reached, harm = 0.0, None  # what was looked at last
-        for left in reversed(range(TRIES)):
+        for _ in range(TRIES):
             if harm is None:
                 removed, reached = _least(order, bold)
                 harm = self.look(self.matrices(bases, without(bases, removed))) - whole
             factor = at_most(*mean_and_error(harm), reached * mean)
-            further = min(HARDLY / factor, FAR * reached)
-            if self.done and left and _least(order, further)[1] > reached:  # rows see hardly any harm
-                bold, harm = further, None
-                continue
             allowed = min(max(share / factor, untold / mean / max(factor, LEAST)), reached)
             if allowed < reached / FAR:
                 bold, harm = BOLD * allowed, None
