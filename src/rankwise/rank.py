@@ -62,7 +62,8 @@ BOLD, FAR = 4.0, 8.0
 most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times where a first look was too far."""
 DOUBT = 2.0
 """Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
-a long training harm is three to eleven times that, in a short one that still learns up to thirty (docs/adaptive-rank.md)."""
+a long training harm is a fifth of that to eleven times, by cut and training, in a short one that still learns up to thirty
+(docs/adaptive-rank.md)."""
 LEAST = 2.0
 """Where rows don't tell, harm is held to be this many times what the statistics expect at least: often they prefer the smaller adapter,
 by chance or because it is less restless, which says nothing of what training still needs (docs/adaptive-rank.md)."""
