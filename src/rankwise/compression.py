@@ -43,7 +43,7 @@ class Point:
         adapter_params: LoRA matrices only.
         difference: mean held-out loss above the whole adapter's.
         error: standard error of that, paired by example.
-        accepted: not worse.
+        accepted: not worse, as surely as held-out rows and statistics together say it.
     """
 
     components: int
@@ -65,7 +65,7 @@ def compress(
         on_progress: called with (rows done, of all) while the statistics are gathered.
 
     Returns:
-        `rank`, `adapter_params` before and after, and the `curve`, largest first.
+        `rank`, `adapter_params` before and after, how much higher a loss is `negligible`, and the `curve`, largest first.
 
     Raises:
         RankwiseError: no adapter, or too few labelled rows.
@@ -100,6 +100,7 @@ def compress(
         "rank": controller.ranks,
         "adapter_params": _size(model),
         "adapter_params_before": before,
+        "negligible": decisions[0].limit if decisions else 0.0,
         "rows": {"statistics": len(seen), "held_out": len(held_out)},
         "curve": [vars(point) for point in sorted(points, key=lambda p: -p.components)],
     }

@@ -480,13 +480,14 @@ class RankController:
             factor: how many times that it may be, where that was looked at.
         """
         mean, error = mean_and_error(harm)
-        missed = mean - SURE * error > limit  # held-out rows alone say so
         if kind != "cut":
-            accepted = missed
-        elif factor is None:
-            accepted = not missed and _bound(*_with_expected(mean, error, expected)) <= limit
-        else:  # the proposal is already what the factor's bound allows
+            accepted = mean - SURE * error > limit
+        elif factor is not None:  # the proposal is already what the factor's bound allows
             accepted = mean <= limit
+        elif expected is None:
+            accepted = _bound(mean, error) <= limit
+        else:
+            accepted = max(mean, expected * at_most(mean, error, expected)) <= limit
         seen = mean, error, len(harm), limit, expected, factor
         return Decision(self.steps_taken, kind, accepted, self._changes(ranks), self.ranks, *seen)
 
@@ -593,12 +594,3 @@ def at_most(harm: float, error: float, expected: float) -> float:
 
 def _bound(mean: float, error: float) -> float:
     return mean + SURE * error
-
-
-def _with_expected(mean: float, error: float, expected: float | None) -> tuple[float, float]:
-    """What was seen and what was expected, the latter as uncertain as it is large, weighed by their precisions."""
-    if expected is None:
-        return mean, error
-    seen, prior = error**2, expected**2
-    weight = prior / (prior + seen) if prior + seen else 0.0
-    return weight * mean + (1 - weight) * expected, math.sqrt(weight * seen)
