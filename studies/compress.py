@@ -1,0 +1,203 @@
+"""How often does `rankwise compress` err? Finished rank-16 adapters of the grid, compressed on as few rows as somebody may have, whose cuts
+do harm that is known from other rows.
+
+    python studies/grid.py --data ../shared/data/glue --schedule knee --methods lora:rank=16,alpha=5.66,rslora=true,lr=2e-3
+    python studies/compress.py --work runs/grid/knee/runs     # takes the adapters of these; stores as it goes, prints
+    python studies/compress.py --show                         # prints what is stored
+
+Of a task's validation rows 500 give the statistics, and up to 1,000 others the losses at `SIZES` sizes. Of these some are drawn, 100
+times over, and `RankController.compress` sees those alone, its sizes rounded to the next that is measured; the harm of what it keeps is
+taken from the rows that weren't drawn. More than 2 % of the gain, which is what compress counts as negligible, is an error. Beside the
+rule as it is stand the one that it replaced (`decisions.at_their_word`) and held-out rows alone. Stored as studies/compress.parquet, a
+row an adapter, number of rows drawn and rule.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from decisions import at_their_word
+from rankwise import compression, rank, scoring
+from rankwise.components import NoOptimizer
+from rankwise.data import cache_folder, encode
+from rankwise.losses import calibrated_losses
+from rankwise.rank import Decision, RankController
+from rankwise.train import predict_logits
+from trials import Row, run_missing
+
+STORED = Path(__file__).with_suffix(".parquet")
+TASKS, SEEDS = ("mnli", "movies", "mrpc", "sst2", "qnli", "qqp"), (0, 1)
+RUN = "{task}.lora-rank-16-alpha-5-66-rslora-true-lr-2e-3.s{seed}"
+STATISTICS, OTHERS, DRAWN, DRAWS, SIZES = 500, 1000, (100, 200, 400), 100, 26
+
+
+def as_it_is(decision: Decision) -> bool:
+    return decision.accepted
+
+
+def rows_alone(decision: Decision) -> bool:
+    """Whether the upper bound of what was seen is negligible, whatever the statistics expect."""
+    return decision.difference + rank.SURE * decision.error <= decision.limit
+
+
+RULES: dict[str, Callable[[Decision], bool]] = {
+    "as it is": as_it_is,
+    "statistics at their word": at_their_word,
+    "rows alone": rows_alone,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/grid/knee/runs"), help="where grid.py keeps its runs"
+    )
+    parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
+    asked = parser.parse_args()
+    if not asked.show:
+        wanted = [
+            {"task": task, "seed": seed, "drawn": drawn, "rule": rule}
+            for task in TASKS
+            for seed in SEEDS
+            for drawn in DRAWN
+            for rule in RULES
+        ]
+        run_missing(STORED, wanted, lambda which: which | _compressed(asked.work, **which), jobs=1)
+    show(pq.read_table(STORED).to_pylist())
+
+
+def _compressed(work: Path, task: str, seed: int, drawn: int, rule: str) -> Row:
+    known = _known(work / RUN.format(task=task, seed=seed))
+    whole, rng = len(known.known_order), np.random.default_rng(seed)
+    known.rule, kept, harms = RULES[rule], [], []
+    for _ in range(DRAWS):
+        rows = torch.zeros(len(known.labels), dtype=torch.bool)
+        rows[torch.from_numpy(rng.choice(len(rows), drawn, replace=False))] = True
+        kept.append(known.smallest(rows))
+        loss, none, smaller = (known.losses_at(size, ~rows).mean().item() for size in (whole, 0, kept[-1]))
+        harms.append((smaller - loss) / (none - loss))
+    return {
+        "left": statistics.median(kept),
+        "of": whole,
+        "harm": statistics.fmean(harms),
+        "too_much": statistics.fmean(harm > rank.SHARE for harm in harms),
+        "twice_too_much": statistics.fmean(harm > 2 * rank.SHARE for harm in harms),
+    }
+
+
+class _Known(RankController):
+    """`compress` of an adapter whose logits at some sizes are known, on some of the rows; nothing is resized."""
+
+    def __init__(self, of: RankController, logits: Mapping[int, Tensor], labels: Tensor) -> None:
+        self.layers, self.moments, self.aside, self.decisions = of.layers, of.moments, {}, []
+        self.steps_taken = 0
+        self.known_bases, self.logits, self.labels = of.bases(), logits, labels
+        self.known_order = of.order(self.known_bases)
+        self.rows, self.size = torch.zeros(0), 0
+        self.rule: Callable[[Decision], bool] = as_it_is
+
+    def smallest(self, rows: Tensor) -> int:
+        """How many components `compress` keeps, seeing some of the rows."""
+        self.rows, self.decisions = rows, []
+        self.compress()
+        return self.size
+
+    def losses_at(self, components: int, rows: Tensor) -> Tensor:
+        """Losses of some of the rows with a number of components, or the next number that is known."""
+        return calibrated_losses(self.logits[nearest(components, self.logits)][rows], self.labels[rows])
+
+    def bases(self) -> dict[str, rank.Basis]:
+        return self.known_bases
+
+    def order(self, bases: Any) -> list[tuple[float, str]]:
+        return self.known_order
+
+    def matrices(self, bases: Any, ranks: Any) -> Any:
+        """Ranks in place of matrices."""
+        return ranks
+
+    def look(self, matrices: Any) -> Tensor:
+        none = any(isinstance(value, tuple) for value in matrices.values())
+        size = 0 if none else sum(matrices.values()) if matrices else len(self.known_order)
+        return self.losses_at(size, self.rows)
+
+    def _judge(self, *args: Any, **more: Any) -> Decision:
+        decision = super()._judge(*args, **more)
+        return replace(decision, accepted=self.rule(decision))
+
+    def _resize(self, changes: Mapping[str, tuple[int, int]]) -> None:
+        self.size = len(self.known_order) - sum(before - after for before, after in changes.values())
+
+
+def nearest(size: int, sizes: Mapping[int, Any]) -> int:
+    """The one of some sizes that is nearest to a size."""
+    return min(sizes, key=lambda known: abs(known - size))
+
+
+@lru_cache(1)
+def _known(folder: Path) -> _Known:
+    """An adapter's logits on some validation rows at all `SIZES` sizes."""
+    trained = scoring.open_trained(folder)
+    model, compute = trained.model.eval(), trained.compute
+    rows, _ = scoring.task_rows(trained, "validation", None)
+    drawn = np.random.default_rng(0).permutation(len(rows))[: STATISTICS + OTHERS]
+    encoded = encode(rows.select(drawn), trained.tokenizer, compute.max_length, cache_folder())
+    seen, judged = (encoded.select(np.arange(len(drawn))[half]) for half in (slice(STATISTICS), slice(STATISTICS, None)))  # fmt: skip
+    found: list[Tensor] = []
+
+    def losses() -> Tensor:
+        found.append(torch.from_numpy(predict_logits(model, judged, compute)))
+        return found[-1][:, 0]
+
+    controller = RankController(model, losses, 1, NoOptimizer())
+    controller.moments = compression.gather(model, seen, compute, lambda done, of: None)
+    bases = controller.bases()
+    order = controller.order(bases)
+    sizes = sorted({0, *np.geomspace(1, len(order), SIZES).round().astype(int).tolist()})
+    for size in sizes:
+        ranks = rank.without(bases, order[: len(order) - size])
+        controller.look(controller.matrices(bases, ranks) if size else rank.none_of(controller.layers))
+    labels = torch.from_numpy(np.asarray(judged.labels))
+    return _Known(controller, dict(zip(sizes, found, strict=True)), labels)
+
+
+def show(rows: list[Row]) -> None:
+    """Markdown: by rule and number of rows drawn, over adapters; then each adapter with the rule as it is."""
+    print(
+        "| rule | held-out rows | components left of 192 | harm, mean | more than negligible | than twice |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for rule in RULES:
+        for drawn in DRAWN:
+            of = [row for row in rows if (row["rule"], row["drawn"]) == (rule, drawn)]
+            if of:
+                left, *shares = (
+                    statistics.fmean(row[key] for row in of)
+                    for key in ("left", "harm", "too_much", "twice_too_much")
+                )
+                print(
+                    f"| {rule} | {drawn} | {left:.0f} | {100 * shares[0]:+.2f} % | {100 * shares[1]:.0f} % | {100 * shares[2]:.0f} % |"
+                )
+    print(
+        "\n| task, seed | held-out rows | components left | harm, mean | more than negligible |\n|---|---:|---:|---:|---:|"
+    )
+    for row in rows:
+        if row["rule"] == "as it is":
+            harm, too_much = 100 * row["harm"], 100 * row["too_much"]
+            print(
+                f"| {row['task']}, {row['seed']} | {row['drawn']} | {row['left']:.0f} | {harm:+.2f} % | {too_much:.0f} % |"
+            )
+
+
+if __name__ == "__main__":
+    main()
