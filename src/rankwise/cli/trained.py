@@ -151,7 +151,7 @@ def compress(
 
     Example: rankwise compress my-adapter held_out.csv --out smaller
     """
-    from rankwise import compression, rank_map, scoring
+    from rankwise import compression, rank, rank_map, scoring
     from rankwise.progress import Bar
 
     trained = _open(adapter, rows)
@@ -167,8 +167,8 @@ def compress(
         )
     say(
         json,
-        f"On {result['rows']['held_out']} held-out rows. The smallest is kept whose loss is surely not more than "
-        f"{result['negligible']:.4f} higher, 2 % of what the adapter gains.",
+        f"On {result['rows']['held_out']} held-out rows. The smallest is kept whose loss is at most (95 % bound) "
+        f"{result['negligible']:.4f} higher, {100 * rank.SHARE:g} % of what the adapter gains.",
     )
     for line in rank_map.draw(result["rank"]):
         say(json, line)
