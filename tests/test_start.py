@@ -149,6 +149,15 @@ def test_another_rank_than_the_adapters_is_refused(first, tables, tmp_path):
     prepared(tmp_path / "third", config(tables, "same", None, start=first, rank=3))
 
 
+def test_the_same_rank_and_alpha_as_the_adapters_may_be_asked_for_again(tables, base, tmp_path):
+    """With alpha/√2 neither the scale nor the alpha that is stored for it has an end, and the file has nine digits."""
+    same = {"rank": 2, "alpha": 5.66, "rslora": True}
+    first = trained(tmp_path / "first", config(tables, "same", base, **same))
+    prepared(tmp_path / "second", config(tables, "same", None, start=first, **same))
+    with pytest.raises(RankwiseError, match="brings its own rank, alpha"):
+        prepared(tmp_path / "third", config(tables, "same", None, start=first, **{**same, "alpha": 5.67}))
+
+
 def test_another_base_model_is_refused(first, tables, tmp_path):
     other = tiny.model_folder(tmp_path / "other", "bert")
     with pytest.raises(RankwiseError, match="another base model"):

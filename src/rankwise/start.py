@@ -4,6 +4,7 @@ Hu et al. 2021 (app. D) start RTE, MRPC and STS-B from the adapter that was trai
 on as they are. Its head goes on where the labels are the same; new labels get the head that any run with this seed begins with.
 """
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -118,7 +119,8 @@ def _refuse_other_adapter(model: PreTrainedModel, adapter: Adapter, lora: LoraOp
     asked = dict.fromkeys(find_targets(model, lora.targets), lora.fixed_rank)
     ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}
     s = scale(lora.fixed_rank, lora.alpha, lora.rslora)
-    if asked != ranks or any(abs(other - s) > 1e-9 for other in adapter.scaling.values()):
+    # an adapter's file gives alpha with nine digits (`adapter_io.whole`)
+    if asked != ranks or not all(math.isclose(other, s, rel_tol=1e-6) for other in adapter.scaling.values()):
         raise RankwiseError(
             f"The adapter in {adapter.folder} brings its own rank, alpha and targets (rank {_range(ranks)} on {len(ranks)} layers), "
             "and other ones are asked for. Leave --rank, --alpha, --rslora and --targets out."
