@@ -150,7 +150,7 @@ def _known(folder: Path) -> _Known:
     """An adapter's logits on some validation rows at all `SIZES` sizes."""
     trained = scoring.open_trained(folder)
     model, compute = trained.model.eval(), trained.compute
-    rows, _ = scoring.task_rows(trained, "validation", None)
+    rows, _ = scoring.labelled_rows(trained)
     drawn = np.random.default_rng(0).permutation(len(rows))[: STATISTICS + OTHERS]
     encoded = encode(rows.select(drawn), trained.tokenizer, compute.max_length, cache_folder())
     seen, judged = (encoded.select(np.arange(len(drawn))[half]) for half in (slice(STATISTICS), slice(STATISTICS, None)))  # fmt: skip

@@ -125,7 +125,7 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
         A, B = (kept[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
         layer.resize(A, B)
         layer.scaling = 1.0
-    scores = scoring.evaluate_task(trained, "validation", None)
+    scores = scoring.evaluate(trained)
     ranks = [layer.rank for layer in lora_layers(trained.model).values()]
     return {
         "score": scores["accuracy"],

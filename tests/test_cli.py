@@ -57,6 +57,30 @@ def trained(tmp_path_factory, model, table) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory, model) -> Path:
+    """A finished run that can tell the labels apart, with a rank that is more than it takes."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = folder / "reviews.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(600)))
+    arguments = [
+        "--method",
+        "lora:rank=16",
+        "--lr",
+        "5e-3",
+        "--epochs",
+        "3",
+        "--dtype",
+        "float32",
+        "--threads",
+        "1",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(rows), "--model", model, "--out", str(folder / "adapter"), *arguments])
+    assert stopped.value.code == 0
+    return folder / "adapter"
+
+
 @pytest.fixture
 def rankwise(capfd):
     """Runs a command in this process: exit code, stdout, stderr."""
@@ -251,6 +275,73 @@ def test_json_of_evaluate_predict_and_merge_is_one_object(trained, table, rankwi
         assert json.loads(out).keys() == keys
         assert err.strip()
         assert is_plain(out + err)
+
+
+def test_a_compressed_adapter_is_smaller_as_good_and_keeps_its_evidence(learned, rankwise):
+    held_out = reviews("held_out.jsonl", tiny.reviews(240, seed=5))
+    code, said, err = rankwise("compress", learned, held_out, "--out", "smaller")
+    assert (code, err) == (0, "")
+    assert is_plain(said)
+    curve = [line for line in said.splitlines() if " components, " in line]
+    assert {line.split()[-1] for line in curve} == {"kept", "small"}
+    kept = [int(line.split()[2].replace(",", "")) for line in curve if line.endswith("kept")]
+    assert f"4,096 parameters before, {min(kept):,} now. Saved in smaller." in said
+    assert min(kept) < 1024
+    assert "On 120 held-out rows." in said
+
+    code, out, err = rankwise(
+        "compress", learned, held_out, "--out", "smaller", "--json"
+    )  # over what it wrote itself
+    document = json.loads(out)
+    assert (code, document["adapter_params"], document["notes"]) == (0, min(kept), [])
+    assert document["curve"][0]["adapter_params"] < document["adapter_params_before"]
+    assert "Saved in smaller." in err
+
+    decisions = json.loads(rankwise("inspect", "smaller", "--json")[1])["decisions"]
+    assert len(decisions) == len(document["curve"])
+    judged = reviews("judged.jsonl", tiny.reviews(300, seed=6))
+    whole, smaller = (
+        json.loads(rankwise("evaluate", adapter, judged, "--json")[1]) for adapter in (learned, "smaller")
+    )
+    assert smaller["accuracy"] >= whole["accuracy"] - 0.02
+    own = json.loads(rankwise("compress", learned, "--out", "by-its-own", "--json")[1])
+    assert own["rows"] == {"statistics": 60, "held_out": 60}  # its own validation rows, a fifth of all
+
+
+def test_what_cannot_be_compressed_is_refused(model, table, trained, learned, rankwise, refused):
+    assert "Too few labelled rows to tell sizes apart: 60." in refused(
+        "compress", trained, table, "--out", "out"
+    )
+    arguments = ["--model", model, *FAST, "--out", "whole"]
+    assert rankwise("train", table, "--method", "full", *arguments)[0] == 0
+    assert "whole is a whole model" in refused("compress", "whole", table, "--out", "out")
+
+
+def test_nothing_is_written_over_a_run_or_into_a_folder_of_another_kind(
+    model, table, trained, learned, rankwise, refused
+):
+    def all_files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for folder in (learned, trained) for path in folder.iterdir()}
+
+    before = all_files()
+    held_out = reviews("held_out.jsonl", tiny.reviews(100, seed=5))
+    for command in (("compress", learned, held_out), ("merge", learned), ("export", learned)):
+        assert f"{learned} holds the adapter itself" in refused(*command, "--out", learned)
+        assert f"{trained} holds " in refused(*command, "--out", trained)
+        assert "held_out.jsonl can't be written" in refused(*command, "--out", "held_out.jsonl")
+        assert "held_out.jsonl/x can't be written" in refused(*command, "--out", "held_out.jsonl/x")
+    assert all_files() == before
+    assert rankwise("merge", learned, "--out", "merged")[0] == 0
+    assert rankwise("export", learned, "--out", "exported")[0] == 0
+    assert "merged holds something else (config.json)" in refused("export", learned, "--out", "merged")
+    assert "exported holds something else (adapter_config.json)" in refused(
+        "merge", learned, "--out", "exported"
+    )
+    for command, out in (
+        ("merge", "merged"),
+        ("export", "exported"),
+    ):  # what it wrote itself it may write again
+        assert rankwise(command, learned, "--out", out)[0] == 0
 
 
 def test_json_of_report_is_one_object_and_the_table_goes_to_stderr(model, rankwise):

@@ -22,7 +22,7 @@ from rankwise.config import (
 )
 from rankwise.errors import RankwiseError
 from rankwise.run import execute, prepare
-from rankwise.scoring import evaluate_task, open_trained
+from rankwise.scoring import evaluate, open_trained
 from rankwise.store import RunFolder
 
 NAMES = ["adalora", "dora", "eva", "pissa", "vera", "ia3", "prefix", "prompt"]
@@ -92,7 +92,7 @@ def test_sixty_steps_on_movies_are_counted_saved_and_evaluated_as_peft_does(name
 
     trained = open_trained(tmp_path)
     assert trained.task.label_names == ("negative", "positive")
-    again = evaluate_task(trained, "validation", None)
+    again = evaluate(trained)
     pruned = (
         0.015 if isinstance(config, AdaLoraConfig) else 0.0
     )  # a row may lie on the edge: sums without what was left out

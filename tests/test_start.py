@@ -23,7 +23,7 @@ from rankwise.grid import run_grid
 from rankwise.inject import find_targets, make_room, trained_beside
 from rankwise.lora import lora_layers
 from rankwise.run import execute, prepare
-from rankwise.scoring import evaluate_task, open_trained
+from rankwise.scoring import evaluate, open_trained
 from rankwise.store import RunFolder
 
 
@@ -117,7 +117,7 @@ def test_what_started_from_an_adapter_is_a_whole_adapter_again(first, tables, tm
     second = trained(tmp_path / "second", config(tables, "new", None, start=first))
     trained_on = open_trained(second)
     assert trained_on.task.label_names == ("bad", "good")
-    scores = evaluate_task(trained_on, "validation", None)
+    scores = evaluate(trained_on)
     stored = RunFolder(second).read_result()["scores"]["validation"]
     assert scores["loss"] == pytest.approx(stored["loss"], abs=1e-6)
 

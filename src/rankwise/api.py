@@ -28,7 +28,7 @@ from rankwise.losses import class_weights, mean_loss
 from rankwise.metrics import score
 from rankwise.problems import PROBLEMS, Labels, of_config
 from rankwise.rank import Decision
-from rankwise.store import RunFolder, make_folder, run_folders
+from rankwise.store import RunFolder, check_folder, make_folder, run_folders
 from rankwise.train import Compute, Step, Training, choose_padding, predict_logits
 
 Table = Iterable[Mapping[str, Any]]
@@ -232,8 +232,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
             if (folder / hub.CONFIG).is_file()
             else _nothing_trained(folder)
         )
-    if out.exists() and out.samefile(folder):
-        raise RankwiseError(f"{out} holds the adapter itself. Name another folder with --out.")
+    check_folder(out, folder, adapter_io.CONFIG)
     adapter = adapter_io.read(folder)
     model = load(folder, base=base, dtype=torch.float32)
     source = models.locate(base or cast(str, adapter.base_model))

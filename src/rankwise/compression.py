@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise import adapter_io
+from rankwise import adapter_io, hub
 from rankwise.components import NoOptimizer
 from rankwise.data import Encoded, Rows, cache_folder, encode
 from rankwise.engine import Engine
@@ -24,7 +24,7 @@ from rankwise.losses import calibrated_losses, example_losses
 from rankwise.packing import token_batches
 from rankwise.rank import Decision, RankController
 from rankwise.scoring import Trained
-from rankwise.store import RunFolder
+from rankwise.store import RunFolder, check_folder
 from rankwise.train import Compute, predict_logits
 
 FEWEST = 100
@@ -68,11 +68,12 @@ def compress(
         `rank`, `adapter_params` before and after, how much higher a loss is `negligible`, and the `curve`, largest first.
 
     Raises:
-        RankwiseError: no adapter, or too few labelled rows.
+        RankwiseError: no adapter, too few labelled rows, or `out` is no place for the smaller one.
     """
     layers = lora_layers(trained.model)
     if not layers:
-        raise RankwiseError(f"{trained.task.source} is a whole model; there is no adapter to compress.")
+        raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
+    check_folder(out, trained.folder, hub.CONFIG)
     if rows.labels is None or len(rows) < FEWEST:
         raise RankwiseError(f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more.")
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())

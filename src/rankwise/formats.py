@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rankwise import adapter_io
+from rankwise import adapter_io, hub
 from rankwise.adapter_io import Adapter
 from rankwise.errors import RankwiseError
-from rankwise.store import make_folder
+from rankwise.store import check_folder, make_folder
 
 Format = Literal["peft", "loralib"]
 Factors = tuple[Tensor, Tensor]
@@ -71,8 +71,10 @@ def export(
     """
     source, out = Path(source), Path(out)
     adapter = read_loralib(source, base, alpha) if source.is_file() else adapter_io.read(source)
-    if out.exists() and out.samefile(source):
-        raise RankwiseError(f"{out} holds the adapter itself. Name another place with --out.")
+    if format == "peft":
+        check_folder(out, source, hub.CONFIG)
+    elif out.exists() and out.samefile(source):
+        raise RankwiseError(f"{out} holds the adapter itself. Name another file with --out.")
     scaling = Counter(adapter.scaling.values()).most_common(1)[0][0]
     # one scaling for all layers, B taking the difference: loralib has a single alpha, and servers read a single one
     factors = {path: (A, B * (adapter.scaling[path] / scaling)) for path, (A, B) in adapter.lora.items()}

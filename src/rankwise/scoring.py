@@ -113,28 +113,26 @@ def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done,
     return predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
 
 
-def evaluate_file(
-    trained: Trained, file: Path, on_progress: Progress = lambda done, of: None
+def evaluate(
+    trained: Trained,
+    file: Path | None = None,
+    split: str = "validation",
+    folder: Path | None = None,
+    on_progress: Progress = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Metrics, loss and number of rows of a labelled file."""
-    rows, notes = tasks.read_rows(file, trained.task, labelled=True)
+    """Metrics, loss and number of `labelled_rows`, and their `notes`."""
+    rows, notes = labelled_rows(trained, file, split, folder)
     return {**_scores(trained, rows, on_progress), "notes": list(notes)}
 
 
-def evaluate_task(
-    trained: Trained, split: str, folder: Path | None, on_progress: Progress = lambda done, of: None
-) -> dict[str, Any]:
-    """The same for a split of the run's own data; see `task_rows`."""
-    rows, notes = task_rows(trained, split, folder)
-    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
-
-
-def labelled_rows(trained: Trained, file: Path | None, split: str, folder: Path | None) -> Rows:
-    """Rows of a file, or of a split of the run's own data where none is given."""
+def labelled_rows(
+    trained: Trained, file: Path | None = None, split: str = "validation", folder: Path | None = None
+) -> tuple[Rows, Sequence[str]]:
+    """Rows of a file, or of a split of the run's own data (`task_rows`) where none is given; and what there is to say of them."""
     return (
-        task_rows(trained, split, folder)[0]
+        task_rows(trained, split, folder)
         if file is None
-        else tasks.read_rows(file, trained.task, labelled=True)[0]
+        else tasks.read_rows(file, trained.task, labelled=True)
     )
 
 

@@ -307,6 +307,30 @@ def run_folders(out: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(found)]
 
 
+def check_folder(out: Path, source: Path, foreign: str) -> None:
+    """Makes sure that what is made from an adapter may be written to a folder; writes nothing itself.
+
+    Args:
+        out: needn't exist; what was written there the same way before is replaced.
+        source: the adapter's folder or file.
+        foreign: name of a file that, with what is to be written beside it, would make a folder neither one thing nor the other.
+
+    Raises:
+        RankwiseError: it is the source itself, holds another run or what is foreign, or can't be written.
+    """
+    if out.exists() and out.samefile(source):
+        raise RankwiseError(f"{out} holds the adapter itself. Name another folder with --out.")
+    for name in (foreign, "result.json"):
+        if (out / name).exists():
+            what = "a run" if name == "result.json" else f"something else ({name})"
+            raise RankwiseError(f"{out} holds {what}, which would be spoilt. Name another folder with --out.")
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RankwiseError(
+            f"{out} can't be written: {place} takes no files. Name another folder with --out."
+        )
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder that can be written to.
 

@@ -65,11 +65,7 @@ def evaluate(
 
     trained = _open(adapter, rows)
     with Bar(people(json), "Evaluating") as bar:
-        result = (
-            scoring.evaluate_task(trained, rows.split, rows.data, bar)
-            if file is None
-            else scoring.evaluate_file(trained, file, bar)
-        )
+        result = scoring.evaluate(trained, file, rows.split, rows.data, bar)
     notes = result.pop("notes")
     for note in notes:
         say(json, note)
@@ -155,7 +151,9 @@ def compress(
     from rankwise.progress import Bar
 
     trained = _open(adapter, rows)
-    seen = scoring.labelled_rows(trained, file, rows.split, rows.data)
+    seen, notes = scoring.labelled_rows(trained, file, rows.split, rows.data)
+    for note in notes:
+        say(json, note)
     with Bar(people(json), "Compressing") as bar:
         result = compression.compress(trained, seen, out, bar)
     for point in result["curve"]:
@@ -177,7 +175,7 @@ def compress(
         f"{result['adapter_params_before']:,} parameters before, {result['adapter_params']:,} now. Saved in {out}.",
     )
     if json:
-        print_json({"adapter": str(adapter), "out": str(out), **result})
+        print_json({"adapter": str(adapter), "out": str(out), **result, "notes": list(notes)})
 
 
 @app.command
