@@ -315,6 +315,11 @@ def test_what_cannot_be_compressed_is_refused(model, table, trained, learned, ra
     arguments = ["--model", model, *FAST, "--out", "whole"]
     assert rankwise("train", table, "--method", "full", *arguments)[0] == 0
     assert "whole is a whole model" in refused("compress", "whole", table, "--out", "out")
+    assert "whole holds no adapter: there is a whole model in it" in refused("inspect", "whole")
+    assert "whole holds no adapter: there is a whole model in it" in refused(
+        "export", "whole", "--out", "out"
+    )
+    assert "There is no folder nowhere" in refused("inspect", "nowhere")
 
 
 def test_nothing_is_written_over_a_run_or_into_a_folder_of_another_kind(

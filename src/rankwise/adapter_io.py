@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from rankwise import hub
 from rankwise.errors import RankwiseError
 from rankwise.inject import body_and_heads, insert, train_beside, trained_beside
 from rankwise.lora import LoRALinear, lora_layers
@@ -252,8 +253,11 @@ def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:
     config_file, weights_file = folder / CONFIG, folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
+            if not folder.exists():
+                raise RankwiseError(f"There is no folder {folder}.")
+            what = "a whole model in it" if (folder / hub.CONFIG).is_file() else f"no {file.name}"
             raise RankwiseError(
-                f"{folder} holds no adapter: it has no {file.name}. Name the folder that `rankwise train` wrote."
+                f"{folder} holds no adapter: there is {what}. Name the folder of a run of lora or adaptive, or a PEFT adapter."
             )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
