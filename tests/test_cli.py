@@ -63,20 +63,10 @@ def learned(tmp_path_factory, model) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     rows = folder / "reviews.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(600)))
-    arguments = [
-        "--method",
-        "lora:rank=16",
-        "--lr",
-        "5e-3",
-        "--epochs",
-        "3",
-        "--dtype",
-        "float32",
-        "--threads",
-        "1",
-    ]
+    slow = ["--lr", "5e-3", "--epochs", "3", "--dtype", "float32", "--threads", "1"]
+    arguments = ["--model", model, "--method", "lora:rank=16", *slow, "--out", folder / "adapter"]
     with pytest.raises(SystemExit) as stopped:
-        main(["train", str(rows), "--model", model, "--out", str(folder / "adapter"), *arguments])
+        main(["train", str(rows), *map(str, arguments)])
     assert stopped.value.code == 0
     return folder / "adapter"
 
@@ -289,9 +279,8 @@ def test_a_compressed_adapter_is_smaller_as_good_and_keeps_its_evidence(learned,
     assert min(kept) < 1024
     assert "On 120 held-out rows." in said
 
-    code, out, err = rankwise(
-        "compress", learned, held_out, "--out", "smaller", "--json"
-    )  # over what it wrote itself
+    # over what it wrote itself
+    code, out, err = rankwise("compress", learned, held_out, "--out", "smaller", "--json")
     document = json.loads(out)
     assert (code, document["adapter_params"], document["notes"]) == (0, min(kept), [])
     assert document["curve"][0]["adapter_params"] < document["adapter_params_before"]
