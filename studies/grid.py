@@ -18,6 +18,7 @@ stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -245,6 +246,7 @@ def show(rows: list[Row]) -> None:
         print(f"\nadaptive − best fixed rank over {mean.n} tasks: {100 * mean.mean:+.2f} points")
         print(f"± {100 * (mean.half or 0.0):.2f} for other tasks (t, 95 %, over the tasks' means)")
         print(f"± {100 * half_over_seeds(list(several.values())):.2f} for other seeds (t, 95 %, these tasks)")
+        _show_each_rank(rows)
     print(
         "\n| task | parameters, of r = 8's on query and value | of that, on query and value | checks, of training time |"
     )
@@ -263,6 +265,27 @@ def show(rows: list[Row]) -> None:
         print(f"| {task} | {' | '.join(f'{100 * v:.0f} %' for v in values[:2])} | {100 * values[2]:.1f} % |")
     medians = [f"{100 * statistics.median(column):.0f} %" for column in zip(*sizes.values(), strict=True)]
     print(f"| median | {' | '.join(medians)} |")
+
+
+def _show_each_rank(rows: list[Row]) -> None:
+    """Markdown: adaptive against each fixed rank on query and value, on the seeds that both have."""
+    scores: dict[str, dict[tuple[str, int], float]] = {}
+    for row in rows:
+        scores.setdefault(row["method"], {})[row["task"], row["seed"]] = row["score"]
+    print(
+        "\n| fixed rank | adaptive − it | for other seeds | for other tasks | tasks |\n|---|---:|---:|---:|---:|"
+    )
+    for method in sorted(scores, key=lambda m: [int(n) for n in re.findall(r"rank=(\d+)", m)]):
+        by_task: dict[str, list[float]] = {}
+        for task, seed in sorted(scores[method].keys() & scores["adaptive"].keys()):
+            by_task.setdefault(task, []).append(scores["adaptive"][task, seed] - scores[method][task, seed])
+        if method.startswith(FIXED) and len(by_task) > 1 and min(map(len, by_task.values())) > 1:
+            mean = estimate([statistics.fmean(d) for d in by_task.values()])
+            seeds = half_over_seeds(list(by_task.values()))
+            cells = (
+                f"{100 * mean.mean:+.2f} | ± {100 * seeds:.2f} | ± {100 * (mean.half or 0.0):.2f} | {mean.n}"
+            )
+            print(f"| {method} | {cells} |")
 
 
 def half_over_seeds(differences: Sequence[Sequence[float]]) -> float:
