@@ -6,7 +6,6 @@ rows gives its own score.
 
 import csv
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from rankwise.errors import RankwiseError
 from rankwise.losses import mean_loss
 from rankwise.metrics import score
 from rankwise.problems import PROBLEMS, of_config
-from rankwise.store import RunFolder
+from rankwise.store import RunFolder, check_place
 from rankwise.tasks import Task
 from rankwise.train import Compute, choose_padding, predict_logits
 
@@ -239,9 +238,7 @@ def check_out(out: Path, file: Path) -> str:
         raise RankwiseError(
             f"{out} holds the rows to predict on, which would be lost. Name another file with --out."
         )
-    place = next((path for path in out.absolute().parents if path.exists()), out.absolute())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RankwiseError(f"{out} can't be written: {place} takes no files. Name another file with --out.")
+    check_place(out, out.absolute().parent, "file")
     return kind
 
 

@@ -307,6 +307,19 @@ def run_folders(out: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(found)]
 
 
+def check_place(out: Path, folder: Path, kind: str) -> None:
+    """Makes sure that files can be written to the folder that `out`, a file or folder, is or lies in; it needn't exist.
+
+    Raises:
+        RankwiseError: they can't.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RankwiseError(
+            f"{out} can't be written: {place} takes no files. Name another {kind} with --out."
+        )
+
+
 def check_folder(out: Path, source: Path, foreign: str) -> None:
     """Makes sure that what is made from an adapter may be written to a folder; writes nothing itself.
 
@@ -324,11 +337,7 @@ def check_folder(out: Path, source: Path, foreign: str) -> None:
         if (out / name).exists():
             what = "a run" if name == "result.json" else f"something else ({name})"
             raise RankwiseError(f"{out} holds {what}, which would be spoilt. Name another folder with --out.")
-    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RankwiseError(
-            f"{out} can't be written: {place} takes no files. Name another folder with --out."
-        )
+    check_place(out, out, "folder")
 
 
 def make_folder(path: Path) -> None:
