@@ -21,12 +21,17 @@ import pyarrow.parquet as pq
 import torch
 
 from rankwise import components, losses, optim, rank, train
+from rankwise.lora import LoRALinear
 from trials import Row, cut_at, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS, LR, EPOCHS, BETA2, SCHEDULE = ("sst2", "mnli", "qqp"), (0, 1), 1.4e-3, 3.0, 0.98, "knee"
 """The recipe's for adaptive. Of the earlier trials those without a rate were at 1e-3 and with the linear schedule; the first of them had
 second moments that decay by 0.999, and most no adapter in the pooler. `clipped`: with update clipping (`optim.Update`)."""
+
+
+State = dict[str, torch.Tensor]
+"""What was noted of a layer's gradients, a row a component."""
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
@@ -88,6 +93,74 @@ def _magnitude(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) ->
     return (matrices[0].double().norm(dim=1) * matrices[1].double().norm(dim=0)).square()
 
 
+def _by_gradients(note: Callable[[LoRALinear, State], State], worth: Callable[[State], torch.Tensor]) -> None:
+    """Another worth, from the gradients of A and B, for components as they lie, in no other basis.
+
+    Args:
+        note: (layer, what was noted before) → what is noted now, a row a component; called after each backward.
+        worth: of each component, from that.
+    """
+    begin, step, change = rank.RankController.__init__, optim.Update.step, rank.RankController._change
+    noted: dict[LoRALinear, State] = {}
+
+    def noting(self: optim.Update, lr: float, then: Callable[[], None] | None = None) -> None:
+        with torch.no_grad():
+            noted.update((layer, note(layer, state)) for layer, state in noted.items() if layer.rank)
+        step(self, lr, then)
+
+    def beginning(self: rank.RankController, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        noted.update((layer, {}) for layer in self.layers.values())
+
+    def find_basis(layer: LoRALinear, moments: torch.Tensor) -> components.Basis:
+        one = components.as_it_is(layer)
+        worths = worth(noted[layer]).double()
+        order = worths.argsort(descending=True, stable=True)
+        return components.Basis(one.T[order], one.inverse[:, order], worths[order])
+
+    def changing(self: rank.RankController, parts: Any) -> None:
+        change(self, parts)
+        for path, (basis, added, _) in parts.items():
+            more = 0 if added is None else added.A.shape[0]
+            noted[self.layers[path]] = {
+                name: torch.cat([rows[basis.T.argmax(dim=1)], rows.new_zeros(more, *rows.shape[1:])])
+                for name, rows in noted[self.layers[path]].items()
+            }
+
+    optim.Update.step, rank.find_basis = noting, find_basis
+    rank.RankController.__init__, rank.RankController._change = beginning, changing
+
+
+def _products(layer: LoRALinear) -> State:
+    """w·∂w of every weight, a row a component; and of a factor on each component's output, which is the sum over either matrix."""
+    assert layer.lora_A.grad is not None
+    assert layer.lora_B.grad is not None
+    A, B = layer.lora_A * layer.lora_A.grad, (layer.lora_B * layer.lora_B.grad).t()
+    return {"A": A, "B": B, "factor": A.sum(dim=1, keepdim=True)}
+
+
+def _first_order(layer: LoRALinear, before: State) -> State:
+    """Squares of the factors' derivatives (Molchanov et al. 2019), with the decay of the other statistics."""
+    square = _products(layer)["factor"].square().squeeze(1)
+    return {"square": square + rank.DECAY * before.get("square", 0.0)}
+
+
+def _sensitivity(layer: LoRALinear, before: State) -> State:
+    """|w·∂w| smoothed, and how far each is from that (Zhang et al. 2023, equations 9 and 10, both betas 0.85)."""
+    state: State = {}
+    for name, product in _products(layer).items():
+        now, old = product.abs(), before.get(name, torch.zeros_like(product))
+        state[name] = 0.85 * old + 0.15 * now
+        state[f"{name} off"] = 0.85 * before.get(f"{name} off", 0.0) + 0.15 * (now - state[name]).abs()
+    return state
+
+
+def _of_triplet(noted: State) -> torch.Tensor:
+    """Importance of a singular value and its two vectors (Zhang et al. 2023, equation 8); the value is a factor of 1 here."""
+    A, B, factor = ((noted[name] * noted[f"{name} off"]).mean(dim=1) for name in ("A", "B", "factor"))
+    return factor + A + B
+
+
 def _scale(power: float) -> Callable[[], None]:
     """s as at the start times (start rank / rank) to another power than 1."""
 
@@ -137,6 +210,14 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "without growth": ("adaptive", _constant("GROW_AT", ())),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
+    "ordered by the first order": (
+        "adaptive",
+        partial(_by_gradients, _first_order, lambda noted: noted["square"]),
+    ),
+    "ordered by AdaLoRA's sensitivity": (
+        "adaptive",
+        partial(_by_gradients, _sensitivity, _of_triplet),
+    ),
     "2 % of the gain however little the rows tell": (
         "adaptive",
         partial(cut_at, {0.5: rank.SHARE / 10, 0.8: rank.SHARE}),

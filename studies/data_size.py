@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="training rows")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="some of the methods")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if not asked.show:
@@ -43,7 +44,7 @@ def main() -> None:
         for method, task, size in itertools.product(asked.methods, asked.tasks, asked.sizes):
             known = {(r["task"], r["n_train"], r["method"], r["seed"]) for r in stored()}
             if not known.issuperset((task, size, method, seed) for seed in range(SEEDS)):
-                limit = ("--limit-train", str(size), "--schedule", "knee", "--jobs", "2")
+                limit = ("--limit-train", str(size), "--schedule", "knee", "--jobs", str(asked.jobs))
                 grid.compare(asked.work / f"{size}", data, task, [method], SEEDS, *limit)
                 store(asked.work)
     show(stored())

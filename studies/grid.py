@@ -9,7 +9,8 @@ What is stored is not run again, even where its folder is gone. studies/earlier 
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
-split too. rte starts from the mnli adapter of the same seed and method. Stored as studies/grid.parquet, a row a run.
+split too. rte starts from the mnli adapter of the same seed and method; the head alone, which has none, from the model as it is.
+Stored as studies/grid.parquet, a row a run.
 `--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it);
 what wasn't run there is taken from the CPU: adaptive, and with `--schedule` whatever has that schedule.
 `--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
@@ -107,6 +108,8 @@ def main() -> None:
                 compare(asked.work / "runs", data, task, missing, seeds, *more)
                 start = f"{asked.work / 'runs'}/mnli.{{method}}.s{{seed}}"
                 compare(asked.work / "rte", data, "rte", from_mnli, seeds, "--from-adapter", start, *more)
+                if task == "mnli" and "head" in methods:
+                    compare(asked.work / "runs", data, "rte", _missing("rte", ["head"], seeds), seeds, *more)
                 _store(asked.work)
     if asked.schedule is None:
         show(of_recipe if asked.show else _stored())
