@@ -1,11 +1,11 @@
-"""docs/rank.png: score against size, adaptive among fixed ranks, from what studies/grid.py stored; drawn in headless Chromium.
+"""What studies/grid.py stored, for the eye: docs/rank.png, score against size, drawn in headless Chromium, and the table of README.md.
 
 python docs/rank.py
 """
 
-import re
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ import pyarrow.parquet as pq
 from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-STUDIES = Path(__file__).parent.parent / "studies"
+ROOT = Path(__file__).parent.parent
+STUDIES, README = ROOT / "studies", ROOT / "README.md"
 FILES = ("grid.parquet", "grid-cuda.parquet", "grid-cuda-knee.parquet", "grid-knee.parquet")
 """Adaptive; full fine-tuning; fixed ranks, with adaptive's schedule, on a GPU and on a CPU."""
+BEGIN, END = "<!-- python docs/rank.py -->\n", "<!-- end -->"
+"""What is between them in the README is written here."""
+Rows = list[dict[str, Any]]
 WIDTH, HEIGHT = 1240, 560
 FIXED, ADAPTIVE, FULL = "#4477aa", "#cc3311", "#666666"
+RANKS = (1, 2, 4, 8, 16, 32, 64)
 ORDER = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")
 
 
 def main() -> None:
-    rows = [row for name in FILES for row in pq.read_table(STUDIES / name).to_pylist()]
+    rows = stored()
+    README.write_text(with_table(README.read_text(), rows))
     tasks = [task for task in ORDER if any((r["task"], r["method"]) == (task, "adaptive") for r in rows)]
     columns = (len(tasks) + 1) // 2
     figure = make_subplots(2, columns, subplot_titles=tasks, horizontal_spacing=0.05, vertical_spacing=0.17)
@@ -61,15 +67,56 @@ def main() -> None:
         browser.close()
 
 
-def _traces(rows: list[dict[str, Any]], first: bool) -> list[go.Scatter]:
+def stored() -> Rows:
+    """A row a run."""
+    return [row for name in FILES for row in pq.read_table(STUDIES / name).to_pylist()]
+
+
+def with_table(readme: str, rows: Rows) -> str:
+    """The README with the table of these rows in its place."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{BEGIN}{table(rows)}{end}{after}"
+
+
+def table(rows: Rows) -> str:
+    """Markdown: mean scores by method and task, and adaptive's size."""
+
+    def mean(method: str, value: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+        found = {t: [value(r) for r in rows if (r["method"], r["task"]) == (method, t)] for t in ORDER}
+        return {task: statistics.fmean(values) for task, values in found.items() if values}
+
+    def score(row: dict[str, Any]) -> float:
+        return 100 * row["score"]
+
+    fixed = {rank: mean(of_rank(rank), score) for rank in RANKS}
+    best = {task: max(RANKS, key=lambda rank: fixed[rank].get(task, 0.0)) for task in ORDER}
+    lines = {
+        "full fine-tuning": mean("full", score),
+        "rank 8": fixed[8],
+        "the best fixed rank, seen afterwards": {task: fixed[best[task]][task] for task in ORDER},
+        "**adaptive**": mean("adaptive", score),
+    }
+    text = f"| | {' | '.join(ORDER)} | mean |\n|---|{'---:|' * (len(ORDER) + 1)}\n"
+    for name, by_task in lines.items():
+        cells = [f"{by_task[task]:.1f}" for task in ORDER]
+        if name.startswith("the best"):
+            cells = [f"{cell} ({best[task]})" for cell, task in zip(cells, ORDER, strict=True)]
+        text += f"| {name} | {' | '.join(cells)} | {statistics.fmean(by_task.values()):.1f} |\n"
+    sizes = mean("adaptive", lambda row: 100 * row["adapter_params"] / row["r8"])
+    cells = [f"{sizes[task]:.0f} %" for task in ORDER]
+    return f"{text}| its parameters, of rank 8's | {' | '.join(cells)} | {statistics.fmean(sizes.values()):.0f} % |\n"
+
+
+def of_rank(rank: int) -> str:
+    """The method that has a fixed rank on query and value."""
+    return f"lora:rank={rank},alpha=5.66,rslora=true,lr=2e-3"
+
+
+def _traces(rows: Rows, first: bool) -> list[go.Scatter]:
     """Fixed ranks joined by a line, adaptive's seeds and their mean, full fine-tuning across."""
-    scores: dict[int, list[float]] = {}
-    for row in rows:
-        if (
-            found := re.fullmatch(r"lora:rank=(\d+),alpha=5\.66,rslora=true,lr=2e-3", row["method"])
-        ) is not None:
-            scores.setdefault(int(found[1]), []).append(100 * row["score"])
-    ranks = sorted(scores)
+    scores = {rank: [100 * r["score"] for r in rows if r["method"] == of_rank(rank)] for rank in RANKS}
+    ranks = [rank for rank in RANKS if scores[rank]]
     adaptive = [
         (row["adapter_params"] / row["r8"], 100 * row["score"]) for row in rows if row["method"] == "adaptive"
     ]
