@@ -208,6 +208,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "cut to the knee half-way": ("adaptive", partial(cut_at, {0.5: rank.SHARE, 0.8: rank.SHARE})),
     "one cut, at 80 %": ("adaptive", partial(cut_at, {0.8: rank.SHARE})),
     "without growth": ("adaptive", _constant("GROW_AT", ())),
+    "start at rank 4, without growth": ("adaptive:rank=4", _constant("GROW_AT", ())),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
     "ordered by magnitude": ("adaptive", partial(_worth, _magnitude)),
     "ordered by the first order": (

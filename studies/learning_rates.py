@@ -63,6 +63,8 @@ BETWEEN: Rates = {
 """Half-way between two rates that are near each other, for each."""
 WITH_POOLER: Rates = {"adaptive": (1e-3, 1.4e-3, 2e-3)}
 """The same rates again once BERT's pooler has an adapter and the warm-up takes 50 steps at least."""
+HEAD: Rates = {"head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)}
+"""A head alone, on a base that stays as it is: six rates, since the best of four was the last."""
 
 
 class Sweep(NamedTuple):
@@ -109,6 +111,8 @@ SWEEPS = [
     Sweep("mnli", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, PEERS, (0,)),
     Sweep("mnli", 3.0, 0.98, AT_ITS_SIZE, (0,), schedule="knee"),
+    Sweep("mnli", 3.0, 0.98, HEAD, (0,)),
+    Sweep("sst2", 3.0, 0.98, HEAD, (0,)),
 ]
 """`make compare` takes 2 epochs, the recipe 3."""
 
@@ -124,6 +128,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--beta2", type=float, help="only the sweeps with this decay of second moments")
     parser.add_argument("--pooler", action="store_true", help="only the sweeps with adapters in the pooler")
+    parser.add_argument("--method", help="only this method's trials")
     parser.add_argument("--schedule", help="only the sweeps with this schedule, where it isn't linear")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
@@ -134,6 +139,7 @@ def main() -> None:
             which
             for which in _trials()
             if asked.beta2 in (None, which["beta2"])
+            and asked.method in (None, which["method"])
             and (which.get("pooler") or not asked.pooler)
             and asked.schedule in (None, which.get("schedule"))
         ]
