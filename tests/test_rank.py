@@ -504,6 +504,7 @@ def test_where_it_is_not_sure_that_adapters_gain_anything_they_go_if_it_cannot_b
         network(torch.randn(5, 16)).square().sum().backward()
         controller.step()
     assert sum(controller.ranks.values()) == kept
+    assert [decision.accepted for decision in controller.decisions] == ([kept == 0] if steps == 8 else [])
 
 
 def test_where_only_adapters_are_trained_one_component_is_left_to_train():

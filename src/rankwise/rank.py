@@ -363,7 +363,7 @@ class RankController:
         if not order:
             return
         if not sure:
-            if self.done and _bound(mean, error) <= limit:  # but that it isn't much
+            if self.done:  # may all of it go?
                 ranks = dict.fromkeys(bases, 0)
                 if self.alone:  # without a single component there would be nothing to train
                     ranks[order[-1][1]] = 1
