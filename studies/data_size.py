@@ -4,8 +4,7 @@
     python studies/data_size.py --show                         # prints what is stored
 
 Runs are those of studies/grid.py, the knee for all, with `--limit-train`: the same rows for every method and seed, judged on the rows of
-that study, whose own results are with all of a task's training rows. Adaptive's stored runs are of the version whose statistics count
-three times (`rank.LEAST`) instead of twice. Stored as studies/data_size.parquet, a row a run.
+that study, whose own results are with all of a task's training rows. Stored as studies/data_size.parquet, a row a run.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from grid import FIXED, Row
 from rankwise.store import run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-TASKS, SIZES, SEEDS = ("qqp", "movies", "mnli"), (1000, 2000), 3
+TASKS, SIZES, SEEDS = ("qqp", "movies", "mnli"), (500, 1000, 2000), 3
 METHODS = ("adaptive", FIXED[3], FIXED[6])
 
 
