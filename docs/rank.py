@@ -5,7 +5,7 @@ python docs/rank.py
 
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,23 +89,26 @@ def table(rows: Rows) -> str:
     def score(row: dict[str, Any]) -> float:
         return 100 * row["score"]
 
+    def line(name: str, cells: Iterable[str], average: str) -> str:
+        return f"| {name} | {' | '.join(cells)} | {average} |\n"
+
+    def scores(name: str, by_task: dict[str, float], note: Callable[[str], str] = lambda task: "") -> str:
+        cells = (f"{by_task[task]:.1f}{note(task)}" for task in ORDER)
+        return line(name, cells, f"{statistics.fmean(by_task.values()):.1f}")
+
     fixed = {rank: mean(of_rank(rank), score) for rank in RANKS}
-    best = {task: max(RANKS, key=lambda rank: fixed[rank].get(task, 0.0)) for task in ORDER}
-    lines = {
-        "full fine-tuning": mean("full", score),
-        "rank 8": fixed[8],
-        "the best fixed rank, seen afterwards": {task: fixed[best[task]][task] for task in ORDER},
-        "**adaptive**": mean("adaptive", score),
-    }
-    text = f"| | {' | '.join(ORDER)} | mean |\n|---|{'---:|' * (len(ORDER) + 1)}\n"
-    for name, by_task in lines.items():
-        cells = [f"{by_task[task]:.1f}" for task in ORDER]
-        if name.startswith("the best"):
-            cells = [f"{cell} ({best[task]})" for cell, task in zip(cells, ORDER, strict=True)]
-        text += f"| {name} | {' | '.join(cells)} | {statistics.fmean(by_task.values()):.1f} |\n"
+    best = {task: max(RANKS, key=lambda rank: fixed[rank][task]) for task in ORDER}
+    of_best = {task: fixed[rank][task] for task, rank in best.items()}
     sizes = mean("adaptive", lambda row: 100 * row["adapter_params"] / row["r8"])
-    cells = [f"{sizes[task]:.0f} %" for task in ORDER]
-    return f"{text}| its parameters, of rank 8's | {' | '.join(cells)} | {statistics.fmean(sizes.values()):.0f} % |\n"
+    shares = (f"{sizes[task]:.0f} %" for task in ORDER)
+    return (
+        f"| | {' | '.join(ORDER)} | mean |\n|---|{'---:|' * (len(ORDER) + 1)}\n"
+        + scores("full fine-tuning", mean("full", score))
+        + scores("rank 8", fixed[8])
+        + scores("the best fixed rank, seen afterwards", of_best, lambda task: f" ({best[task]})")
+        + scores("**adaptive**", mean("adaptive", score))
+        + line("its parameters, of rank 8's", shares, f"{statistics.fmean(sizes.values()):.0f} %")
+    )
 
 
 def of_rank(rank: int) -> str:
