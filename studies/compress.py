@@ -1,15 +1,16 @@
-"""How often does `rankwise compress` err? Finished rank-16 adapters of the grid, compressed on as few rows as somebody may have, whose cuts
-do harm that is known from other rows.
+"""How often does `rankwise compress` err, and how much smaller is what it makes? Finished adapters of the grid, compressed on as few rows
+as somebody may have, whose cuts do harm that is known from other rows.
 
-    python studies/grid.py --data ../shared/data/glue --schedule knee --methods lora:rank=16,alpha=5.66,rslora=true,lr=2e-3
+    python studies/grid.py --data ../shared/data/glue --schedule knee --methods lora:rank=16,alpha=5.66,rslora=true,lr=2e-3 \\
+        lora:rank=8,alpha=5.66,rslora=true,targets=all-linear,lr=1e-3
     python studies/compress.py --work runs/grid/knee/runs     # takes the adapters of these; stores as it goes, prints
     python studies/compress.py --show                         # prints what is stored
 
 Of a task's validation rows 500 give the statistics, and up to 1,000 others the losses at `SIZES` sizes. Of these some are drawn, 100
 times over, and `RankController.compress` sees those alone, its sizes rounded to the next that is measured; the harm of what it keeps is
 taken from the rows that weren't drawn. More than 2 % of the gain, which is what compress counts as negligible, is an error. Beside the
-rule as it is stand the one that it replaced (`decisions.at_their_word`) and held-out rows alone. Stored as studies/compress.parquet, a
-row an adapter, number of rows drawn and rule.
+rule as it is stand, for rank 16 on query and value, the one that it replaced (`decisions.at_their_word`) and held-out rows alone. Stored
+as studies/compress.parquet, a row an adapter, number of rows drawn and rule.
 """
 
 import argparse
@@ -36,7 +37,11 @@ from trials import Row, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("mnli", "movies", "mrpc", "sst2", "qnli", "qqp"), (0, 1)
-RUN = "{task}.lora-rank-16-alpha-5-66-rslora-true-lr-2e-3.s{seed}"
+NARROW, WIDE = "rank 16 on query and value", "rank 8 in all linear layers"
+RUNS = {
+    NARROW: "{task}.lora-rank-16-alpha-5-66-rslora-true-lr-2e-3.s{seed}",
+    WIDE: "{task}.lora-rank-8-alpha-5-66-rslora-true-targets-all-linear-lr-1e-3.s{seed}",
+}
 STATISTICS, OTHERS, DRAWN, DRAWS, SIZES = 500, 1000, (100, 200, 400), 100, 26
 
 
@@ -67,32 +72,37 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.show:
         wanted = [
-            {"task": task, "seed": seed, "drawn": drawn, "rule": rule}
+            {"adapter": adapter, "task": task, "seed": seed, "drawn": drawn, "rule": rule}
+            for adapter in RUNS
             for task in TASKS
             for seed in SEEDS
             for drawn in DRAWN
-            for rule in RULES
+            for rule in (RULES if adapter == NARROW else ["as it is"])
         ]
         run_missing(STORED, wanted, lambda which: which | _compressed(asked.work, **which), jobs=1)
     show(pq.read_table(STORED).to_pylist())
 
 
-def _compressed(work: Path, task: str, seed: int, drawn: int, rule: str) -> Row:
-    known = _known(work / RUN.format(task=task, seed=seed))
+def _compressed(work: Path, adapter: str, task: str, seed: int, drawn: int, rule: str) -> Row:
+    known = _known(work / RUNS[adapter].format(task=task, seed=seed))
     whole, rng = len(known.known_order), np.random.default_rng(seed)
-    known.rule, kept, harms = RULES[rule], [], []
+    known.rule, kept, harms, points = RULES[rule], [], [], []
     for _ in range(DRAWS):
         rows = torch.zeros(len(known.labels), dtype=torch.bool)
         rows[torch.from_numpy(rng.choice(len(rows), drawn, replace=False))] = True
         kept.append(known.smallest(rows))
         loss, none, smaller = (known.losses_at(size, ~rows).mean().item() for size in (whole, 0, kept[-1]))
         harms.append((smaller - loss) / (none - loss))
+        points.append(known.accuracy_at(whole, ~rows) - known.accuracy_at(kept[-1], ~rows))
     return {
         "left": statistics.median(kept),
         "of": whole,
         "harm": statistics.fmean(harms),
         "too_much": statistics.fmean(harm > rank.SHARE for harm in harms),
         "twice_too_much": statistics.fmean(harm > 2 * rank.SHARE for harm in harms),
+        "params": statistics.median(map(known.params_at, kept)),
+        "of_params": known.params_at(whole),
+        "points": statistics.fmean(points),
     }
 
 
@@ -116,6 +126,20 @@ class _Known(RankController):
     def losses_at(self, components: int, rows: Tensor) -> Tensor:
         """Losses of some of the rows with a number of components, or the next number that is known."""
         return calibrated_losses(self.logits[nearest(components, self.logits)][rows], self.labels[rows])
+
+    def accuracy_at(self, components: int, rows: Tensor) -> float:
+        """Of some of the rows."""
+        logits = self.logits[nearest(components, self.logits)][rows]
+        return (logits.argmax(1) == self.labels[rows]).float().mean().item()
+
+    def params_at(self, components: int) -> int:
+        """Entries of A and B with a number of components."""
+        ranks = rank.without(self.known_bases, self.known_order[: len(self.known_order) - components])
+        return sum(
+            r * (layer.in_features + layer.out_features)
+            for path, layer in self.layers.items()
+            for r in [ranks.get(path, layer.rank)]
+        )
 
     def bases(self) -> dict[str, rank.Basis]:
         return self.known_bases
@@ -174,29 +198,33 @@ def _known(folder: Path) -> _Known:
 
 def show(rows: list[Row]) -> None:
     """Markdown: by rule and number of rows drawn, over adapters; then each adapter with the rule as it is."""
-    print(
-        "| rule | held-out rows | components left of 192 | harm, mean | more than negligible | than twice |\n|---|---:|---:|---:|---:|---:|"
-    )
-    for rule in RULES:
-        for drawn in DRAWN:
-            of = [row for row in rows if (row["rule"], row["drawn"]) == (rule, drawn)]
-            if of:
-                left, *shares = (
-                    statistics.fmean(row[key] for row in of)
-                    for key in ("left", "harm", "too_much", "twice_too_much")
-                )
-                print(
-                    f"| {rule} | {drawn} | {left:.0f} | {100 * shares[0]:+.2f} % | {100 * shares[1]:.0f} % | {100 * shares[2]:.0f} % |"
-                )
-    print(
-        "\n| task, seed | held-out rows | components left | harm, mean | more than negligible |\n|---|---:|---:|---:|---:|"
-    )
+    measured = "components left | harm, mean | of more than 2 % | of more than 4 % | parameters left | points of accuracy |"
+    print(f"| adapter | rule | held-out rows | {measured}\n|---|---|{'---:|' * 7}")
+    for adapter in RUNS:
+        for rule in RULES:
+            for drawn in DRAWN:
+                which = adapter, rule, drawn
+                of = [row for row in rows if (row["adapter"], row["rule"], row["drawn"]) == which]
+                if of:
+                    print(f"| {adapter} | {rule} | {drawn} | {_measured(of)} |")
+    print(f"\n| adapter | task, seed | held-out rows | {measured}\n|---|---|{'---:|' * 7}")
     for row in rows:
         if row["rule"] == "as it is":
-            harm, too_much = 100 * row["harm"], 100 * row["too_much"]
             print(
-                f"| {row['task']}, {row['seed']} | {row['drawn']} | {row['left']:.0f} | {harm:+.2f} % | {too_much:.0f} % |"
+                f"| {row['adapter']} | {row['task']}, {row['seed']} | {row['drawn']} | {_measured([row])} |"
             )
+
+
+def _measured(rows: list[Row]) -> str:
+    """Means over adapters; parameters and accuracy where they were measured."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(row[name] for row in rows)
+
+    shares = " | ".join(f"{100 * mean(name):.2f} %" for name in ("harm", "too_much", "twice_too_much"))
+    known = all(row["params"] is not None for row in rows)
+    spared = f"{mean('params'):,.0f} | {-100 * mean('points'):+.2f}" if known else " | "
+    return f"{mean('left'):.0f} of {mean('of'):.0f} | {shares} | {spared}"
 
 
 if __name__ == "__main__":
