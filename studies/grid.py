@@ -250,6 +250,7 @@ def show(rows: list[Row]) -> None:
         print(f"± {100 * (mean.half or 0.0):.2f} for other tasks (t, 95 %, over the tasks' means)")
         print(f"± {100 * half_over_seeds(list(several.values())):.2f} for other seeds (t, 95 %, these tasks)")
         _show_each_rank(rows)
+        _show_all_linear(rows, tasks)
     print(
         "\n| task | parameters, of r = 8's on query and value | of that, on query and value | checks, of training time |"
     )
@@ -271,24 +272,44 @@ def show(rows: list[Row]) -> None:
 
 
 def _show_each_rank(rows: list[Row]) -> None:
-    """Markdown: adaptive against each fixed rank on query and value, on the seeds that both have."""
+    """Markdown: adaptive against each fixed rank, on the seeds that both have."""
     scores: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         scores.setdefault(row["method"], {})[row["task"], row["seed"]] = row["score"]
     print(
         "\n| fixed rank | adaptive − it | for other seeds | for other tasks | tasks |\n|---|---:|---:|---:|---:|"
     )
-    for method in sorted(scores, key=lambda m: [int(n) for n in re.findall(r"rank=(\d+)", m)]):
+    for method in sorted(
+        scores, key=lambda m: (m.startswith(LINEAR), *map(int, re.findall(r"rank=(\d+)", m)))
+    ):
         by_task: dict[str, list[float]] = {}
         for task, seed in sorted(scores[method].keys() & scores["adaptive"].keys()):
             by_task.setdefault(task, []).append(scores["adaptive"][task, seed] - scores[method][task, seed])
-        if method.startswith(FIXED) and len(by_task) > 1 and min(map(len, by_task.values())) > 1:
+        if method.startswith(FIXED + LINEAR) and len(by_task) > 1 and min(map(len, by_task.values())) > 1:
             mean = estimate([statistics.fmean(d) for d in by_task.values()])
             seeds = half_over_seeds(list(by_task.values()))
             cells = (
                 f"{100 * mean.mean:+.2f} | ± {100 * seeds:.2f} | ± {100 * (mean.half or 0.0):.2f} | {mean.n}"
             )
             print(f"| {method} | {cells} |")
+
+
+def _show_all_linear(rows: list[Row], tasks: Sequence[str]) -> None:
+    """Adaptive against the best of all fixed ranks, on the tasks and seeds that have one in all linear layers."""
+    found = []
+    for task in tasks:
+        seeds = {row["seed"] for row in rows if row["task"] == task and row["method"].startswith(LINEAR)}
+        if len(seeds) > 1:
+            found.append(
+                against_best_fixed([row for row in rows if row["seed"] in seeds], task, FIXED + LINEAR)
+            )
+    if len(found) > 1:
+        mean = estimate([statistics.fmean(d) for d in found])
+        print(
+            f"\nWith those in all linear layers among the fixed ranks, over {mean.n} tasks: {100 * mean.mean:+.2f} points, "
+            f"± {100 * (mean.half or 0.0):.2f} for other tasks, ± {100 * half_over_seeds(found):.2f} for other seeds; by task "
+            + ", ".join(f"{100 * statistics.fmean(d):+.2f}" for d in found)
+        )
 
 
 def half_over_seeds(differences: Sequence[Sequence[float]]) -> float:
@@ -327,15 +348,15 @@ def _three(rows: list[Row], task: str) -> tuple[float, float, float]:
     return statistics.fmean(best.values()), mean("adaptive"), full
 
 
-def against_best_fixed(rows: list[Row], task: str) -> list[float]:
-    """Adaptive minus, for each seed, the fixed rank on query and value that is best on the other seeds."""
+def against_best_fixed(rows: list[Row], task: str, fixed: tuple[str, ...] = FIXED) -> list[float]:
+    """Adaptive minus, for each seed, the fixed rank (on query and value, where nothing else is said) that is best on the other seeds."""
     scores = {(row["method"], row["seed"]): row["score"] for row in rows if row["task"] == task}
     seeds = sorted(seed for method, seed in scores if method == "adaptive")
     found = []
     for seed in seeds:
         means = {
             method: statistics.fmean(others)
-            for method in dict.fromkeys(method for method, _ in scores if method.startswith(FIXED))
+            for method in dict.fromkeys(method for method, _ in scores if method.startswith(fixed))
             if (others := [score for (m, s), score in scores.items() if m == method and s != seed])
             and (method, seed) in scores
         }
