@@ -22,7 +22,7 @@ BEGIN, END = "<!-- python docs/rank.py -->\n", "<!-- end -->"
 """What is between them in the README is written here."""
 Rows = list[dict[str, Any]]
 WIDTH, HEIGHT = 1240, 560
-FIXED, ADAPTIVE, FULL = "#4477aa", "#cc3311", "#666666"
+FIXED, LINEAR, ADAPTIVE, FULL = "#4477aa", "#228833", "#cc3311", "#666666"
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 ORDER = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")
 
@@ -106,34 +106,41 @@ def table(rows: Rows) -> str:
         + scores("full fine-tuning", mean("full", score))
         + scores("rank 8", fixed[8])
         + scores("the best fixed rank, seen afterwards", of_best, lambda task: f" ({best[task]})")
+        + scores("rank 8 in all linear layers", mean(of_rank(8, everywhere=True), score))
         + scores("**adaptive**", mean("adaptive", score))
         + line("its parameters, of rank 8's", shares, f"{statistics.fmean(sizes.values()):.0f} %")
     )
 
 
-def of_rank(rank: int) -> str:
-    """The method that has a fixed rank on query and value."""
-    return f"lora:rank={rank},alpha=5.66,rslora=true,lr=2e-3"
+def of_rank(rank: int, everywhere: bool = False) -> str:
+    """The method that has a fixed rank on query and value, or in all linear layers."""
+    where = "targets=all-linear,lr=1e-3" if everywhere else "lr=2e-3"
+    return f"lora:rank={rank},alpha=5.66,rslora=true,{where}"
 
 
 def _traces(rows: Rows, first: bool) -> list[go.Scatter]:
     """Fixed ranks joined by a line, adaptive's seeds and their mean, full fine-tuning across."""
-    scores = {rank: [100 * r["score"] for r in rows if r["method"] == of_rank(rank)] for rank in RANKS}
-    ranks = [rank for rank in RANKS if scores[rank]]
     adaptive = [
         (row["adapter_params"] / row["r8"], 100 * row["score"]) for row in rows if row["method"] == "adaptive"
     ]
     full = [100 * row["score"] for row in rows if row["method"] == "full"]
-    lines = [
-        go.Scatter(
-            x=[rank / 8 for rank in ranks],
-            y=[statistics.fmean(scores[rank]) for rank in ranks],
-            mode="lines+markers",
-            name="fixed ranks on query and value, 1 (⅛) to 64 (8)",
-            marker={"color": FIXED},
-            showlegend=first,
+    lines: list[go.Scatter] = []
+    for everywhere, color, name in (
+        (False, FIXED, "fixed ranks on query and value, 1 (⅛) to 64 (8)"),
+        (True, LINEAR, "fixed ranks 4 and 8 in all linear layers"),
+    ):
+        of = {n: [r for r in rows if r["method"] == of_rank(n, everywhere)] for n in RANKS}
+        several = [found for found in of.values() if len(found) > 1]
+        lines.append(
+            go.Scatter(
+                x=[found[0]["adapter_params"] / found[0]["r8"] for found in several],
+                y=[statistics.fmean(100 * row["score"] for row in found) for found in several],
+                mode="lines+markers",
+                name=name,
+                marker={"color": color},
+                showlegend=first,
+            )
         )
-    ]
     if full:
         lines.append(
             go.Scatter(
