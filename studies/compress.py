@@ -136,9 +136,8 @@ class _Known(RankController):
         """Entries of A and B with a number of components."""
         ranks = rank.without(self.known_bases, self.known_order[: len(self.known_order) - components])
         return sum(
-            r * (layer.in_features + layer.out_features)
+            ranks.get(path, layer.rank) * (layer.in_features + layer.out_features)
             for path, layer in self.layers.items()
-            for r in [ranks.get(path, layer.rank)]
         )
 
     def bases(self) -> dict[str, rank.Basis]:
