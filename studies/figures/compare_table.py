@@ -1,4 +1,4 @@
-"""Makes docs/compare.svg, the README's picture, from the folder of a grid: `python docs/picture.py runs/compare`."""
+"""Draw docs/images/compare.svg, the table of a grid as the terminal shows it: `python studies/figures/compare_table.py runs/compare`."""
 
 import io
 import sys
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rankwise.report import collect
 from rankwise.report.table import table
+from stored import IMAGES
 
 WIDTH = 118
 FRAME = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -30,7 +31,7 @@ def main() -> None:
     console.print()
     for note in document.notes[:1]:
         console.print(Text(note), style="dim")
-    target = Path(__file__).with_name("compare.svg")
+    target = IMAGES / "compare.svg"
     target.write_text(
         console.export_svg(title="rankwise", theme=MONOKAI, code_format=FRAME), encoding="utf-8"
     )
