@@ -11,10 +11,16 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def results_table():
+def figure():
+    """Import a module of studies/figures by its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(ROOT / "studies" / "figures"), *sys.path])
-        yield importlib.import_module("results_table")
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def results_table(figure):
+    return figure("results_table")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
@@ -36,6 +42,11 @@ def test_results_table_has_the_mean_of_adaptives_seeds(results_table):
 def test_page_without_the_marker_is_refused(results_table):
     with pytest.raises(ValueError, match="no <!-- python studies/figures/results_table.py -->"):
         results_table.with_table("# A page\n")
+
+
+def test_figure_of_the_method_has_the_ranks_of_the_stored_run(figure):
+    method = figure("method")
+    assert (ROOT / "docs" / "images" / "method.svg").read_text() == method.drawing(method.stored_run())
 
 
 def _mean(values):
