@@ -20,8 +20,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from rankwise import components, losses, optim, rank, train
-from rankwise.lora import LoRALinear
+from rankwise.engine import optim, training
+from rankwise.lora.layer import LoRALinear
+from rankwise.rank import components, controller
+from rankwise.tasks import losses
 from trials import Row, cut_at, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -35,7 +37,7 @@ State = dict[str, torch.Tensor]
 
 
 def _constant(name: str, value: Any) -> Callable[[], None]:
-    return lambda: setattr(rank, name, value)
+    return lambda: setattr(controller, name, value)
 
 
 def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
@@ -47,12 +49,12 @@ def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], No
 
 
 def _plain_loss() -> None:
-    train.calibrated_losses = losses.example_losses
+    training.calibrated_losses = losses.example_losses
 
 
 def _no_test() -> None:
     """The statistics alone decide cuts."""
-    judge = rank.RankController._judge
+    judge = controller.RankController._judge
 
     def believe(
         self: Any,
@@ -62,13 +64,13 @@ def _no_test() -> None:
         ranks: Any,
         expected: float | None = None,
         factor: float | None = None,
-    ) -> rank.Decision:
+    ) -> controller.Decision:
         if expected is not None:
             harm = torch.full_like(harm, expected)
         return judge(self, kind, harm, limit, ranks, expected, factor)
 
-    rank.RankController._judge = believe
-    rank.at_most = lambda harm, error, expected: 1.0
+    controller.RankController._judge = believe
+    controller.at_most = lambda harm, error, expected: 1.0
 
 
 def _worth(worth: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
@@ -82,7 +84,7 @@ def _worth(worth: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         order = other.argsort(descending=True, stable=True)
         return components.Basis(basis.T[order], basis.inverse[:, order], other[order])
 
-    rank.find_basis = find_basis
+    controller.find_basis = find_basis
 
 
 def _energy(matrices: tuple[torch.Tensor, torch.Tensor], zz: torch.Tensor) -> torch.Tensor:
@@ -100,7 +102,11 @@ def _by_gradients(note: Callable[[LoRALinear, State], State], worth: Callable[[S
         note: (layer, what was noted before) → what is noted now, a row a component; called after each backward.
         worth: of each component, from that.
     """
-    begin, step, change = rank.RankController.__init__, optim.Update.step, rank.RankController._change
+    begin, step, change = (
+        controller.RankController.__init__,
+        optim.Update.step,
+        controller.RankController._change,
+    )
     noted: dict[LoRALinear, State] = {}
 
     def noting(self: optim.Update, lr: float, then: Callable[[], None] | None = None) -> None:
@@ -108,7 +114,7 @@ def _by_gradients(note: Callable[[LoRALinear, State], State], worth: Callable[[S
             noted.update((layer, note(layer, state)) for layer, state in noted.items() if layer.rank)
         step(self, lr, then)
 
-    def beginning(self: rank.RankController, *given: Any, **named: Any) -> None:
+    def beginning(self: controller.RankController, *given: Any, **named: Any) -> None:
         begin(self, *given, **named)
         noted.update((layer, {}) for layer in self.layers.values())
 
@@ -118,7 +124,7 @@ def _by_gradients(note: Callable[[LoRALinear, State], State], worth: Callable[[S
         order = worths.argsort(descending=True, stable=True)
         return components.Basis(one.T[order], one.inverse[:, order], worths[order])
 
-    def changing(self: rank.RankController, parts: Any) -> None:
+    def changing(self: controller.RankController, parts: Any) -> None:
         change(self, parts)
         for path, (basis, added, _) in parts.items():
             more = 0 if added is None else added.A.shape[0]
@@ -127,8 +133,8 @@ def _by_gradients(note: Callable[[LoRALinear, State], State], worth: Callable[[S
                 for name, rows in noted[self.layers[path]].items()
             }
 
-    optim.Update.step, rank.find_basis = noting, find_basis
-    rank.RankController.__init__, rank.RankController._change = beginning, changing
+    optim.Update.step, controller.find_basis = noting, find_basis
+    controller.RankController.__init__, controller.RankController._change = beginning, changing
 
 
 def _products(layer: LoRALinear) -> State:
@@ -142,7 +148,7 @@ def _products(layer: LoRALinear) -> State:
 def _first_order(layer: LoRALinear, before: State) -> State:
     """Squares of the factors' derivatives (Molchanov et al. 2019), with the decay of the other statistics."""
     square = _products(layer)["factor"].square().squeeze(1)
-    return {"square": square + rank.DECAY * before.get("square", 0.0)}
+    return {"square": square + controller.DECAY * before.get("square", 0.0)}
 
 
 def _sensitivity(layer: LoRALinear, before: State) -> State:
@@ -174,10 +180,10 @@ def _full_rate_again() -> None:
     def again(
         schedule: optim.Schedule, steps: int, warmup: float, warmup_steps: int = 0
     ) -> Callable[[int], float]:
-        usual, cut = factor(schedule, steps, warmup, warmup_steps), max(rank.CUT_AT) * steps
+        usual, cut = factor(schedule, steps, warmup, warmup_steps), max(controller.CUT_AT) * steps
         return lambda step: usual(step) if step < cut else (steps - step) / (steps - cut)
 
-    train.schedule_factor = again
+    training.schedule_factor = again
 
 
 def _unclipped() -> None:
@@ -186,13 +192,13 @@ def _unclipped() -> None:
 
 def _cuts_at(first: float, last: float) -> None:
     """Shares of the steps after which layers are cut; the learning rate has its knee at the last."""
-    (_, early), (_, late) = sorted(rank.CUT_AT.items())
-    rank.CUT_AT, optim.KNEE = {first: early, last: late}, last
+    (_, early), (_, late) = sorted(controller.CUT_AT.items())
+    controller.CUT_AT, optim.KNEE = {first: early, last: late}, last
 
 
 def _as_long() -> None:
     """No cut is left out and no leeway smaller because there are few steps."""
-    rank.MEMORY = 1e-9
+    controller.MEMORY = 1e-9
 
 
 DEEP = {0.5: 0.05, 0.8: 0.1}
@@ -205,8 +211,8 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "0.3 and 3 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.003, 0.8: 0.03})),
     "0.1 and 1 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.001, 0.8: 0.01})),
     "in three steps, 0.3, 1 and 1 %": ("adaptive", partial(cut_at, {0.5: 0.003, 0.65: 0.01, 0.8: 0.01})),
-    "cut to the knee half-way": ("adaptive", partial(cut_at, {0.5: rank.SHARE, 0.8: rank.SHARE})),
-    "one cut, at 80 %": ("adaptive", partial(cut_at, {0.8: rank.SHARE})),
+    "cut to the knee half-way": ("adaptive", partial(cut_at, {0.5: controller.SHARE, 0.8: controller.SHARE})),
+    "one cut, at 80 %": ("adaptive", partial(cut_at, {0.8: controller.SHARE})),
     "without growth": ("adaptive", _constant("GROW_AT", ())),
     "start at rank 4, without growth": ("adaptive:rank=4", _constant("GROW_AT", ())),
     "ordered by the output's energy": ("adaptive", partial(_worth, _energy)),
@@ -221,7 +227,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     ),
     "2 % of the gain however little the rows tell": (
         "adaptive",
-        partial(cut_at, {0.5: rank.SHARE / 10, 0.8: rank.SHARE}),
+        partial(cut_at, {0.5: controller.SHARE / 10, 0.8: controller.SHARE}),
     ),
     "2 and 10 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.02, 0.8: 0.1})),
     "5 and 20 % of the gain": ("adaptive", partial(cut_at, {0.5: 0.05, 0.8: 0.2})),
@@ -245,7 +251,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], None]]] = {
     "as a long training, however short": ("adaptive", _as_long),
     "that, cut at 80 % of the steps only": (
         "adaptive",
-        _both(_as_long, _constant("CUT_AT", {0.8: rank.SHARE})),
+        _both(_as_long, _constant("CUT_AT", {0.8: controller.SHARE})),
     ),
     "cut at 50 and 80 % of the steps": ("adaptive", partial(_cuts_at, 0.5, 0.8)),
     **{f"statistics times {n:g}": ("adaptive", _constant("LEAST", n)) for n in (2.0, 2.5, 3.0, 4.0)},

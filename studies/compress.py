@@ -27,12 +27,14 @@ import torch
 from torch import Tensor
 
 from decisions import at_their_word
-from rankwise import compression, rank, scoring
-from rankwise.components import NoOptimizer
-from rankwise.data import cache_folder, encode
-from rankwise.losses import calibrated_losses
-from rankwise.rank import Decision, RankController
-from rankwise.train import predict_logits
+from rankwise.adapters import compress, predict
+from rankwise.engine.training import predict_logits
+from rankwise.files import cache_folder
+from rankwise.rank import controller as rank
+from rankwise.rank.components import NoOptimizer
+from rankwise.rank.controller import Decision, RankController
+from rankwise.tasks.encoding import encode
+from rankwise.tasks.losses import calibrated_losses
 from trials import Row, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -171,9 +173,9 @@ def nearest(size: int, sizes: Mapping[int, Any]) -> int:
 @lru_cache(1)
 def _known(folder: Path) -> _Known:
     """An adapter's logits on some validation rows at all `SIZES` sizes."""
-    trained = scoring.open_trained(folder)
+    trained = predict.open_trained(folder)
     model, compute = trained.model.eval(), trained.compute
-    rows, _ = scoring.labelled_rows(trained)
+    rows, _ = predict.labelled_rows(trained)
     drawn = np.random.default_rng(0).permutation(len(rows))[: STATISTICS + OTHERS]
     encoded = encode(rows.select(drawn), trained.tokenizer, compute.max_length, cache_folder())
     seen, judged = (encoded.select(np.arange(len(drawn))[half]) for half in (slice(STATISTICS), slice(STATISTICS, None)))  # fmt: skip
@@ -184,7 +186,7 @@ def _known(folder: Path) -> _Known:
         return found[-1][:, 0]
 
     controller = RankController(model, losses, 1, NoOptimizer())
-    controller.moments = compression.gather(model, seen, compute, lambda done, of: None)
+    controller.moments = compress.gather(model, seen, compute, lambda done, of: None)
     bases = controller.bases()
     order = controller.order(bases)
     sizes = sorted({0, *np.geomspace(1, len(order), SIZES).round().astype(int).tolist()})

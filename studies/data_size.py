@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 import grid
 from grid import FIXED, Row
-from rankwise.store import run_folders
+from rankwise.run_folder import run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SIZES, SEEDS = ("qqp", "movies", "mnli"), (500, 1000, 2000), 3

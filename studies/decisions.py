@@ -24,12 +24,15 @@ import torch
 from torch import Tensor
 
 from ablations import trial_name
-from rankwise import compression, rank, scoring, tasks
-from rankwise.components import NoOptimizer
-from rankwise.data import cache_folder, encode
-from rankwise.losses import calibrated_losses
-from rankwise.rank import RankController
-from rankwise.train import predict_logits
+from rankwise import tasks
+from rankwise.adapters import compress, predict
+from rankwise.engine.training import predict_logits
+from rankwise.files import cache_folder
+from rankwise.rank import controller as rank
+from rankwise.rank.components import NoOptimizer
+from rankwise.rank.controller import RankController
+from rankwise.tasks.encoding import encode
+from rankwise.tasks.losses import calibrated_losses
 from trials import Row
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
-    trained = scoring.open_trained(folder / trial_name("never cut", seed))
+    trained = predict.open_trained(folder / trial_name("never cut", seed))
     model, compute = trained.model.eval(), trained.compute
     seen, judged = (
         encode(tasks.read_rows(folder / f"{name}.parquet", trained.task, labelled=True)[0], trained.tokenizer, 128, cache_folder())
@@ -68,7 +71,7 @@ def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
     )  # fmt: skip
     labels = torch.from_numpy(np.asarray(judged.labels))
     controller = RankController(model, lambda: torch.zeros(1), 1, NoOptimizer())
-    controller.moments = compression.gather(
+    controller.moments = compress.gather(
         model, seen.select(np.arange(STATISTICS)), compute, lambda done, of: None
     )
     bases = controller.bases()

@@ -23,10 +23,11 @@ import torch
 from peft import PeftModel, convert_to_lora
 
 import grid
-from rankwise import models, scoring
-from rankwise.hub import EMBEDDED
-from rankwise.lora import lora_layers
-from rankwise.store import RunFolder, run_folders
+from rankwise.adapters import predict
+from rankwise.lora.layer import lora_layers
+from rankwise.models import loading
+from rankwise.models.hub import EMBEDDED
+from rankwise.run_folder import RunFolder, run_folders
 from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -107,9 +108,9 @@ def store(out: Path, sizes: dict[int, int]) -> None:
 
 def _converted(run: RunFolder, size: int) -> dict[str, Any]:
     """Score and size of a run's adapter after `convert_to_lora`."""
-    trained = scoring.open_trained(run.path)
-    base, _ = models.load(
-        models.locate(EMBEDDED), list(trained.task.label_names), dtype=torch.float32, seed=0
+    trained = predict.open_trained(run.path)
+    base, _ = loading.load(
+        loading.locate(EMBEDDED), list(trained.task.label_names), dtype=torch.float32, seed=0
     )
     adapter = PeftModel.from_pretrained(base, str(run.path))
     low, high = 0.0, 1.0
@@ -125,7 +126,7 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
         A, B = (kept[f"base_model.model.{path}.lora_{factor}.weight"] for factor in "AB")
         layer.resize(A, B)
         layer.scaling = 1.0
-    scores = scoring.evaluate(trained)
+    scores = predict.evaluate(trained)
     ranks = [layer.rank for layer in lora_layers(trained.model).values()]
     return {
         "score": scores["accuracy"],

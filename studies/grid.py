@@ -32,8 +32,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t, ttest_1samp
 
-from rankwise.stats import estimate, holm
-from rankwise.store import RunFolder, run_folders
+from rankwise.report.stats import estimate, holm
+from rankwise.run_folder import RunFolder, run_folders
 from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from rankwise.store import method_slug
+from rankwise.run_folder import method_slug
 from trials import Row, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")

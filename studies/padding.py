@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankwise.stats import estimate, paired_t
-from rankwise.store import run_folders
+from rankwise.report.stats import estimate, paired_t
+from rankwise.run_folder import run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, PADDINGS, SEEDS, EPOCHS = ("movies", "mrpc"), ("packed", "longest"), 5, 2

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rankwise import methods
+from rankwise.runs import methods
 from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from torch import nn
 
 import ablations
-from rankwise import inject, rank
+from rankwise.lora import inject
+from rankwise.rank import controller
 from trials import Row, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -94,11 +95,11 @@ def _keep(ranks: dict[str, int], shuffle: int | None) -> None:
                     path: ranks[other] for path, other in zip(paths, rng.permutation(paths), strict=True)
                 }
         some = {path: r for path, r in given.items() if r}
-        insert(model, some, {path: rank.ALPHA / r for path, r in some.items()}, **more)
+        insert(model, some, {path: controller.ALPHA / r for path, r in some.items()}, **more)
 
     inject.insert = with_map
-    rank.RankController._cut = lambda self, share: None
-    rank.RankController._grow = lambda self: None
+    controller.RankController._cut = lambda self, share: None
+    controller.RankController._grow = lambda self: None
 
 
 def show(adaptive: list[Row], placebos: list[Row]) -> None:

@@ -22,16 +22,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rankwise import models, tasks
-from rankwise.attention import packed
-from rankwise.data import Encoded, cache_folder, encode
-from rankwise.hub import EMBEDDED
-from rankwise.inject import adapt_freely
-from rankwise.lora import lora_layers
-from rankwise.packing import batch_order, pack
-from rankwise.rank import CUT_AT, RankController
-from rankwise.readout import packed_logits
-from rankwise.streams import stream_seed
+from rankwise import tasks
+from rankwise.engine.attention import packed
+from rankwise.engine.packing import batch_order, pack
+from rankwise.engine.pooling import packed_logits
+from rankwise.files import cache_folder
+from rankwise.lora.inject import adapt_freely
+from rankwise.lora.layer import lora_layers
+from rankwise.models import loading
+from rankwise.models.hub import EMBEDDED
+from rankwise.rank.controller import CUT_AT, RankController
+from rankwise.seeding import stream_seed
+from rankwise.tasks.encoding import Encoded, encode
 from trials import cut_at, earlier, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -138,14 +140,14 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
 
 
 def _rows() -> Encoded:
-    source = models.locate(EMBEDDED)
+    source = loading.locate(EMBEDDED)
     rows, _ = tasks.load_split(tasks.named("movies"), "train", None)
     return encode(rows.select(np.arange(ROWS)), source.tokenizer, 128, cache_folder())
 
 
 def _model(seed: int) -> Any:
-    model, _ = models.load(
-        models.locate(EMBEDDED), [f"class {i}" for i in range(CLASSES)], dtype=torch.float32, seed=seed
+    model, _ = loading.load(
+        loading.locate(EMBEDDED), [f"class {i}" for i in range(CLASSES)], dtype=torch.float32, seed=seed
     )
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rankwise.store import method_slug
+from rankwise.run_folder import method_slug
 from trials import Row, cut_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankwise.store import run_folders
+from rankwise.run_folder import run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
 ROWS, WARM_UPS, METHODS, SEEDS = (640, 1280), (0.06, 0.25), ("lora", "adaptive", "full"), 4

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankwise.store import RunFolder
+from rankwise.run_folder import RunFolder
 from trials import Row, earlier, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")

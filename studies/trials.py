@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rankwise import rank, tasks
-from rankwise.data import Rows
-from rankwise.losses import calibrated_losses
-from rankwise.store import RunFolder
+from rankwise import tasks
+from rankwise.rank import controller
+from rankwise.run_folder import RunFolder
+from rankwise.tasks.encoding import Rows
+from rankwise.tasks.losses import calibrated_losses
 
 LEFT, MANY = {"sst2": 22_000, "qqp": 0}, 8_000
 """Training rows, in a drawn order, that aren't touched here (sst2's are studies/grid.py's), and how many are trained and judged on."""
@@ -32,7 +33,7 @@ Row = dict[str, Any]
 
 def cut_at(shares: dict[float, float]) -> None:
     """What is negligible at each cut of this process's trainings: these shares of the gain and no more, however little the rows tell."""
-    rank.CUT_AT, rank.MOST = shares, 0.0
+    controller.CUT_AT, controller.MOST = shares, 0.0
 
 
 def earlier(stored: Path) -> Path:

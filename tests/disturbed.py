@@ -29,9 +29,10 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     evaluation 0     training is over
     result 0         everything is saved but the result
     """
-    from rankwise import run, store
-    from rankwise.store import RunFolder
-    from rankwise.train import Training
+    from rankwise import run_folder
+    from rankwise.engine.training import Training
+    from rankwise.run_folder import RunFolder
+    from rankwise.runs import run
 
     kind, number = moment.split()
     counted = 0
@@ -41,7 +42,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
         counted += 1
         return counted == int(number)
 
-    append, save, remove = RunFolder.append_steps, Training.save, store.shutil.rmtree
+    append, save, remove = RunFolder.append_steps, Training.save, run_folder.shutil.rmtree
 
     def append_steps(self, lines):
         at = any(line["step"] == int(number) for line in lines)
@@ -71,7 +72,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     elif kind == "checkpoint":
         Training.save = save_half
     elif kind == "replaced":
-        store.shutil.rmtree = rmtree
+        run_folder.shutil.rmtree = rmtree
     elif kind == "evaluation":
         run.predict_logits = lambda *_, **__: act()
     elif kind == "result":
@@ -81,7 +82,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
 
 
 def checkpoint_every_step() -> None:
-    from rankwise import run
+    from rankwise.runs import run
 
     run.CHECKPOINT_SECONDS, run.CHECKPOINT_SHARE = 0.0, math.inf
 
@@ -96,7 +97,8 @@ def stand_still(marker: str) -> None:
 
 
 def compare(method: str, moment: str, marker: str, *arguments: str) -> None:
-    from rankwise import cli, grid
+    from rankwise import cli
+    from rankwise.runs import grid
 
     def command(folder: Path) -> list[str]:
         return [sys.executable, __file__, "worker", method, moment, marker, str(folder)]
@@ -107,8 +109,8 @@ def compare(method: str, moment: str, marker: str, *arguments: str) -> None:
 
 
 def worker(method: str, moment: str, marker: str, folder: str) -> None:
-    from rankwise import worker
-    from rankwise.store import RunFolder
+    from rankwise.run_folder import RunFolder
+    from rankwise.runs import worker
 
     checkpoint_every_step()
     if RunFolder(folder).read_run()["requested"]["method"] == method:
@@ -119,13 +121,13 @@ def worker(method: str, moment: str, marker: str, folder: str) -> None:
 
 def runs() -> None:
     """Reads [[folder, moment or null], …] and prints for each what became of it: `ended` and `continued_from`."""
-    from rankwise.run import execute
-    from rankwise.store import RunFolder
+    from rankwise.run_folder import RunFolder
+    from rankwise.runs.run import execute
 
     def one(folder: str, moment: str | None) -> None:
         checkpoint_every_step()
         if moment == "no checkpoint":
-            sys.modules["rankwise.run"].CHECKPOINT_SECONDS = 20.0
+            sys.modules["rankwise.runs.run"].CHECKPOINT_SECONDS = 20.0
             moment = "step 5"
         if moment:
             disturb(moment, die)

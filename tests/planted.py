@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rankwise.config import RunConfig, TrainOptions, to_json
-from rankwise.recipes import resolve
-from rankwise.store import RunFolder, run_name
+from rankwise.run_folder import RunFolder, run_name
+from rankwise.runs.recipes import resolve
 
 N = 20
 """Validation rows of each run."""

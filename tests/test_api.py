@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rankwise
 import tiny
+from rankwise.engine.optim import schedule_factor
 from rankwise.errors import RankwiseError
-from rankwise.optim import schedule_factor
 
 TRAIN, HELD_OUT = tiny.reviews(200), tiny.reviews(60, seed=1)
 OPTIONS = rankwise.TrainOptions(epochs=6, batch_size=16, lr=1e-2)
@@ -176,7 +176,7 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(base):
 def test_a_model_takes_the_settings_of_the_method_it_was_adapted_for(base, adapted, rate_of, monkeypatch):
     schedules = []
     monkeypatch.setattr(
-        "rankwise.train.schedule_factor",
+        "rankwise.engine.training.schedule_factor",
         lambda schedule, *given: schedules.append(schedule) or schedule_factor(schedule, *given),
     )
     model = rankwise.adapt(classifier(base), **adapted)

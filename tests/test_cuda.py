@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import tiny
-from rankwise.attention import attend
-from rankwise.inject import adapt, adapt_freely
-from rankwise.lora import lora_layers
-from rankwise.packing import pack, pad
-from rankwise.readout import packed_logits
-from rankwise.store import RunFolder
-from rankwise.train import Compute, Training
-from test_adaptive import OPTIONS, encoded, run
+from rankwise.engine.attention import attend
+from rankwise.engine.packing import pack, pad
+from rankwise.engine.pooling import packed_logits
+from rankwise.engine.training import Compute, Training
+from rankwise.lora.inject import adapt, adapt_freely
+from rankwise.lora.layer import lora_layers
+from rankwise.run_folder import RunFolder
+from short_training import OPTIONS, encoded, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from rankwise import embedded
+from rankwise import downloads
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -30,7 +30,7 @@ def run(name: str, *arguments: object) -> str:
 
 @pytest.mark.parametrize("name", ["trainer.py", "plain_loop.py"])
 def test_a_script_of_ones_own_trains_an_adapter_that_peft_loads_and_a_pipeline_runs(name, tmp_path):
-    base = embedded.model_folder()
+    base = downloads.model_folder()
     out = run(name, tmp_path / "adapter", base)
     if name == "trainer.py":
         assert "accuracy 1.00" in out

@@ -7,31 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rankwise.adapter_io import save
-    from rankwise.api import Columns, FitResult, evaluate, fit, load, merge, predict
-    from rankwise.callback import RankCallback
+    from rankwise.adapters.export import Exported, export
+    from rankwise.adapters.load import load, merge
+    from rankwise.adapters.peft_format import save
+    from rankwise.api import Columns, FitResult, evaluate, fit, predict
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
-    from rankwise.formats import Exported, export
-    from rankwise.inject import adapt
-    from rankwise.rank import RankController
+    from rankwise.lora.inject import adapt
+    from rankwise.rank.controller import RankController
+    from rankwise.rank.trainer_callback import RankCallback
 
 _HOME = {
     "Columns": "api",
-    "Exported": "formats",
+    "Exported": "adapters.export",
     "FitResult": "api",
-    "RankCallback": "callback",
-    "RankController": "rank",
+    "RankCallback": "rank.trainer_callback",
+    "RankController": "rank.controller",
     "RankwiseError": "errors",
     "TrainOptions": "config",
-    "adapt": "inject",
+    "adapt": "lora.inject",
     "evaluate": "api",
-    "export": "formats",
+    "export": "adapters.export",
     "fit": "api",
-    "load": "api",
-    "merge": "api",
+    "load": "adapters.load",
+    "merge": "adapters.load",
     "predict": "api",
-    "save": "adapter_io",
+    "save": "adapters.peft_format",
 }
 
 __all__ = [

@@ -9,8 +9,6 @@ rankwise.save(model, "my-adapter")
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -18,18 +16,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise import adapter_io, hub, machine, models, recipes
+from rankwise import hardware
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
-from rankwise.data import Encoded, Rows, cache_folder, encode
+from rankwise.engine.training import Compute, Step, Training, choose_padding, predict_logits
 from rankwise.errors import RankwiseError
-from rankwise.inject import body_and_heads, find_targets
-from rankwise.lora import lora_layers
-from rankwise.losses import class_weights, mean_loss
-from rankwise.metrics import score
-from rankwise.problems import PROBLEMS, Labels, of_config
-from rankwise.rank import Decision
-from rankwise.store import RunFolder, check_folder, make_folder, run_folders
-from rankwise.train import Compute, Step, Training, choose_padding, predict_logits
+from rankwise.files import cache_folder
+from rankwise.lora.inject import body_and_heads, find_targets
+from rankwise.lora.layer import lora_layers
+from rankwise.models import loading
+from rankwise.rank.controller import Decision
+from rankwise.runs import recipes
+from rankwise.tasks.encoding import Encoded, Rows, encode
+from rankwise.tasks.losses import class_weights, mean_loss
+from rankwise.tasks.metrics import score
+from rankwise.tasks.problems import PROBLEMS, Labels, of_config
 
 Table = Iterable[Mapping[str, Any]]
 """Rows as mappings: a list of dicts, a `datasets.Dataset`, `pyarrow.Table.to_pylist()` …"""
@@ -101,10 +101,10 @@ def fit(
     method, lora = _adapted(model)
     asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
     config = recipes.resolve(asked, method)
-    lr = recipes.resolve_lr(config, method, models.width(model.config))
+    lr = recipes.resolve_lr(config, method, loading.width(model.config))
     padding, why = choose_padding(model, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=padding)
-    limit = max_length or models.text_limit(model.config, tokenizer)
+    limit = max_length or loading.text_limit(model.config, tokenizer)
     compute = _compute(model, tokenizer, padding, limit)
     entries = list(train)
     _say_problem(model, entries, columns.label)
@@ -139,7 +139,7 @@ def predict(
     max_length: int | None = None,
 ) -> np.ndarray:
     """Logits [rows, outputs] of texts, in their order; labels aren't looked at."""
-    limit = max_length or models.text_limit(model.config, tokenizer)
+    limit = max_length or loading.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
     return predict_logits(
         model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
@@ -156,122 +156,13 @@ def evaluate(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """Metrics (by default those of its kind of problem) and mean loss of a model on labelled rows."""
-    limit = max_length or models.text_limit(model.config, tokenizer)
+    limit = max_length or loading.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
     compute = _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
     logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
     return score(metrics or of_config(model.config).metrics, labels, logits) | {
         "loss": mean_loss(logits, labels)
     }
-
-
-def load(
-    folder: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """Loads what `save`, `rankwise train` or PEFT wrote: an adapter on its base model, or a fully fine-tuned one.
-
-    Args:
-        folder: holds `adapter_config.json`, or a Transformers model.
-        base: the base model's name or folder, where it isn't the one the adapter names.
-        dtype: of the base's weights.
-
-    Raises:
-        RankwiseError: nothing to load there, or an adapter that doesn't fit the base.
-    """
-    model = load_any(Path(folder), base=base, dtype=dtype)
-    if not isinstance(model, PreTrainedModel):
-        raise RankwiseError(
-            f"The adapter in {folder} puts virtual tokens before each row; load it with peft.PeftModel.from_pretrained."
-        )
-    return model
-
-
-def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module:
-    """The same for every kind of adapter: PEFT's wrapper comes back where that adds virtual tokens."""
-    if not (folder / adapter_io.CONFIG).is_file():
-        if not (folder / hub.CONFIG).is_file():
-            raise RankwiseError(_nothing_trained(folder))
-        source = models.locate(str(folder))
-        labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
-        return models.load(source, labels, dtype=dtype, seed=0, problem=of_config(source.config).name)[0]
-    adapter = adapter_io.read(folder, any_kind=True)
-    name = base or adapter.base_model
-    if name is None:
-        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
-    try:
-        source = models.locate(name)
-    except RankwiseError as error:
-        why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
-        raise RankwiseError(f"{error}{why}") from error
-    labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
-    problem = adapter.problem or ("regression" if len(labels) == 1 else "classification")
-    model, _ = models.load(source, labels, dtype=dtype, seed=0, problem=problem)
-    if adapter.foreign is not None:
-        from rankwise import peft_methods
-
-        return peft_methods.load(model, folder)
-    return adapter_io.attach(model, adapter).eval()
-
-
-def _unnamed_labels(config: Any, count: int | None) -> list[str]:
-    """The labels of an adapter that doesn't name them: its base's, where the number agrees."""
-    names = [config.id2label[i] for i in sorted(config.id2label)]
-    return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
-
-
-def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
-    """Folds an adapter into a float32 copy of its base and writes an ordinary Transformers folder, tokenizer included.
-
-    Raises:
-        RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
-    """
-    folder, out = Path(folder), Path(out)
-    if not (folder / adapter_io.CONFIG).is_file():
-        raise RankwiseError(
-            f"{folder} holds a whole model, not an adapter: there is nothing to merge, Transformers loads it as it is."
-            if (folder / hub.CONFIG).is_file()
-            else _nothing_trained(folder)
-        )
-    check_folder(out, folder, adapter_io.CONFIG)
-    adapter = adapter_io.read(folder)
-    model = load(folder, base=base, dtype=torch.float32)
-    source = models.locate(base or cast(str, adapter.base_model))
-    merged = cast(PreTrainedModel, adapter_io.merge(model))
-    make_folder(out)
-    try:
-        # The files appear whole or not at all: a model cut short would load with weights missing.
-        with TemporaryDirectory(dir=out, prefix=".merging-") as workspace, models.quiet():
-            merged.save_pretrained(workspace)
-            source.tokenizer.save_pretrained(workspace)
-            for file in Path(workspace).iterdir():
-                file.replace(out / file.name)
-    except OSError as error:
-        raise RankwiseError(
-            f"{out} can't be written: {error.strerror or error}. Name another folder with --out."
-        ) from None
-    return merged
-
-
-def _nothing_trained(folder: Path) -> str:
-    """Why a folder can't be loaded, and what could be."""
-    if not folder.is_dir():
-        return (
-            f"There is no folder {folder}."
-            if not folder.exists()
-            else f"{folder} is a file; name the folder that `rankwise train` wrote."
-        )
-    run = RunFolder(folder)
-    if run.finished:
-        return (
-            f"{folder} is a finished run whose model was not kept. `rankwise compare --keep-models` keeps fully fine-tuned models, "
-            "`rankwise train --method full` always does."
-        )
-    if run.has_run:
-        return f"{folder} is a run that has not finished. Give the command that began it again; it continues."
-    inside = ", ".join(str(part.path) for part in run_folders(folder) if part.finished)
-    if inside:
-        return f"{folder} is a grid of several runs. Name one of them: {inside}."
-    return f"{folder} holds neither an adapter nor a model. Name the folder that `rankwise train` wrote."
 
 
 def label_names(model: nn.Module) -> list[str]:
@@ -285,9 +176,9 @@ def _compute(
 ) -> Compute:
     device = next(model.parameters()).device
     body = next(p for p in body_and_heads(model)[0].parameters() if p.ndim >= 2)
-    dtype, _ = machine.choose_dtype("auto", device)
+    dtype, _ = hardware.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
-    return Compute(device, dtype if full else None, padding, max_length, models.pad_id(tokenizer))
+    return Compute(device, dtype if full else None, padding, max_length, loading.pad_id(tokenizer))
 
 
 def _encode(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclopts import Parameter, Token
 
 from rankwise.errors import RankwiseError
-from rankwise.problems import ProblemName
+from rankwise.tasks.problems import ProblemName
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:

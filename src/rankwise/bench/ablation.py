@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankwise import attention, dropout, lora, packing, train
 from rankwise.bench import ours
 from rankwise.bench.config import BenchConfig
-from rankwise.engine import Engine
-from rankwise.optim import Update
-from rankwise.packing import Layout
+from rankwise.engine import attention, dropout, packing, training
+from rankwise.engine.autotune import Engine
+from rankwise.engine.optim import Update
+from rankwise.engine.packing import Layout
+from rankwise.lora import layer as lora_layer
 
 
 def enter(config: BenchConfig, *, without: str) -> ours.Ours:
@@ -54,7 +55,7 @@ def _masked_attention(
     return out.transpose(1, 2)
 
 
-def _separate_products(layer: lora.LoRALinear, x: Tensor) -> Tensor:
+def _separate_products(layer: lora_layer.LoRALinear, x: Tensor) -> Tensor:
     """W0 and the adapter as autograd sees them, as PEFT writes them."""
     z = F.linear(layer.dropout(x).to(layer.lora_A.dtype), layer.lora_A)
     return F.linear(x, layer.weight, layer.bias) + (layer.scaling * F.linear(z, layer.lora_B)).to(x.dtype)
@@ -77,11 +78,11 @@ def _one_worker(step: Any, rows: Any, threads: int, cache: Any, key: str) -> Eng
 PARTS: dict[str, Callable[[], None]] = {
     "packing": lambda: None,
     "grouped attention": _put(attention, "attend", _masked_attention),
-    "one function for LoRA": _put(lora.LoRALinear, "forward", _separate_products),
+    "one function for LoRA": _put(lora_layer.LoRALinear, "forward", _separate_products),
     "cheap dropout": _both_bernoulli,
     "a bfloat16 base": lambda: None,
-    "a flat optimizer": _put(train, "Update", lambda *a, flat=False, **k: Update(*a, **k)),
-    "parts side by side": _put(train, "fastest", _one_worker),
+    "a flat optimizer": _put(training, "Update", lambda *a, flat=False, **k: Update(*a, **k)),
+    "parts side by side": _put(training, "fastest", _one_worker),
     "filling": _put(packing.PackedBatch, "fill", lambda batch: batch),
 }
 """Name of a part → what takes it out."""

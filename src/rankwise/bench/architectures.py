@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rankwise import models
 from rankwise.bench.config import BenchConfig
 from rankwise.errors import RankwiseError, nearest
+from rankwise.models import loading
 
 
 @cache
@@ -40,7 +40,7 @@ def architecture(name: str) -> Any:
 def model_config(config: BenchConfig) -> Any:
     """The Transformers config a measurement is about, with a padding token and two classes."""
     found = (
-        architecture(config.random_weights) if config.random_weights else models.locate(config.model).config
+        architecture(config.random_weights) if config.random_weights else loading.locate(config.model).config
     )
     if found.pad_token_id is None:  # GPT-2, Llama: any token will do, attention never sees it
         eos = found.eos_token_id
@@ -71,4 +71,4 @@ def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = No
     auto: Any = AutoModelForSequenceClassification
     if config.random_weights:
         return auto.from_config(chosen, **options)
-    return auto.from_pretrained(models.locate(config.model).path, config=chosen, **options)
+    return auto.from_pretrained(loading.locate(config.model).path, config=chosen, **options)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from rankwise.data import Encoded
+from rankwise.tasks.encoding import Encoded
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class Contender:
     optional: bool = False
 
 
-_PEER = {"module": "rankwise.bench.peers", "needs": ("peft", "accelerate")}
+_PEER = {"module": "rankwise.bench.baselines", "needs": ("peft", "accelerate")}
 
 CONTENDERS: dict[str, Contender] = {
     "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
@@ -56,7 +56,7 @@ CONTENDERS: dict[str, Contender] = {
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
     "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_PEER),
     "trainer full": Contender(settings={"lora": False}, **_PEER),
-    "floor": Contender("rankwise.bench.floor"),
+    "floor": Contender("rankwise.bench.lower_bound"),
     "rankwise lora padded": Contender(
         "rankwise.bench.ours", {"method": "lora", "padding": "longest"}, optional=True
     ),

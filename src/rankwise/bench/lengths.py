@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from rankwise.data import Encoded
 from rankwise.errors import RankwiseError, nearest
+from rankwise.tasks.encoding import Encoded
 
 
 @cache

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from rankwise import machine
+from rankwise import hardware
 from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, standard
@@ -54,8 +54,8 @@ def bench(
         "memory_ratios": results.memory_ratios(records),
         "failed": failed,
         "config": to_json(config),
-        "versions": machine.versions(),
-        "hardware": machine.hardware(machine.choose_device(config.device)),
+        "versions": hardware.versions(),
+        "hardware": hardware.hardware(hardware.choose_device(config.device)),
     }
 
 
@@ -84,14 +84,14 @@ def resolve(config: BenchConfig) -> BenchConfig:
         raise RankwiseError(
             f"{config.random_weights or config.model} takes {longest} tokens at most; --lengths {config.lengths} is more."
         )
-    device = machine.choose_device(config.device)
-    dtype, _ = machine.choose_dtype(config.dtype, device)
+    device = hardware.choose_device(config.device)
+    dtype, _ = hardware.choose_dtype(config.dtype, device)
     return replace(
         config,
         contenders=contenders,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        threads=config.threads or machine.cores(),
+        threads=config.threads or hardware.cores(),
     )
 
 

@@ -12,11 +12,11 @@ from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.lengths import length_grouped
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
-from rankwise.data import Encoded
-from rankwise.methods import METHODS
-from rankwise.packing import batch_order
-from rankwise.rank import RankController
-from rankwise.train import Compute, Padding, Training, choose_padding
+from rankwise.engine.packing import batch_order
+from rankwise.engine.training import Compute, Padding, Training, choose_padding
+from rankwise.rank.controller import RankController
+from rankwise.runs.methods import METHODS
+from rankwise.tasks.encoding import Encoded
 
 
 def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memory: str = "fast") -> "Ours":

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record
-from rankwise.measure import KINDS, Spread
+from rankwise.engine.measure import KINDS, Spread
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:

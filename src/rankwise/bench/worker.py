@@ -23,9 +23,9 @@ from rankwise.bench import architectures, lengths
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, Runner
 from rankwise.config import from_json
+from rankwise.engine.measure import PeakRss, Speed, TensorMemory, label, megabytes
 from rankwise.errors import RankwiseError
-from rankwise.measure import PeakRss, Speed, TensorMemory, label, megabytes
-from rankwise.streams import stream_seed
+from rankwise.seeding import stream_seed
 
 WARMUP_STEPS = 3
 HEAVIEST = 2

@@ -20,12 +20,12 @@ def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa
 
     Example: rankwise plan --model roberta-base --task qnli --batch-size 16 --memory 8GB
     """
-    from rankwise import plan as planning
-    from rankwise import planned
+    from rankwise.bench import plan as planning
+    from rankwise.cli import plan_view
 
-    with planned.PlanProgress(people(json)) as progress:
+    with plan_view.PlanProgress(people(json)) as progress:
         result = planning.plan(config, progress)
-    planned.show(result, people(json))
+    plan_view.show(result, people(json))
     if json:
         print_json(result)
 
@@ -40,7 +40,7 @@ def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # n
     Example: rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "peft lora sdpa" floor
     """
     from rankwise.bench import measurement, results
-    from rankwise.bench.progress import BenchProgress
+    from rankwise.cli.bench_progress import BenchProgress
 
     with BenchProgress(people(json)) as progress:
         result = measurement.bench(config, progress)

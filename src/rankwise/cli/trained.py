@@ -12,7 +12,7 @@ from rankwise.config import MaybeWhole
 from rankwise.errors import RankwiseError
 
 if TYPE_CHECKING:
-    from rankwise.scoring import Trained
+    from rankwise.adapters.predict import Trained
 
 
 AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")]
@@ -60,12 +60,12 @@ def evaluate(
 
     Example: rankwise evaluate my-adapter held_out.csv
     """
-    from rankwise import scoring
-    from rankwise.progress import Bar
+    from rankwise.adapters import predict
+    from rankwise.cli.progress import Bar
 
     trained = _open(adapter, rows)
     with Bar(people(json), "Evaluating") as bar:
-        result = scoring.evaluate(trained, file, rows.split, rows.data, bar)
+        result = predict.evaluate(trained, file, rows.split, rows.data, bar)
     notes = result.pop("notes")
     for note in notes:
         say(json, note)
@@ -91,13 +91,13 @@ def predict(
 
     Example: rankwise predict my-adapter new.jsonl --out scored.jsonl
     """
-    from rankwise import scoring
-    from rankwise.progress import Bar
+    from rankwise.adapters import predict
+    from rankwise.cli.progress import Bar
 
-    scoring.check_out(out, file)
+    predict.check_out(out, file)
     trained = _open(adapter, rows)
     with Bar(people(json), "Predicting") as bar:
-        result = scoring.predict_file(trained, file, out, bar)
+        result = predict.predict_file(trained, file, out, bar)
     for note in result["notes"]:
         say(json, note)
     counts = ", ".join(f"{name} {count:,.6g}" for name, count in result["predicted"].items())
@@ -107,10 +107,10 @@ def predict(
 
 
 def _open(adapter: Path, rows: TextOptions) -> "Trained":
-    from rankwise import scoring
+    from rankwise.adapters import predict
 
     label = rows.label if isinstance(rows, LabelOptions) else None
-    return scoring.open_trained(
+    return predict.open_trained(
         adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label
     )
 
@@ -121,10 +121,10 @@ def inspect(adapter: AnyAdapter, /, *, json: Json = False) -> None:
 
     Example: rankwise inspect my-adapter
     """
-    from rankwise import inspection
+    from rankwise.adapters import inspect
 
-    found = inspection.inspect(adapter)
-    for line in inspection.describe(found):
+    found = inspect.inspect(adapter)
+    for line in inspect.describe(found):
         say(json, line)
     if json:
         print_json(found)
@@ -147,15 +147,16 @@ def compress(
 
     Example: rankwise compress my-adapter held_out.csv --out smaller
     """
-    from rankwise import compression, rank, rank_map, scoring
-    from rankwise.progress import Bar
+    from rankwise.adapters import compress, predict, rank_table
+    from rankwise.cli.progress import Bar
+    from rankwise.rank import controller
 
     trained = _open(adapter, rows)
-    seen, notes = scoring.labelled_rows(trained, file, rows.split, rows.data)
+    seen, notes = predict.labelled_rows(trained, file, rows.split, rows.data)
     for note in notes:
         say(json, note)
     with Bar(people(json), "Compressing") as bar:
-        result = compression.compress(trained, seen, out, bar)
+        result = compress.compress(trained, seen, out, bar)
     for point in result["curve"]:
         verdict = "kept" if point["accepted"] else "too small"
         say(
@@ -166,9 +167,9 @@ def compress(
     say(
         json,
         f"On {result['rows']['held_out']} held-out rows. The smallest is kept whose loss is at most (95 % bound) "
-        f"{result['negligible']:.4f} higher, {100 * rank.SHARE:g} % of what the adapter gains.",
+        f"{result['negligible']:.4f} higher, {100 * controller.SHARE:g} % of what the adapter gains.",
     )
-    for line in rank_map.draw(result["rank"]):
+    for line in rank_table.draw(result["rank"]):
         say(json, line)
     say(
         json,
@@ -191,9 +192,9 @@ def merge(
 
     Example: rankwise merge my-adapter --out merged-model
     """
-    from rankwise import api
+    from rankwise.adapters.load import merge as merge_adapter
 
-    merged = api.merge(adapter, out, base=model)
+    merged = merge_adapter(adapter, out, base=model)
     parameters = sum(p.numel() for p in merged.parameters())
     say(
         json,
@@ -243,11 +244,11 @@ def export(
     alpha
         s = alpha/r of a loralib checkpoint, which doesn't say it.
     """
-    from rankwise import formats
+    from rankwise.adapters import export
 
     if uniform_rank is not None and uniform_rank < 1:
         raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
-    done = formats.export(
+    done = export.export(
         adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
         base=model, alpha=alpha,
     )  # fmt: skip
@@ -280,7 +281,7 @@ def models(*, json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from rankwise.families import families, show
+    from rankwise.bench.families import families, show
 
     found = list(families())
     show(found, people(json))

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise import board
 from rankwise.cli.app import Json, app, people, print_json, say
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
+from rankwise.runs.tensorboard import check as check_tensorboard
 
 Config = Annotated[CompareConfig, Parameter(name="*")]
 OneRun = Annotated[RunConfig, Parameter(name="*")]
@@ -27,12 +27,12 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
 
     Example: rankwise compare --tasks sst2 rte --methods full lora --seeds 5 --out runs/first
     """
-    from rankwise import grid
-    from rankwise.progress import GridProgress
+    from rankwise.cli.progress import GridProgress
+    from rankwise.runs import grid
 
     _check_names(config.tasks, config.methods, config.train.recipe)
     if config.tensorboard:
-        board.check()
+        check_tensorboard()
     _fetch(config)
     with GridProgress(people(json)) as progress:
         failed = grid.run_grid(config, progress)
@@ -103,11 +103,12 @@ def train(
 
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
-    from rankwise import hub, tables
-    from rankwise.store import RunFolder, one_answer
+    from rankwise.models import hub
+    from rankwise.run_folder import RunFolder, one_answer
+    from rankwise.tasks import tables
 
     if tensorboard:
-        board.check()
+        check_tensorboard()
     if not files and config.table.dataset is None:
         _refuse_table_options(config)
     if files:
@@ -125,9 +126,9 @@ def train(
         _find_model(config)
         result = _train(folder, request, {"tensorboard": tensorboard}, json)
     if folder.read_ranks():
-        from rankwise import rank_map
+        from rankwise.adapters import rank_table
 
-        for line in rank_map.draw(result["rank"]):
+        for line in rank_table.draw(result["rank"]):
             say(json, line)
         say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
         if not any(result["rank"].values()):
@@ -150,7 +151,7 @@ def train(
 
 
 def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool) -> dict[str, Any]:
-    from rankwise.progress import RunProgress
+    from rankwise.cli.progress import RunProgress
 
     if folder.checkpoint is not None:
         _refuse_other(folder, request)
@@ -158,7 +159,7 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
         if folder.has_run and folder.checkpoint is None:
             folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
         folder.write_request(request, assigned)
-        from rankwise.run import execute  # slow to import: here, that the folder can be written is known
+        from rankwise.runs.run import execute  # slow to import: here, that the folder can be written is known
 
         with RunProgress(people(json)) as progress:
             return execute(folder, progress)
@@ -169,7 +170,7 @@ def _alone(folder: Any) -> Iterator[None]:
     """Refuses a second run in the same folder at the same time."""
     from filelock import FileLock, Timeout
 
-    from rankwise.store import make_folder
+    from rankwise.files import make_folder
 
     make_folder(folder.path)
     lock = FileLock(folder.path / ".lock")
@@ -221,8 +222,9 @@ def _refuse_table_options(config: RunConfig) -> None:
 
 def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
     """Refuses a misspelt task, method or recipe before anything is written or loaded."""
-    from rankwise import methods as known_methods
-    from rankwise import recipes, tasks
+    from rankwise import tasks
+    from rankwise.runs import methods as known_methods
+    from rankwise.runs import recipes
 
     recipes.recipe(recipe)
     for name in names:
@@ -233,7 +235,8 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
 
 def _find_model(config: CompareConfig | RunConfig) -> str | None:
     """Refuses a model that isn't there before anything slow is started; returns its name, if it isn't an adapter's to say."""
-    from rankwise import hub, recipes
+    from rankwise.models import hub
+    from rankwise.runs import recipes
 
     if config.model.from_adapter is not None and config.model.model is None:
         return None
@@ -245,9 +248,10 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
 
 def _fetch(config: CompareConfig) -> None:
     """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
-    from rankwise import embedded, hub, tasks
+    from rankwise import downloads, tasks
+    from rankwise.models import hub
 
     if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
-        embedded.model_folder()
+        downloads.model_folder()
     if tasks.MOVIES in config.tasks:
-        embedded.movies_file()
+        downloads.movies_file()

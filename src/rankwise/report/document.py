@@ -8,15 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from rankwise import recipes, stats
 from rankwise.errors import RankwiseError
-from rankwise.problems import PROBLEMS
+from rankwise.files import damaged
+from rankwise.report import stats
 from rankwise.report.answer import answer
 from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
-from rankwise.report.rankmap import RankMap, rank_maps
+from rankwise.report.rank_pattern import RankMap, rank_maps
 from rankwise.report.row import REFERENCE, Row
-from rankwise.store import RunFolder, damaged, one_answer, read_grid, run_folders
+from rankwise.run_folder import RunFolder, one_answer, read_grid, run_folders
+from rankwise.runs import recipes
+from rankwise.tasks.problems import PROBLEMS
 
 Cell = tuple[str, str]
 """A task and a method."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rankwise import embedded, tasks
+from rankwise import downloads, tasks
 from rankwise.config import RunConfig, from_json
-from rankwise.data import Rows
 from rankwise.errors import RankwiseError
+from rankwise.tasks.encoding import Rows
 
 if TYPE_CHECKING:
     from rankwise.report.document import Cell, Run
@@ -107,7 +107,7 @@ def _rows_of(record: dict[str, Any]) -> Rows | None:
             return tasks.load(config).validation["validation"]
         task = tasks.named(config.task)
         if task.name == tasks.MOVIES:
-            return tasks.load_split(task, "validation")[0] if embedded.has_movies() else None
+            return tasks.load_split(task, "validation")[0] if downloads.has_movies() else None
         return tasks.load_split(task, "validation", config.data.data)[0] if config.data.data else None
     except (RankwiseError, KeyError, TypeError, OSError):
         return None

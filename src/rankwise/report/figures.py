@@ -11,10 +11,10 @@ from typing import Any
 
 from rankwise.report.curves import Curve
 from rankwise.report.document import Document
-from rankwise.report.rankmap import RankMap, held
+from rankwise.report.rank_pattern import RankMap, held
 from rankwise.report.row import REFERENCE, Row
+from rankwise.report.stats import Estimate
 from rankwise.report.words import count, percent
-from rankwise.stats import Estimate
 
 COLOURS = 7
 """Of methods other than full fine-tuning, in the page's style sheet; further methods repeat them with another symbol."""

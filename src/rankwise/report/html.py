@@ -11,13 +11,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rankwise.progress import clock
+from rankwise.cli.progress import clock
 from rankwise.report import figures
 from rankwise.report.document import Document
 from rankwise.report.figures import Figure, Look
 from rankwise.report.row import Row
+from rankwise.report.stats import Estimate
 from rankwise.report.words import count, minus, percent, probability, share
-from rankwise.stats import Estimate
 
 RELOAD_SECONDS = 10
 """Between two looks of a page at itself, while a grid runs."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rankwise.report.document import Document
 from rankwise.report.figures import KINDS
-from rankwise.report.rankmap import held
+from rankwise.report.rank_pattern import held
 from rankwise.report.table import HEADERS, cells
 from rankwise.report.words import percent, probability
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwise.stats import LEVEL, Estimate
+from rankwise.report.stats import LEVEL, Estimate
 
 REFERENCE = "full"
 """The method the others are compared with."""

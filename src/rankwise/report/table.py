@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.progress import clock
+from rankwise.cli.progress import clock
 from rankwise.report.document import Document
 from rankwise.report.row import Row
 from rankwise.report.words import count, percent, probability, share

@@ -7,7 +7,7 @@ from pathlib import Path
 from rankwise.errors import RankwiseError
 from rankwise.report.document import Document
 from rankwise.report.files import write
-from rankwise.store import read_grid, run_folders
+from rankwise.run_folder import read_grid, run_folders
 
 LOOK_SECONDS = 2.0
 """Between two looks at the folder."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from rankwise.stats import Estimate
+from rankwise.report.stats import Estimate
 
 
 def percent(value: Estimate, *, sign: bool = False) -> str:

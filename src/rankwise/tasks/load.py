@@ -11,17 +11,17 @@ from typing import cast
 
 import numpy as np
 
-from rankwise import embedded
+from rankwise import downloads
 from rankwise.config import RunConfig
-from rankwise.data import Rows
 from rankwise.errors import RankwiseError, nearest
-from rankwise.hub import quiet_hub
-from rankwise.problems import Labels
-from rankwise.tables import Table, read_table
-from rankwise.tasks.entries import HUB, MOVIES, TASKS, Task, named
-from rankwise.tasks.own import load_table
+from rankwise.models.hub import quiet_hub
+from rankwise.tasks.custom import load_table
+from rankwise.tasks.encoding import Rows
+from rankwise.tasks.problems import Labels
+from rankwise.tasks.registry import HUB, MOVIES, TASKS, Task, named
 from rankwise.tasks.rows import rows_of
 from rankwise.tasks.splits import Dataset, stratified_split
+from rankwise.tasks.tables import Table, read_table
 
 MOVIES_NEUTRAL = 0.3
 """Sentences rated nearer to 0 than this have no sentiment to learn; 10,318 of 10,605 remain."""
@@ -134,7 +134,7 @@ def _hub_table(task: Task, split: str) -> Table:
 
 
 def _movies(split: str) -> Rows:
-    lines = embedded.movies_file().read_text(encoding="utf-8").splitlines()
+    lines = downloads.movies_file().read_text(encoding="utf-8").splitlines()
     idx, ratings, texts = zip(*(line.split("\t") for line in lines), strict=True)
     rating = np.array(ratings, dtype=float)
     rows = Rows(list(texts), None, (rating > 0).astype(np.int64), np.array(idx, dtype=np.int64))

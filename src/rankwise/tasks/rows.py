@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from rankwise.data import Rows
 from rankwise.errors import RankwiseError
-from rankwise.problems import Labels
-from rankwise.tables import Table, read_tables
-from rankwise.tasks.entries import TASKS, Task
+from rankwise.tasks.encoding import Rows
+from rankwise.tasks.problems import Labels
+from rankwise.tasks.registry import TASKS, Task
+from rankwise.tasks.tables import Table, read_tables
 
 
 def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.data import Rows
-from rankwise.problems import strata
-from rankwise.tasks.entries import Task
+from rankwise.tasks.encoding import Rows
+from rankwise.tasks.problems import strata
+from rankwise.tasks.registry import Task
 
 
 @dataclass(frozen=True)

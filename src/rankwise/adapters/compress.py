@@ -1,0 +1,159 @@
+"""`rankwise compress`: the evidence of adaptive rank, applied once to an adapter that is trained already, whoever trained it.
+
+labelled rows ─┬─ one half: forward and backward ─► second moments ─► components in order of worth
+               └─ other half: losses at several sizes ─► the smallest that isn't worse
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters import peft_format
+from rankwise.adapters.predict import Trained
+from rankwise.engine.autotune import Engine
+from rankwise.engine.packing import token_batches
+from rankwise.engine.training import Compute, predict_logits
+from rankwise.errors import RankwiseError
+from rankwise.files import cache_folder, check_folder
+from rankwise.lora.layer import lora_layers
+from rankwise.models import hub
+from rankwise.rank.components import NoOptimizer
+from rankwise.rank.controller import Decision, RankController
+from rankwise.run_folder import RunFolder
+from rankwise.tasks.encoding import Encoded, Rows, encode
+from rankwise.tasks.losses import calibrated_losses, example_losses
+
+FEWEST = 100
+"""Rows with fewer of which nothing can be told."""
+TOKENS = 2048
+"""Of a batch at most."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size on the curve.
+
+    Attributes:
+        components: of all layers together.
+        adapter_params: LoRA matrices only.
+        difference: mean held-out loss above the whole adapter's.
+        error: standard error of that, paired by example.
+        accepted: not worse, as surely as held-out rows and statistics together say it.
+    """
+
+    components: int
+    adapter_params: int
+    difference: float
+    error: float
+    accepted: bool
+
+
+def compress(
+    trained: Trained, rows: Rows, out: Path, on_progress: Progress = lambda done, of: None
+) -> dict[str, Any]:
+    """Writes the smallest adapter that held-out rows don't tell from the whole.
+
+    Args:
+        trained: an adapter on its base; changed in place.
+        rows: labelled, not trained on.
+        out: folder for the smaller adapter.
+        on_progress: called with (rows done, of all) while the statistics are gathered.
+
+    Returns:
+        `rank`, `adapter_params` before and after, how much higher a loss is `negligible`, and the `curve`, largest first.
+
+    Raises:
+        RankwiseError: no adapter, too few labelled rows, or `out` is no place for the smaller one.
+    """
+    layers = lora_layers(trained.model)
+    if not layers:
+        raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
+    check_folder(out, trained.folder, hub.CONFIG)
+    if rows.labels is None or len(rows) < FEWEST:
+        raise RankwiseError(f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more.")
+    encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
+    order = np.random.default_rng(0).permutation(len(encoded))
+    seen, held_out = (encoded.select(np.sort(half)) for half in np.array_split(order, 2))
+    before = _size(trained.model)
+    model, compute = trained.model.eval(), trained.compute
+
+    def losses() -> Tensor:
+        logits = torch.from_numpy(predict_logits(model, held_out, compute))
+        return calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
+
+    controller = RankController(model, losses, 1, NoOptimizer())
+    controller.moments = gather(model, seen, compute, on_progress)
+    decisions = controller.compress()
+    controller.sort()
+    for layer in layers.values():
+        layer.watch(False)
+    peft_format.save(model, out, base_model=peft_format.read(trained.folder).base_model)
+    _copy_record(trained.folder, out)
+    before_that = RunFolder(trained.folder).read_ranks()
+    RunFolder(out).write_ranks([*before_that, *(decision.to_json() for decision in decisions)])
+    points = [_point(decision, model) for decision in decisions]
+    return {
+        "rank": controller.ranks,
+        "adapter_params": _size(model),
+        "adapter_params_before": before,
+        "negligible": decisions[0].limit if decisions else 0.0,
+        "rows": {"statistics": len(seen), "held_out": len(held_out)},
+        "curve": [vars(point) for point in sorted(points, key=lambda p: -p.components)],
+    }
+
+
+def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progress) -> dict[str, Tensor]:
+    """Second moments of every LoRA layer over labelled rows; the model is left as it is."""
+    layers = lora_layers(model)
+    for layer in layers.values():
+        layer.watch()
+    watched = {path: cast(Tensor, layer.moments) for path, layer in layers.items() if layer.rank}
+    sums = {path: torch.zeros_like(moments) for path, moments in watched.items()}
+    single, done = replace(compute, engine=Engine()), 0
+    with single.running(model):
+        for which in token_batches(rows.lengths, TOKENS):
+            (batch,) = single.batches(model, rows, which)
+            logits = single.logits(model, batch)
+            loss = example_losses(logits, cast(Tensor, batch.labels)).sum()
+            gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
+            for path, gradient in zip(watched, gradients, strict=True):
+                if gradient is not None:
+                    sums[path] += gradient
+            done += len(which)
+            on_progress(done, len(rows))
+    return sums
+
+
+def _size(model: nn.Module) -> int:
+    return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in lora_layers(model).values())
+
+
+def _point(decision: Decision, model: nn.Module) -> Point:
+    widths = {path: x.in_features + x.out_features for path, x in lora_layers(model).items()}
+    ranks = {path: after for path, (_, after) in decision.changes.items()}
+    ranks = {path: ranks.get(path, decision.ranks[path]) for path in widths}
+    return Point(
+        components=sum(ranks.values()),
+        adapter_params=sum(rank * widths[path] for path, rank in ranks.items()),
+        difference=decision.difference,
+        error=decision.error,
+        accepted=decision.accepted,
+    )
+
+
+def _copy_record(source: Path, out: Path) -> None:
+    """What the adapter needs of its run's record to be evaluated and predicted with: columns, labels, dtype."""
+    run = RunFolder(source)
+    if run.has_run:
+        record = copy.deepcopy(run.read_run())
+        RunFolder(out).write_request(record["requested"], record.get("assigned"))
+        RunFolder(out).update_run_json(
+            **{k: v for k, v in record.items() if k in ("facts", "task", "resolved")}
+        )

@@ -1,0 +1,107 @@
+"""What an adapter holds: its ranks, how they were found, and how much of each layer's update lies in how few directions.
+
+Energy is the share of the squared singular values of s·B·A. It isn't loss: what can go without harm is told by held-out rows
+(`rankwise compress`), not by energy alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters import peft_format
+from rankwise.adapters.export import read_loralib
+from rankwise.adapters.peft_format import Adapter
+from rankwise.adapters.rank_table import draw
+from rankwise.run_folder import RunFolder
+
+ENERGIES = (0.9, 0.99, 0.999)
+ANY_ALPHA = 1.0
+"""Of a loralib checkpoint, which doesn't say its own: shares of energy are the same under any."""
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """Ranks, size, energies and decisions of an adapter, as plain values.
+
+    Args:
+        folder: made here or by PEFT; or a loralib checkpoint's file.
+
+    Returns:
+        `rank` {module path: r}, `mean_rank`, `adapter_params` (LoRA matrices only), `effective_rank` {module path: exp of the entropy of
+        the singular values} (Roy & Vetterli 2007), `energy` {module path: share of each component, largest first}, `size_at_energy`
+        {share: components and parameters that hold it}, `decisions` as in ranks.jsonl.
+
+    Raises:
+        RankwiseError: no adapter there.
+    """
+    adapter = read_loralib(folder, None, ANY_ALPHA) if folder.is_file() else peft_format.read(folder)
+    run = RunFolder(folder)
+    ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}
+    if run.finished:
+        ranks = run.read_result().get("rank") or ranks
+    spectra = {path: _singular_values(adapter, path) for path in adapter.lora}
+    return {
+        "adapter": str(folder),
+        "base_model": adapter.base_model,
+        "rank": ranks,
+        "mean_rank": sum(ranks.values()) / len(ranks),
+        "adapter_params": sum(
+            A.numel() + B.numel() for path, (A, B) in adapter.lora.items() if ranks.get(path, 0)
+        ),
+        "effective_rank": {path: _effective_rank(values) for path, values in spectra.items()},
+        "energy": {
+            path: (values**2 / (values**2).sum().clamp_min(1e-300)).tolist()
+            for path, values in spectra.items()
+        },
+        "size_at_energy": _sizes(adapter, spectra),
+        "decisions": run.read_ranks(),
+    }
+
+
+def _singular_values(adapter: Adapter, path: str) -> Tensor:
+    A, B = (matrix.double() for matrix in adapter.lora[path])
+    return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.t()).R.t()) * adapter.scaling[path]
+
+
+def _effective_rank(values: Tensor) -> float:
+    if not values.any():
+        return 0.0
+    shares = values / values.sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
+def _sizes(adapter: Adapter, spectra: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Components and parameters that hold a share of the energy of all layers together, the largest first."""
+    widths = {path: A.shape[1] + B.shape[0] for path, (A, B) in adapter.lora.items()}
+    energies = torch.cat([values**2 for values in spectra.values()])
+    costs = torch.tensor([widths[path] for path, values in spectra.items() for _ in values])
+    order = energies.argsort(descending=True)
+    reached = energies[order].cumsum(0) / energies.sum().clamp_min(1e-300)
+    sizes = {}
+    for share in ENERGIES:
+        count = min(int((reached < share).sum()) + 1, len(order)) if energies.any() else 0
+        sizes[f"{share:g}"] = {"components": count, "adapter_params": int(costs[order[:count]].sum())}
+    return sizes
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The same in words, line by line."""
+    lines = [
+        f"{found['adapter']}: {found['adapter_params']:,} parameters in {sum(1 for r in found['rank'].values() if r)} of "
+        f"{len(found['rank'])} layers, mean rank {found['mean_rank']:.2f}."
+    ]
+    lines += ["", "Rank", *draw(found["rank"])]
+    if not found["decisions"]:  # one that found its ranks has hardly more directions than are needed
+        effective = {path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]}
+        lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective)]
+    lines.append("")
+    lines += [
+        f"{100 * float(share):g} % of the energy is in {size['components']} components ({size['adapter_params']:,} parameters)."
+        for share, size in found["size_at_energy"].items()
+    ]
+    if found["decisions"]:
+        lines += ["", "How it came about", *(decision["text"] for decision in found["decisions"])]
+    else:
+        lines += ["Energy is not loss: `rankwise compress` finds on held-out rows what can go."]
+    return lines

@@ -1,0 +1,38 @@
+"""Adapters of PEFT's other kinds (IA³, prompt tuning, AdaLoRA …): PEFT itself puts them onto their base."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from rankwise.errors import RankwiseError
+from rankwise.lora.inject import body_and_heads, train_beside
+from rankwise.models import loading
+
+
+def load(model: PreTrainedModel, folder: Path) -> nn.Module:
+    """Puts an adapter of any of PEFT's kinds that is saved in `folder` onto its base, to be run: the model, or PEFT's wrapper of it where
+    that adds virtual tokens."""
+    train_beside(model, body_and_heads(model)[1])
+    with sentences(folder.name, model):
+        wrapper = PeftModel.from_pretrained(model, str(folder))
+    wrapper.eval()
+    inside = wrapper if wrapper.active_peft_config.is_prompt_learning else wrapper.get_base_model()
+    return cast(nn.Module, inside)
+
+
+@contextlib.contextmanager
+def sentences(name: str, model: nn.Module) -> Iterator[None]:
+    """What PEFT refuses, as one sentence; its advice to others stays off the terminal."""
+    try:
+        with warnings.catch_warnings(), loading.quiet():
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RankwiseError(f"PEFT refuses {name} on {type(model).__name__}: {line}") from error

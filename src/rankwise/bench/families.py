@@ -1,0 +1,86 @@
+"""The model families whose layers are known by name, and how each is run: what `rankwise models` lists.
+
+Whether rows can be packed depends on the installed Transformers, so it is found out, on a small model of each family with random weights.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rankwise.engine.attention import can_pack
+from rankwise.lora.inject import QUERY_VALUE, body_and_heads
+from rankwise.models.loading import quiet
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 100, "max_position_embeddings": 66, "num_labels": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "embedding_size": 16,
+    "num_key_value_heads": 4, "head_dim": 8, "ffn_dim": 64, "word_embed_proj_dim": 32,
+}  # fmt: skip
+"""Sizes of a small model, by the names that the families' configs have for them."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of sequence classifiers.
+
+    Attributes:
+        model_type: in a model's `config.json`.
+        targets: layers that get an adapter where no targets are given.
+        pooling: the token that the head reads: `first`, `last`, or the `mean` of all.
+        head: modules trained and saved whole.
+        packed: rows are packed without padding.
+        why: why they aren't, as the end of a sentence.
+    """
+
+    model_type: str
+    targets: tuple[str, ...]
+    pooling: str
+    head: tuple[str, ...]
+    packed: bool
+    why: str
+
+
+def families() -> Iterator[Family]:
+    """Every known family, by name."""
+    for model_type in sorted(QUERY_VALUE):
+        yield family(model_type)
+
+
+def family(model_type: str) -> Family:
+    """What is known of a family, its packing tried out."""
+    with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # sizes of no model that there is
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **SMALL)
+        model = AutoModelForSequenceClassification.from_config(config)
+        for parameter in model.parameters():  # a fresh model's biases are zero, and would hide what they do
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        packed, why = can_pack(model)
+    mean = getattr(config, "classifier_pooling", "cls") == "mean"
+    pooling = "last" if hasattr(model, "score") else "mean" if mean else "first"
+    return Family(model_type, QUERY_VALUE[model_type], pooling, tuple(body_and_heads(model)[1]), packed, why)
+
+
+def show(known: Iterable[Family], file: TextIO) -> None:
+    """Prints a table of families, and below it why some are padded."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("family", "default targets", "head on", "head", "rows"):
+        table.add_column(column, no_wrap=column == "family")
+    padded = []
+    for entry in known:
+        token = "mean of all tokens" if entry.pooling == "mean" else f"{entry.pooling} token"
+        rows = "packed" if entry.packed else "padded"
+        table.add_row(entry.model_type, ", ".join(entry.targets), token, ", ".join(entry.head), rows)
+        if not entry.packed:
+            padded.append(f"{entry.model_type} is padded: {entry.why.rstrip('.')}.")
+    console = Console(file=file, highlight=False)
+    console.print(table)
+    for line in padded:
+        console.print(line)

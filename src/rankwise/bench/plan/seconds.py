@@ -1,0 +1,44 @@
+"""How long an epoch takes on this machine, from a few steps of shallow models."""
+
+import statistics
+from dataclasses import replace
+
+import numpy as np
+
+from rankwise.bench.lengths import random_rows
+from rankwise.bench.plan.shapes import Setting, prepared, reduced
+from rankwise.engine.autotune import Engine
+from rankwise.engine.packing import batch_order
+
+
+def epoch_seconds(setting: Setting, lengths: np.ndarray, batch_size: int, recompute: bool) -> float:
+    """Seconds that an epoch takes here: steps of the same model with 1 and 3 layers and random values are timed, and the line through
+    both followed to all its layers. Evaluation isn't in it.
+
+    Args:
+        setting: what is trained.
+        lengths: tokens of every row.
+        batch_size: rows a step.
+        recompute: layers run again in backward.
+    """
+    batches = batch_order(lengths, batch_size, seed=0)
+    order = sorted(batches, key=lambda b: abs(lengths[b].sum() - lengths.mean() * batch_size))
+    typical = lengths[order[0]]
+    layers = int(setting.architecture.num_hidden_layers)
+    few = tuple(dict.fromkeys(min(n, layers) for n in (1, 3)))
+    seconds = [_step_seconds(setting, typical, n, recompute) for n in few]
+    a_layer = (seconds[-1] - seconds[0]) / max(1, few[-1] - few[0])
+    step = seconds[-1] + a_layer * (layers - few[-1])
+    return step * float(lengths.sum()) / float(typical.sum())
+
+
+def _step_seconds(setting: Setting, lengths: np.ndarray, layers: int, recompute: bool) -> float:
+    """The median of a few steps behind a warm-up, on all cores."""
+    training = prepared(replace(setting, architecture=reduced(setting.architecture, layers)))
+    training.compute = replace(training.compute, engine=Engine(recompute=recompute), threads=None)
+    training.rows = random_rows(lengths, setting.architecture, np.random.default_rng(0))
+    training.steps, taken = 10**6, []
+    with training.compute.running(training.model):
+        while len(taken) < 5:
+            taken.append(training.step().seconds)
+    return statistics.median(taken[2:])

@@ -1,0 +1,116 @@
+"""A plan for people: what fits, in words and a table."""
+
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.engine.measure import KINDS
+
+
+class PlanProgress:
+    """Given to `plan` as its `on_progress`: a bar with the time left and what is being worked out, in a terminal.
+
+    Args:
+        stream: where it is shown.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        console = Console(file=stream, highlight=False)
+        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("reading the architecture", total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, of: int, text: str) -> None:
+        self._bar.update(self._task, completed=done, total=of, description=text)
+
+
+def show(result: dict[str, Any], stream: TextIO) -> None:
+    """Prints a plan: what was planned for, an answer a configuration, and peaks by kind."""
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, width=160)
+    tokens = result["tokens_a_row"]
+    console.print(
+        Text(
+            f"{result['model']}, rows of {tokens['mean']:.0f} tokens on average ({tokens['max']:.0f} at most), {result['dtype']}, "
+            f"{'packed' if result['padding'] == 'packed' else 'padded to the longest of a batch'}."
+        )
+    )
+    for one in result["configurations"]:
+        if one["verdict"] is not None:
+            console.print(Text(answer(one, result)))
+    console.print()
+    console.print(_table(result))
+    for one in result["configurations"]:
+        if "at_most" in one:
+            console.print(Text(_at_most(one)))
+    console.print()
+    console.print(Text(_outside(result)))
+
+
+def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
+    """What is said about one configuration under a limit."""
+    verdict = {"fits": "fits in", "doesn't": "doesn't fit in"}.get(one["verdict"], "is too close to call in")
+    largest = one["largest_batch_size"]
+    if largest == result["rows"]:
+        then = "so would any batch of this task"
+    else:
+        then = f"the largest batch that does is {largest}" if largest else "nor does a single row"
+    return (
+        f"{name(one)} {verdict} {result['memory_mb'] / 1000:g} GB at batches of {one['batch_size']} "
+        f"({one['peak_memory_mb']['total']:,.0f} MB of tensors); {then}."
+    )
+
+
+def name(one: dict[str, Any]) -> str:
+    """`LoRA of rank 8, lean`."""
+    rank = f" of rank {one['rank']}" if one["rank"] else ""
+    what = {"full": "Full fine-tuning", "lora": "LoRA", "adaptive": "Adaptive LoRA"}[one["method"]]
+    if one["method"] == "adaptive":
+        rank = f" from rank {one['rank']}"
+    return f"{what}{rank}" + (", lean," if one["memory_mode"] == "lean" else "")
+
+
+def _at_most(one: dict[str, Any]) -> str:
+    most = one["at_most"]
+    return (
+        f"{name(one)} takes {most['peak_memory_mb']['total']:,.0f} MB at most, if every layer grew to rank {most['rank']}, as far "
+        "as it may."
+    )
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("MB at the peak")
+    timed = "seconds_an_epoch" in result["configurations"][0]
+    limited = result["memory_mb"] is not None
+    columns = ["total", *KINDS, *(["largest batch"] if limited else []), *(["s an epoch"] if timed else [])]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in result["configurations"]:
+        cells = [f"{size:,.0f}" for size in one["peak_memory_mb"].values()]
+        cells += [f"{one['largest_batch_size']:,}"] if limited else []
+        cells += [f"{one['seconds_an_epoch']:,.0f}"] if timed else []
+        table.add_row(name(one).rstrip(","), *cells)
+    return table
+
+
+def _outside(result: dict[str, Any]) -> str:
+    ranges = [one["outside_mb"] for one in result["configurations"]]
+    least, most = min(low for low, _ in ranges) / 1000, max(high for _, high in ranges) / 1000
+    if result["device"] == "cuda":
+        return (
+            f"On top of tensors a card holds {least:.1f} to {most:.1f} GB: its context, kernels, and what the allocator can't use. "
+            '"fits" holds with the most of it, "doesn\'t" with the least.'
+        )
+    return f"On top of tensors the process takes {least:.1f} to {most:.1f} GB: Python, PyTorch, and what the allocator can't use."

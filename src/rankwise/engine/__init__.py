@@ -1,0 +1,1 @@
+"""Packed training: batches without padding, attention, dropout, the optimizer, and the training step."""

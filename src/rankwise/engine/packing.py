@@ -1,0 +1,477 @@
+"""Sequences → batches without padding: all tokens of a batch end to end, with the boundaries beside them.
+
+    rows   [■■■] [■■■■■] [■■]                 tokens   ■■ ■■■ ■■■■■        [1, tokens], shortest row first
+                                     ─►     cu_seqlens  0  2   5     10     boundaries, read by attention and readout only
+
+Linear layers, norms and activations then pay for real tokens alone. Also here: which rows make a batch, and the padded form.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int32, Int64
+from torch import Tensor, nn
+
+from rankwise.engine.dropout import Key
+
+GROUP_COST = 8000
+HEAD_COST = 64
+"""What attention costs per head, in scores: `length · (length + HEAD_COST)` a row and `GROUP_COST` a group. Fitted to measured
+times of the grouped products; the optimum is flat (a factor of 3 in either costs a few percent of attention)."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Token ids of many rows end to end, as `data.Encoded` keeps them; row i is input_ids[offsets[i]:offsets[i + 1]]."""
+
+    @property
+    def input_ids(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def token_type_ids(self) -> np.ndarray | None: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+
+class Group(NamedTuple):
+    """Rows that attention handles in one product, each padded to `length`.
+
+    Attributes:
+        first, rows: the rows, in packed order.
+        length: what each is padded to.
+        tokens: where they lie among the packed tokens.
+        scores: where they lie among the scores of one head, `length`² a row.
+    """
+
+    first: int
+    rows: int
+    length: int
+    tokens: slice
+    scores: slice
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each sequence of a packed batch lies. Made once a batch, shared by every layer.
+
+    Attributes:
+        lengths: tokens of each row, ascending.
+        padded: what attention pads each row to (`length_groups`).
+        device: of the tokens.
+        key: names the random stream of dropout.
+        first_row, first_token, first_score: what of the whole batch lies before this part of it.
+        filler: tokens behind the last row that belong to no row (`PackedBatch.fill`).
+    """
+
+    lengths: Int64[np.ndarray, "rows"]
+    padded: Int64[np.ndarray, "rows"]
+    device: torch.device
+    key: Key
+    first_row: int = 0
+    first_token: int = 0
+    first_score: int = 0
+    filler: int = 0
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.offsets[-1])
+
+    @property
+    def scores(self) -> int:
+        """Attention scores of one head, padding within groups included."""
+        return self.groups[-1].scores.stop
+
+    @cached_property
+    def offsets(self) -> Int64[np.ndarray, "boundaries"]:
+        """Where each row begins, and the end of the last."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
+        """`offsets` on the device, in the form variable-length kernels take."""
+        return torch.from_numpy(self.offsets.astype(np.int32)).to(self.device)
+
+    @property
+    def max_length(self) -> int:
+        """The longest row's tokens."""
+        return int(self.lengths[-1])
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Runs of rows padded to one length."""
+        edges = [0, *(np.flatnonzero(np.diff(self.padded)) + 1).tolist(), len(self)]
+        groups, score = [], 0
+        for first, last in pairwise(edges):
+            length = int(self.padded[first])
+            scores = slice(score, score := score + (last - first) * length**2)
+            tokens = slice(int(self.offsets[first]), int(self.offsets[last]))
+            groups.append(Group(first, last - first, length, tokens, scores))
+        return groups
+
+    def slots(self, heads: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """How each group's rows move between tokens [tokens · heads] and padded slots [rows · heads · length].
+
+        Returns:
+            For each group: the token of every slot, the slot of every token of the group, and the slots that hold
+            no token (None where there are none; they repeat the row's last token, so that they stay finite).
+        """
+        if heads not in self._made:
+            made = [self._slots(group, heads) for group in self.groups]
+            self._made[heads] = [tuple(None if x is None else x.to(self.device) for x in one) for one in made]
+        return self._made[heads]
+
+    def _slots(self, group: Group, heads: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        lengths = self.lengths[group.first : group.first + group.rows]
+        begin = self.offsets[group.first : group.first + group.rows]
+        place, head = np.arange(group.length), np.arange(heads)
+        token = begin[:, None] + np.minimum(place, lengths[:, None] - 1)
+        source = (token[:, None, :] * heads + head[:, None]).ravel()
+        real = place < lengths[:, None]
+        row, position = np.nonzero(real)
+        target = ((row[:, None] * heads + head) * group.length + position[:, None]).ravel()
+        empty = None
+        if not real.all():
+            empty = torch.from_numpy(np.flatnonzero(np.repeat(~real[:, None, :], heads, axis=1)))
+        return torch.from_numpy(source), torch.from_numpy(target), empty
+
+    def masks(
+        self, causal: bool, window: int | None, dtype: torch.dtype
+    ) -> list[Float[Tensor, "..."] | None]:
+        """What is added to each group's scores [rows, heads, length, length] before softmax: 0 or −∞; None for nothing.
+
+        Args:
+            causal: a token sees itself and what is before it.
+            window: it sees tokens less than this far away only.
+            dtype: of the scores.
+        """
+        wanted = (causal, window, dtype)
+        if wanted not in self._made:
+            self._made[wanted] = [self._mask(group, causal, window, dtype) for group in self.groups]
+        return self._made[wanted]
+
+    def _mask(self, group: Group, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        place = np.arange(group.length)
+        apart = place[:, None] - place
+        seen = np.ones((1, group.length, group.length), dtype=bool)
+        if window is not None:
+            seen &= np.abs(apart) < window
+        if causal:  # what follows a row's last token is never seen, so its padding needs no mask
+            seen &= apart >= 0
+        else:
+            real = place < self.lengths[group.first : group.first + group.rows, None]
+            seen = np.broadcast_to(seen & real[:, None, :] | ~real[:, :, None], (group.rows, *seen.shape[1:]))
+        if seen.all():
+            return None
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
+        return mask.to(self.device).unsqueeze(1)
+
+    @cached_property
+    def whole(self) -> Group:
+        """All rows padded to the longest, rounded up to a multiple of 8 as fused kernels like it."""
+        length = -(-self.max_length // 8) * 8
+        return Group(0, len(self), length, slice(0, self.tokens), slice(0, len(self) * length**2))
+
+    @cached_property
+    def places(self) -> Int64[Tensor, "tokens"]:
+        """Where each token lies among the padded slots of `whole`, [rows · length]."""
+        begin = np.arange(len(self)) * self.whole.length - self.offsets[:-1]
+        return torch.from_numpy(np.arange(self.tokens) + np.repeat(begin, self.lengths)).to(self.device)
+
+    def whole_mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+        """As `masks`, for `whole`."""
+        wanted = ("whole", causal, window, dtype)
+        if wanted not in self._made:
+            self._made[wanted] = self._mask(self.whole, causal, window, dtype)
+        return self._made[wanted]
+
+    def part(self, first: int, last: int) -> "Layout":
+        """The layout of rows first … last alone, which keep their padding and their place in the random stream."""
+        before = self.padded[:first]
+        return replace(
+            self,
+            lengths=self.lengths[first:last],
+            padded=self.padded[first:last],
+            first_row=self.first_row + first,
+            first_token=self.first_token + int(self.offsets[first]),
+            first_score=self.first_score + int((before**2).sum()),
+            _made={},
+        )
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same layout for tokens on another device."""
+        return self if device == self.device else replace(self, device=device, _made={})
+
+
+def length_groups(lengths: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
+    """The length each row is padded to in attention: the partition of the sorted lengths that costs least in all.
+
+    Only a few lengths occur (multiples of 4, 8 or 16), because matrix kernels are compiled for each shape they meet.
+
+    Args:
+        lengths: ascending.
+
+    Source: dynamic programming over the distinct lengths, c(j) = min_i c(i) + cost of one group i … j.
+    """
+    quantum = np.select([lengths <= 16, lengths <= 64], [4, 8], 16)
+    distinct, counts = np.unique(-(-lengths // quantum) * quantum, return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    least = np.zeros(len(distinct) + 1)
+    begin = np.zeros(len(distinct) + 1, dtype=np.int64)
+    for j, length in enumerate(distinct, start=1):
+        costs = least[:j] + GROUP_COST + (rows[j] - rows[:j]) * length * (length + HEAD_COST)
+        begin[j] = np.argmin(costs)
+        least[j] = costs[begin[j]]
+    padded = np.empty(len(distinct), dtype=np.int64)
+    j = len(distinct)
+    while j:
+        padded[begin[j] : j] = distinct[j - 1]
+        j = begin[j]
+    return np.repeat(padded, counts)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows of a batch as one sequence of tokens, and where each row lies in it.
+
+    Attributes:
+        input_ids, position_ids: of each token; positions start anew in every row, at the family's first position.
+        token_type_ids: where the tokenizer makes them.
+        layout: the boundaries.
+        order: the place in the packed order of each row, in the order they were asked for.
+        by_length: its inverse: which of them lies at each place.
+        rows: the numbers of the rows; `labels` and logits stand in this order.
+        labels: of the rows, in the form of their problem (see `problems`).
+    """
+
+    input_ids: Int64[Tensor, "1 tokens"]
+    position_ids: Int64[Tensor, "1 tokens"]
+    token_type_ids: Int64[Tensor, "1 tokens"] | None
+    layout: Layout
+    order: Int64[Tensor, "rows"]
+    by_length: Int64[np.ndarray, "rows"]
+    rows: Int64[np.ndarray, "rows"]
+    labels: Int64[Tensor, "rows"] | Float[Tensor, "rows"] | Float[Tensor, "rows labels"] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return self.layout.tokens
+
+    @property
+    def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
+        """Where each row begins among the tokens, and the end of the last."""
+        return self.layout.cu_seqlens
+
+    def fill(self) -> "PackedBatch":
+        """The same batch with some tokens behind the last row that nobody looks at, so that few numbers of tokens occur.
+
+        A CPU's matrix kernels are compiled for each number of tokens they meet, which takes longer than running them once.
+        With at most 16 numbers between n and 2n they are soon all there; 3 % more tokens are computed.
+        """
+        filler = filling(self.tokens)
+        ids, positions, types = (
+            None if x is None else torch.cat([x, x[:, :1].expand(1, filler)], dim=1)
+            for x in (self.input_ids, self.position_ids, self.token_type_ids)
+        )
+        assert ids is not None
+        assert positions is not None
+        layout = replace(self.layout, filler=filler, _made={})
+        return replace(self, input_ids=ids, position_ids=positions, token_type_ids=types, layout=layout)
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """The same batch on another device."""
+        device = torch.device(device)
+        moved = {
+            name: None if (value := getattr(self, name)) is None else value.to(device)
+            for name in ("input_ids", "position_ids", "token_type_ids", "order", "labels")
+        }
+        return replace(self, layout=self.layout.to(device), **moved)
+
+    def divide(self, parts: int) -> list["PackedBatch"]:
+        """About equal parts by tokens, shortest rows first; fewer where there are fewer rows.
+
+        Dropout falls on a row as it would in the whole batch, so the sum of the parts' gradients, each of the sum over
+        its rows, is the whole batch's gradient.
+        """
+        if parts <= 1:
+            return [self]
+        ends = self.layout.offsets[1:]
+        wanted = self.tokens * np.arange(1, parts) / parts
+        cuts = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
+        return self._parts(np.unique(np.concatenate([[0], cuts, [len(self)]])).tolist())
+
+    def split(self, most: float, costs: np.ndarray | None = None) -> list["PackedBatch"]:
+        """Parts that cost at most `most` (or have one row) each, as `divide` makes them.
+
+        Args:
+            most: of a part.
+            costs: of each row, in packed order; its tokens where not given.
+        """
+        upto = np.concatenate([[0], np.cumsum(self.layout.lengths if costs is None else costs)])
+        edges = [0]
+        while edges[-1] < len(self):
+            last = int(np.searchsorted(upto, upto[edges[-1]] + most, side="right")) - 1
+            edges.append(max(last, edges[-1] + 1))
+        return self._parts(edges)
+
+    def _parts(self, edges: list[int]) -> list["PackedBatch"]:
+        return [self._part(first, last, self.by_length[first:last]) for first, last in pairwise(edges)]
+
+    def _part(self, first: int, last: int, which: Int64[np.ndarray, "some"]) -> "PackedBatch":
+        tokens = slice(int(self.layout.offsets[first]), int(self.layout.offsets[last]))
+        chosen = torch.from_numpy(which).to(self.order.device)
+        return PackedBatch(
+            input_ids=self.input_ids[:, tokens],
+            position_ids=self.position_ids[:, tokens],
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, tokens],
+            layout=self.layout.part(first, last),
+            order=torch.arange(last - first, device=self.order.device),
+            by_length=np.arange(last - first),
+            rows=self.rows[which],
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+
+def filling(tokens: int) -> int:
+    """Tokens that `PackedBatch.fill` adds to so many."""
+    return -tokens % max(8, 1 << max(0, (tokens // 16).bit_length() - 1))
+
+
+def first_position(model: nn.Module) -> int:
+    """The position id of a sequence's first token: 0, or in RoBERTa's family the one behind the padding index."""
+    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
+    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1  # pyright: ignore[reportOptionalMemberAccess,reportArgumentType]
+    return 0
+
+
+def pack(
+    encoded: Rows, rows: Int[np.ndarray, "rows"], *, model: nn.Module | None = None, key: Key | None = None
+) -> PackedBatch:
+    """Packs rows into one sequence of tokens.
+
+    Args:
+        encoded: where the rows are.
+        rows: their numbers, at least one.
+        model: for its family's position ids; without it positions start at 0.
+        key: names the random stream that dropout draws from, e.g. (seed, step). Without it one is drawn from torch's
+            own generator.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    lengths = encoded.offsets[rows + 1] - encoded.offsets[rows]
+    by_length = np.argsort(lengths, kind="stable")
+    order = np.empty_like(by_length)
+    order[by_length] = np.arange(len(rows))
+    key = key if key is not None else (int(torch.randint(2**62, ())),)
+    lengths = lengths[by_length]
+    layout = Layout(lengths, length_groups(lengths), torch.device("cpu"), key)
+
+    position = np.arange(layout.tokens) - np.repeat(layout.offsets[:-1], lengths)
+    token = np.repeat(encoded.offsets[rows[by_length]], lengths) + position
+    start = first_position(model) if model is not None else 0
+    types, labels = encoded.token_type_ids, encoded.labels
+    return PackedBatch(
+        input_ids=_long(encoded.input_ids[token])[None],
+        position_ids=_long(position + start)[None],
+        token_type_ids=None if types is None else _long(types[token])[None],
+        layout=layout,
+        order=_long(order),
+        by_length=by_length,
+        rows=rows,
+        labels=None if labels is None else _as_stored(labels[rows]),
+    )
+
+
+def pad(
+    encoded: Rows,
+    rows: Int[np.ndarray, "rows"],
+    pad_id: int,
+    padding: Literal["longest"] | int = "longest",
+) -> dict[str, Tensor]:
+    """The same rows in the padded form every Transformers model takes.
+
+    Args:
+        encoded: where the rows are.
+        rows: their numbers.
+        pad_id: fills `input_ids` behind a row's end.
+        padding: to the longest of these rows, or to this many tokens.
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids` where there are any, int64 [rows, length]; and `labels`.
+
+    Raises:
+        ValueError: a row is longer than the length asked for.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    lengths = encoded.offsets[rows + 1] - encoded.offsets[rows]
+    length = int(lengths.max()) if padding == "longest" else int(padding)
+    if lengths.max() > length:
+        raise ValueError(f"A row of {lengths.max()} tokens doesn't fit in {length}.")
+    place = np.arange(length)
+    real = place < lengths[:, None]
+    token = np.where(real, encoded.offsets[rows][:, None] + place, 0)
+    batch = {"input_ids": np.where(real, encoded.input_ids[token], pad_id), "attention_mask": real}
+    if encoded.token_type_ids is not None:
+        batch["token_type_ids"] = np.where(real, encoded.token_type_ids[token], 0)
+    inputs = {name: _long(values) for name, values in batch.items()}
+    return inputs if encoded.labels is None else inputs | {"labels": _as_stored(encoded.labels[rows])}
+
+
+def _long(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _as_stored(labels: np.ndarray) -> Tensor:
+    """Labels as a tensor: class ids int64, numbers and sets of labels float32."""
+    return torch.from_numpy(labels) if labels.dtype.kind == "f" else _long(labels)
+
+
+def batch_order(
+    lengths: Int64[np.ndarray, "rows"], batch_size: int, *, seed: int, group_by_length: bool = False
+) -> list[Int64[np.ndarray, "batch"]]:
+    """The batches of one epoch: every row once, at random.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows a batch; the last may have fewer.
+        seed: of this epoch's order.
+        group_by_length: batches of rows of similar length, as padded training wants: sorted by length within stretches
+            of 50 batches, as Transformers' Trainer does, the batches then shuffled.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    if group_by_length:
+        stretch = 50 * batch_size
+        stretches = [order[i : i + stretch] for i in range(0, len(order), stretch)]
+        order = np.concatenate([s[np.argsort(-lengths[s], kind="stable")] for s in stretches] or [order])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))] if group_by_length else batches
+
+
+def token_batches(lengths: Int64[np.ndarray, "rows"], max_tokens: int) -> list[Int64[np.ndarray, "batch"]]:
+    """Every row once, sorted by length, in batches of at most `max_tokens` tokens with padding counted (or one row).
+
+    For evaluation: packed or padded, such batches cost the same memory.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ascending = lengths[order]
+    batches, first = [], 0
+    while first < len(order):
+        filled = ascending[first:] * np.arange(1, len(order) - first + 1)
+        rows = max(int(np.searchsorted(filled, max_tokens, side="right")), 1)
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches

@@ -1,0 +1,85 @@
+"""The pooled token of each packed sequence, for every family.
+
+    hidden states [1, tokens, d] ── boundaries ──► [rows, 1, d] (first token, mean, or last token) ──► the model's own pooler and head
+
+Encoders keep their own forward: what leaves the encoder is swapped for one token a row, which is what poolers and heads look at
+(`hidden[:, 0]`). Causal models have a bare `score` on the last token, looked for as Transformers does it.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rankwise.engine.packing import Layout, PackedBatch
+
+
+def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows classes"]:
+    """Logits of a packed batch, in the order of `batch.rows`. Call it inside `attention.packed(model)`.
+
+    Args:
+        model: a Transformers sequence classifier.
+        batch: on the model's device.
+    """
+    hf = cast(Any, model)
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "layout": batch.layout,
+    }
+    if batch.token_type_ids is not None:
+        inputs["token_type_ids"] = batch.token_type_ids
+    if "use_cache" in inspect.signature(hf.base_model.forward).parameters:
+        inputs["use_cache"] = False
+    if hasattr(model, "score"):
+        hidden = hf.base_model(**inputs).last_hidden_state[0]
+        logits = hf.score(hidden[_last(batch, hf.config.get_text_config().pad_token_id)])
+    else:
+        logits = hf(**inputs).logits
+    return logits[batch.order]
+
+
+def pool_rows(model: nn.Module, layout: Callable[[], Layout]) -> RemovableHandle | None:
+    """Swaps what leaves the encoder of a packed model, [1, tokens, d], for [rows, 1, d].
+
+    Args:
+        model: a Transformers sequence classifier.
+        layout: gives the layout that is now passing through.
+
+    Returns:
+        What undoes it; None for causal models, whose rows are pooled by `packed_logits`.
+    """
+    if hasattr(model, "score"):
+        return None
+    hf = cast(Any, model)
+    # ModernBERT says how its head pools; where there is an `encoder`, BERT's pooler stands behind it.
+    mean = getattr(hf.config, "classifier_pooling", "cls") == "mean"
+
+    def swap(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden, rows = output.last_hidden_state[0], layout()
+        pooled = _mean(hidden, rows) if mean else hidden[rows.cu_seqlens[:-1]]
+        output.last_hidden_state = pooled.unsqueeze(1)
+        return output
+
+    return getattr(hf.base_model, "encoder", hf.base_model).register_forward_hook(swap)
+
+
+def _mean(hidden: Float[Tensor, "tokens d"], layout: Layout) -> Float[Tensor, "rows d"]:
+    lengths = layout.cu_seqlens.diff()
+    row = torch.repeat_interleave(torch.arange(len(layout), device=hidden.device), lengths)
+    total = hidden.new_zeros(len(layout), hidden.shape[1]).index_add(0, row, hidden)
+    return total / lengths.unsqueeze(1)
+
+
+def _last(batch: PackedBatch, pad_id: int | None) -> Tensor:
+    """The last token of each row that isn't `pad_id` (which may be the end-of-text token)."""
+    first, end = batch.cu_seqlens[:-1], batch.cu_seqlens[1:]
+    if pad_id is None:
+        return end - 1
+    place = torch.arange(batch.tokens, device=first.device)
+    real = torch.where(batch.input_ids[0, : batch.tokens] != pad_id, place, -1).cummax(0).values
+    return torch.maximum(real[end - 1], first)

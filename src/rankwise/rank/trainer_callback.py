@@ -1,0 +1,128 @@
+"""Adaptive rank in a Transformers `Trainer` script of one's own.
+
+rankwise.adapt(model)
+Trainer(model, …, callbacks=[rankwise.RankCallback(held_out)]).train()
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rankwise.errors import RankwiseError
+from rankwise.lora.layer import lora_layers
+from rankwise.rank.controller import Decision, RankController
+from rankwise.tasks.losses import calibrated_losses
+
+TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
+
+ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
+"""(model, a collated batch on its device) → the loss of each example."""
+
+
+class RankCallback(TrainerCallback):
+    """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
+
+    The last cut comes at four fifths of the steps. With half of its peak left by then, the learning rate is high enough to learn again what
+    was cut (`optim.schedule_factor("knee", …)` in a `LambdaLR`; docs/adaptive-rank.md has the measurements).
+
+    Args:
+        held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
+        losses: what an example's loss is, where it isn't the one that fits its labels (`losses.calibrated_losses`).
+        batch_size: of held-out passes.
+        seed: draws what is added when a layer grows.
+    """
+
+    def __init__(
+        self,
+        held_out: Dataset[Any] | Sequence[Any],
+        *,
+        losses: ExampleLosses | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.held_out, self.losses, self.batch_size, self.seed = held_out, losses, batch_size, seed
+        self.controller: RankController | None = None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was decided so far."""
+        return [] if self.controller is None else self.controller.decisions
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
+        if not lora_layers(model):
+            raise RankwiseError(
+                "This model has no LoRA layers. Call rankwise.adapt(model) before the Trainer is made."
+            )
+        if not len(cast(Sequence[Any], self.held_out)):
+            raise RankwiseError("RankCallback needs held-out examples; there are none.")
+        collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
+        loader = DataLoader(cast(Dataset[Any], self.held_out), self.batch_size, collate_fn=collate)
+        self.controller = RankController(
+            model, lambda: self._example_losses(model, loader), state.max_steps, optimizer, seed=self.seed
+        )
+        if state.global_step:
+            self._load(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is not None:
+            self.controller.step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is not None:
+            self.controller.sort()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.controller is None or not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        tensors, values = self.controller.state()
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
+        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+
+    def _load(self, folder: Path) -> None:
+        if not (folder / VALUES).is_file():
+            raise RankwiseError(
+                f"{folder} has no {VALUES}, so ranks can't be continued from there: it was written without RankCallback, or elsewhere."
+            )
+        assert self.controller is not None
+        device = next(iter(self.controller.layers.values())).lora_A.device
+        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        self.controller.load(load_file(folder / TENSORS, device=str(device)), values)
+
+    @torch.no_grad()
+    def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
+        training, device = model.training, next(model.parameters()).device
+        model.eval()
+        try:
+            parts = [self._part(model, {k: _to(v, device) for k, v in batch.items()}) for batch in loader]
+            outputs, *labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+            return calibrated_losses(outputs, labels[0]) if labels else outputs
+        finally:
+            model.train(training)
+
+    def _part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
+        """A batch's losses where somebody said what they are, else its logits and labels."""
+        if self.losses is not None:
+            return (self.losses(model, batch).float(),)
+        labels = batch.pop("labels")
+        return model(**batch).logits.float(), labels
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,306 @@
+"""The run folder: the one place that knows file names. Whatever is killed at whatever moment, a reader finds the old file or the new one.
+
+run.json                 what was asked for, what it was resolved to, versions, hardware
+steps.jsonl              one line an optimizer step
+ranks.jsonl              one line a rank decision: what was proposed, the evidence, what became of it
+checkpoint-<n>/          the latest state of training; removed when the run ends well
+predictions.parquet      idx, label, prediction, logits of the validation rows, labels in the form of their problem (see `problems`)
+result.json              written last: its presence means "finished"
+"""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from rankwise.files import append_lines, damaged, flush, read_json, read_lines, write, write_json
+
+RESULT = (
+    *("task", "method", "seed", "model", "metric", "score", "scores", "n_train", "n_validation"),
+    *("trainable_params", "total_params", "adapter_params"),
+    *("train_seconds", "samples_per_second", "peak_rss_mb"),
+)
+"""What a result.json has at least, and a report counts on."""
+
+
+LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
+"""What predictions and labels are stored as: classes, numbers, and sets of labels as 0s and 1s."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _maybe_number(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("task", "method", "model", "metric"), _text),
+    **dict.fromkeys(("samples_per_second", "peak_rss_mb"), _maybe_number),
+    "seed": lambda value: isinstance(value, int),
+    "scores": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
+}
+"""What an entry of `RESULT` may be; the others are finite numbers."""
+
+
+def run_name(task: str, method: str, seed: int) -> str:
+    """`sst2`, `lora:rank=4`, 0 → `sst2.lora-rank-4.s0`."""
+    return f"{task}.{method_slug(method)}.s{seed}"
+
+
+def method_slug(method: str) -> str:
+    """`lora:rank=4` → `lora-rank-4`: a method as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", method).strip("-")
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.log = self.path / "log.txt"
+        self._run = self.path / "run.json"
+        self._result = self.path / "result.json"
+        self._steps = self.path / "steps.jsonl"
+        self._ranks = self.path / "ranks.jsonl"
+        self._predictions = self.path / "predictions.parquet"
+
+    # ── What was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_run(self) -> bool:
+        """Something was asked for here."""
+        return self._run.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """The run ended well."""
+        return self._result.is_file()
+
+    @property
+    def finished_at(self) -> int:
+        """When the result was written, in nanoseconds of the file system's clock."""
+        return self._result.stat().st_mtime_ns
+
+    def write_request(self, requested: dict[str, Any], assigned: dict[str, Any] | None = None) -> None:
+        """Makes the folder and says what to run there; what an earlier start recorded (facts to resume with) is kept.
+
+        Args:
+            requested: `to_json` of the RunConfig.
+            assigned: what the grid decides for its runs (`threads`, `shared_machine`, `keep_model`).
+
+        Raises:
+            RankwiseError: the folder can't be written.
+        """
+        make_folder(self.path)
+        known = self.read_run() if self.has_run else {}
+        write_json(self._run, {**known, "requested": requested, "assigned": assigned or {}})
+
+    def read_run(self) -> dict[str, Any]:
+        """run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        return read_json(self._run, ("requested",))
+
+    def update_run_json(self, **entries: Any) -> None:
+        """Sets entries of run.json."""
+        write_json(self._run, {**self.read_run(), **entries})
+
+    # ── While it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def append_steps(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to steps.jsonl."""
+        append_lines(self._steps, lines)
+
+    def append_ranks(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to ranks.jsonl."""
+        append_lines(self._ranks, lines)
+
+    def write_ranks(self, lines: list[dict[str, Any]]) -> None:
+        """ranks.jsonl anew."""
+        write(self._ranks, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def read_steps(self) -> list[dict[str, Any]]:
+        """Every whole line of steps.jsonl; a last line cut short by a kill is left out.
+
+        Raises:
+            RankwiseError: another line is damaged.
+        """
+        return read_lines(self._steps, "step")
+
+    def read_ranks(self) -> list[dict[str, Any]]:
+        """The same of ranks.jsonl: every rank decision."""
+        return read_lines(self._ranks, "decision")
+
+    def read_curve(self, metric: str) -> pa.Table:
+        """steps.jsonl as columns, read fast: step, loss, and `score` (null where the validation rows weren't evaluated).
+
+        Args:
+            metric: whose validation score.
+
+        Raises:
+            RankwiseError: a line other than a last one cut short is damaged.
+        """
+        lines = self._steps.read_bytes() if self._steps.is_file() else b""
+        lines = lines[: lines.rfind(b"\n") + 1]
+        scores = pa.struct([(metric, pa.float64())])
+        schema = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("validation", scores)])
+        if not lines:
+            table = schema.empty_table()
+        else:
+            options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+            try:
+                table = pj.read_json(pa.BufferReader(lines), parse_options=options)
+            except pa.ArrowException as error:
+                raise damaged(self._steps, error) from None
+            if table["step"].null_count:
+                raise damaged(self._steps, "a line is no step")
+        columns = table.flatten()
+        return pa.table(
+            {"step": columns["step"], "loss": columns["loss"], "score": columns[f"validation.{metric}"]}
+        )
+
+    def read_decisions(self) -> tuple[list[dict[str, Any]], int]:
+        """The rank decisions of ranks.jsonl, and how many whole lines of it are none."""
+        lines = self._ranks.read_bytes().split(b"\n")[:-1] if self._ranks.is_file() else []
+        decisions = []
+        for line in lines:
+            try:
+                decision = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(decision, dict) and isinstance(decision.get("step"), int):
+                decisions.append(decision)
+        return decisions, len(lines) - len(decisions)
+
+    def truncate_steps(self, step: int) -> None:
+        """Forgets what was logged after `step`, so that a resumed run's logs read like an undisturbed one's."""
+        for file, lines in ((self._steps, self.read_steps()), (self._ranks, self.read_ranks())):
+            if file.is_file():
+                kept = [line for line in lines if line["step"] <= step]
+                write(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The latest whole checkpoint."""
+        found = {
+            int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()
+        }
+        return found[max(found)] if found else None
+
+    def replace_checkpoint(self, save: Callable[[Path], None]) -> None:
+        """Puts a new checkpoint in the old one's place: written aside, flushed to disk, renamed, the old one then removed.
+
+        Args:
+            save: writes the state into the empty folder it is given.
+        """
+        old = self.checkpoint
+        number = int(old.name.rpartition("-")[2]) + 1 if old else 1
+        partial = self.path / "checkpoint-partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save(partial)
+        for file in partial.iterdir():
+            flush(file)
+        partial.replace(self.path / f"checkpoint-{number}")
+        flush(self.path)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def remove_checkpoint(self) -> None:
+        """The run has ended well; nothing is left to resume."""
+        for folder in self.path.glob("checkpoint-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # ── What it made ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def write_predictions(
+        self, idx: np.ndarray, label: np.ndarray, prediction: np.ndarray, logits: np.ndarray
+    ) -> None:
+        """What paired tests need, a row a validation row: idx int64 [n], label and prediction in one form, logits float32 [n, outputs]."""
+        columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
+        table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
+        partial = self._predictions.with_suffix(".partial")
+        pq.write_table(table, partial)
+        flush(partial)
+        partial.replace(self._predictions)
+
+    def read_predictions(self) -> pa.Table:
+        """The same table.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        try:
+            table = pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(self._predictions, error) from None
+        kinds = {name: table[name].type for name in ("idx", "label", "prediction")}
+        for name, kind in kinds.items():
+            fits = (
+                pa.types.is_integer(kind) if name == "idx" else kind in LABEL_TYPES and kind == kinds["label"]
+            )
+            if not fits or table[name].null_count:
+                raise damaged(
+                    self._predictions,
+                    f"{name} holds something that is no {'row number' if name == 'idx' else 'label'}",
+                )
+        return table
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Ends the run. Written last, atomically."""
+        write_json(self._result, result)
+
+    def read_result(self) -> dict[str, Any]:
+        """result.json.
+
+        Raises:
+            RankwiseError: it is missing or damaged.
+        """
+        result = read_json(self._result, RESULT)
+        odd = [name for name in RESULT if not _KINDS.get(name, _number)(result[name])]
+        if odd:
+            raise damaged(self._result, f"{odd[0]} is {result[odd[0]]!r:.40}")
+        return result
+
+
+def one_answer(predictions: pa.Table) -> bool:
+    """Every row was given the same class though they differ (a table of `RunFolder.read_predictions`): nothing was learned."""
+    labels, given = predictions["label"], predictions["prediction"]
+    return pa.types.is_integer(labels.type) and len(given.unique()) == 1 < len(labels.unique())
+
+
+def read_grid(out: Path) -> dict[str, Any]:
+    """grid.json of a grid's folder; empty where there is none yet.
+
+    Raises:
+        RankwiseError: it is damaged.
+    """
+    file = out / "grid.json"
+    return read_json(file, remedy="Remove this file; the runs beside it stay.") if file.is_file() else {}
+
+
+def write_grid(out: Path, document: dict[str, Any]) -> None:
+    """Sets grid.json: what was asked for so far."""
+    write_json(out / "grid.json", document)
+
+
+def run_folders(out: Path) -> list[RunFolder]:
+    """Every run folder of a grid, finished or not, by name."""
+    found = {path.parent for file in ("run.json", "result.json") for path in out.glob(f"*/{file}")}
+    return [RunFolder(path) for path in sorted(found)]

@@ -1,0 +1,248 @@
+"""Many runs: each a process of its own, so that its memory is its own and a crash takes nothing else down.
+
+    CompareConfig ─► one folder a run ─► finished: kept · unfinished: continued · new: started ─► events ─► progress
+
+A run folder says everything about its run, so a grid that was stopped in any way continues by being asked for again.
+"""
+
+import json
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from rankwise.config import CompareConfig, RunConfig, differences, to_json
+from rankwise.errors import RankwiseError
+from rankwise.models.hub import check_start
+from rankwise.hardware import cores
+from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
+from rankwise.files import make_folder
+
+Command = Callable[[Path], list[str]]
+"""A run folder → the command line of the process that runs it."""
+Listener = Callable[[str, dict[str, Any]], None]
+"""Called with a run's name and each of its events."""
+
+
+def worker_command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "rankwise.runs.worker", str(folder)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid."""
+
+    name: str
+    config: RunConfig
+    folder: RunFolder
+
+
+def run_grid(config: CompareConfig, listen: Listener, *, command: Command = worker_command) -> dict[str, str]:
+    """Runs what of a grid isn't finished yet.
+
+    Args:
+        config: tasks × methods × seeds, and where.
+        listen: hears `planned`, `kept`, `failed` and every event of the runs.
+        command: how a run is started.
+
+    Returns:
+        The runs that failed: name → the sentence that says why.
+
+    Raises:
+        RankwiseError: the folder can't be written, is in use, or holds runs with other settings.
+        KeyboardInterrupt: Ctrl-C; the processes are stopped, and the same call continues.
+    """
+    make_folder(config.out)
+    lock = FileLock(config.out / ".lock")
+    try:
+        at_work = lock.acquire(timeout=0)
+    except Timeout:
+        raise RankwiseError(
+            f"Another rankwise is at work in {config.out}. Wait for it, or give another --out."
+        ) from None
+    with at_work:
+        runs = _cells(config)
+        refuse_changes(config.out, runs)
+        _check_starts(runs)
+        _remember(config)
+        waiting = []
+        for run in runs:
+            listen(run.name, {"event": "planned"})
+            if run.folder.finished:
+                listen(run.name, {"event": "kept", **run.folder.read_result()})
+                run.folder.remove_checkpoint()  # where a kill came between the result and its removal
+            else:
+                waiting.append(run)
+        return _run_all(config, waiting, listen, command)
+
+
+def _cells(config: CompareConfig) -> list[Run]:
+    """Every run once, in order, also where a task or method was named twice."""
+    runs: dict[str, Run] = {}
+    for run in map(_start, config.runs()):
+        name = run_name(run.task, run.method, run.seed)
+        other = runs.setdefault(name, Run(name, run, RunFolder(config.out / name)))
+        if other.config != run:
+            raise RankwiseError(
+                f"{other.config.method} and {run.method} would share the folder {name}. "
+                "Give one of them a grid of its own with --out."
+            )
+    return list(runs.values())
+
+
+def _start(run: RunConfig) -> RunConfig:
+    """The run with its own task, method and seed in the name of the folder it starts from."""
+    if run.model.from_adapter is None:
+        return run
+    folder = str(run.model.from_adapter)
+    for name, value in (("task", run.task), ("method", method_slug(run.method)), ("seed", str(run.seed))):
+        folder = folder.replace(f"{{{name}}}", value)
+    return replace(run, model=replace(run.model, from_adapter=Path(folder)))
+
+
+def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
+    """Refuses a grid whose folder holds runs asked for with other settings.
+
+    Raises:
+        RankwiseError: naming each setting that differs, once; or a finished run doesn't say any more what it was.
+    """
+    found: dict[str, None] = {}
+    for run in runs:
+        if run.folder.finished or (run.folder.has_run and run.folder.checkpoint):
+            found |= dict.fromkeys(differences(run.folder.read_run()["requested"], to_json(run.config)))
+    if found:
+        raise RankwiseError(
+            f"{out} holds runs with other settings: {'; '.join(found)}. Give another --out, or the settings there."
+        )
+
+
+def _check_starts(runs: Sequence[Run]) -> None:
+    """Refuses a grid one of whose runs has nothing to start from, before any is started."""
+    for run in runs:
+        folder = run.config.model.from_adapter
+        if folder is not None and not run.folder.finished:
+            check_start(folder, run.config.method.partition(":")[0])
+
+
+def _remember(config: CompareConfig) -> None:
+    """grid.json: what was asked for so far, and the command that asks for it again."""
+    asked = to_json(config)
+    known = read_grid(config.out)
+    for key in ("tasks", "methods"):
+        asked[key] = list(dict.fromkeys([*known.get(key, []), *asked[key]]))
+    asked["seeds"] = max(known.get("seeds", 0), config.seeds)
+    write_grid(config.out, {**asked, "command": shlex.join(["rankwise", *sys.argv[1:]])})
+
+
+def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, command: Command) -> dict[str, str]:
+    heard: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
+    running: dict[str, _Child] = {}
+    failed: dict[str, str] = {}
+    waiting = list(reversed(waiting))
+    try:
+        while waiting or running:
+            while waiting and len(running) < config.jobs:
+                run = waiting.pop()
+                _ask(config, run)
+                running[run.name] = _Child(run, command(run.folder.path), heard)
+            run, event = heard.get()
+            if event is not None:
+                running[run.name].note(event)
+                listen(run.name, event)
+                continue
+            why = running.pop(run.name).end()
+            if why is not None:
+                failed[run.name] = why
+                run.folder.update_run_json(failed=why)
+                listen(run.name, {"event": "failed", "message": why})
+    finally:
+        for child in running.values():
+            child.stop()
+    return failed
+
+
+def _ask(config: CompareConfig, run: Run) -> None:
+    """Writes the request; threads that an earlier start was assigned stay, because resuming is exact."""
+    known = run.folder.read_run() if run.folder.has_run else {}
+    if known.get("requested") != to_json(run.config):  # an earlier try failed before it had a checkpoint
+        known = {}
+    threads = config.model.threads or max(1, cores() // config.jobs)
+    assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
+    assigned["shared_machine"] |= config.jobs > 1
+    chosen = {"keep_model": config.keep_models, "tensorboard": config.tensorboard}
+    run.folder.write_request(to_json(run.config), {**assigned, **chosen})
+    run.folder.update_run_json(failed=None, **({} if known else {"facts": None}))
+
+
+class _Child:
+    """A run's process: its events go to a queue, followed by None when it has ended."""
+
+    def __init__(
+        self, run: Run, command: list[str], heard: "queue.Queue[tuple[Run, dict[str, Any] | None]]"
+    ) -> None:
+        self._run, self._error = run, ""
+        with run.folder.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self._process.stdout
+        threading.Thread(target=self._listen, args=(self._process.stdout, heard), daemon=True).start()
+
+    def _listen(self, lines: IO[bytes], heard: "queue.Queue[tuple[Run, dict[str, Any] | None]]") -> None:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # what a library printed
+            if isinstance(event, dict) and "event" in event:
+                heard.put((self._run, event))
+        heard.put((self._run, None))
+
+    def note(self, event: dict[str, Any]) -> None:
+        if event["event"] == "error":
+            self._error = event["message"]
+
+    def end(self) -> str | None:
+        """Why the run failed, or None; with its result written it hasn't, whatever the process ended on."""
+        code = self._process.wait()
+        self._close()
+        if self._run.folder.finished:
+            return None
+        if self._error:
+            return self._error
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"The process {how}; {self._run.folder.log} has its last words."
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+
+def die_with_parent() -> None:
+    """Ends this process when its parent is gone, however it went: the parent holds the other end of stdin."""
+
+    def watch() -> None:
+        while os.read(0, 1024):  # not sys.stdin, whose lock a thread must not hold when Python ends
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

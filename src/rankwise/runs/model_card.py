@@ -1,0 +1,137 @@
+"""The model card of an adapter: README.md, with the metadata that hub pages read, from what the run recorded of itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rankwise.models import hub
+from rankwise.runs import recipes
+from rankwise.tasks.problems import PROBLEMS
+from rankwise.tasks import HUB, MOVIES, TASKS
+
+HUB_NAMES = {hub.EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}
+"""Where a model that we have a name of our own for is found on the hub."""
+SHOWN = (
+    "method",
+    "rank",
+    "epochs",
+    "batch_size",
+    "lr",
+    "optimizer",
+    "schedule",
+    "warmup",
+    "warmup_steps",
+    "weight_decay",
+    "clip",
+    "seed",
+)
+
+
+def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
+    """Writes README.md beside an adapter.
+
+    Args:
+        folder: of the run.
+        record: its run.json.
+        result: what its result.json will hold.
+    """
+    partial = folder / "README.md.partial"
+    partial.write_text(card(record, result), encoding="utf-8")
+    partial.replace(folder / "README.md")
+
+
+def card(record: dict[str, Any], result: dict[str, Any]) -> str:
+    """The card's text: YAML between two lines of dashes, then Markdown."""
+    # JSON is YAML, and quotes what needs quoting
+    head = "".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in _metadata(record, result).items()
+    )
+    return f"---\n{head}---\n\n{_text(record, result)}"
+
+
+def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    task, base = record["task"], _base(result)
+    data: dict[str, Any] = {"name": task["name"], "type": task["name"]}
+    glue = task["name"] in TASKS and task["source"] == TASKS[task["name"]].source and task["name"] != MOVIES
+    if glue:
+        data = {"name": f"GLUE {task['name']}", "type": HUB, "config": task["name"], "split": "validation"}
+    headline = result["scores"][next(iter(result["scores"]))]
+    metrics = [{"type": name, "value": round(value, 4)} for name, value in headline.items() if name != "loss"]
+    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-classification"}
+    if not Path(base).exists():
+        metadata["base_model"] = base
+    return {
+        **metadata,
+        "tags": ["rankwise", "text-classification", *(["lora"] if result["rank"] else [])],
+        **({"datasets": [HUB]} if glue else {}),
+        "metrics": [entry["type"] for entry in metrics],
+        "model-index": [
+            {
+                "name": f"{task['name']} {result['method']}",
+                "results": [{"task": {"type": "text-classification"}, "dataset": data, "metrics": metrics}],
+            }
+        ],
+    }
+
+
+def _what(task: dict[str, Any]) -> str:
+    """What the outputs say of a text."""
+    names = ", ".join(task["label_names"])
+    if task["problem"] == "regression":
+        return f"Says a number of a text: {names}."
+    if task["problem"] == "multi-label":
+        return f"Says which of these hold of a text: {names}."
+    return f"Classifies text as {names}."
+
+
+def _base(result: dict[str, Any]) -> str:
+    name: str = result["model"]
+    return HUB_NAMES.get(name, name)
+
+
+def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
+    task, resolved = record["task"], record["resolved"]
+    settings = {**resolved["train"], "method": result["method"], "seed": result["seed"]}
+    if result["rank"]:
+        low, high = min(result["rank"].values()), max(result["rank"].values())
+        settings["rank"] = low if low == high else f"{low} to {high}"
+    rows = "".join(f"| {name} | {settings[name]} |\n" for name in SHOWN if settings.get(name) is not None)
+    scores = "".join(
+        f"| {split} | {name} | {value:.4f} |\n"
+        for split, values in result["scores"].items()
+        for name, value in values.items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    base = _base(result)
+    base = Path(base).name if Path(base).exists() else base
+    recipe = recipes.recipe(resolved["train"]["recipe"])["source"]
+    return f"""# {task["name"]}: {result["method"]} on {base}
+
+{_what(task)} {task["source"]}.
+Trained on {result["n_train"]:,} rows; {result["trainable_params"]:,} of {result["total_params"]:,} parameters were trained.
+
+| split | metric | value |
+|---|---|---|
+{scores}
+The scores are the last step's, on {result["n_validation"]:,} rows that nothing was chosen by.
+
+## Use
+
+```python
+import rankwise
+
+model = rankwise.load("this-folder")
+```
+
+or `rankwise predict this-folder new.csv --out scored.csv`; PEFT loads it with `PeftModel.from_pretrained(base_model, "this-folder")`, the
+base by `AutoModelForSequenceClassification.from_pretrained` with `num_labels={len(task["label_names"])}` and
+`problem_type="{PROBLEMS[task["problem"]].problem_type}"`.
+
+## Training
+
+| setting | value |
+|---|---|
+{rows}
+Recipe: {resolved["train"]["recipe"]} ({recipe}). {versions}.
+"""

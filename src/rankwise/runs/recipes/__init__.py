@@ -1,0 +1,144 @@
+"""Hyperparameters as data: one TOML file a recipe, and the published results they are compared with.
+
+A setting is looked up from the particular to the general: `tasks.<task>.<method>`, `methods.<method>`, `defaults`.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from rankwise.config import RunConfig, TrainOptions
+from rankwise.errors import RankwiseError, nearest
+
+NAMES = ("lora-paper", "poster", "rankwise")
+LIKE = {"adaptive": "lora"}
+"""Methods that take another's settings where a recipe has none for them."""
+NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
+"""What training can't begin without; the learning rate may follow the model's width."""
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files("rankwise.runs.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """A recipe's file as a nested dict.
+
+    Raises:
+        RankwiseError: no such recipe.
+    """
+    if name not in NAMES:
+        raise RankwiseError(f"There is no recipe {name!r}.{nearest(name, NAMES)}")
+    return _read(name)
+
+
+def resolve(config: RunConfig, method: str) -> RunConfig:
+    """Fills in everything the recipe decides, except the learning rate where it follows the model's width (`resolve_lr`).
+
+    Args:
+        config: as asked for; what is set there wins.
+        method: the method's plain name (`lora` for `lora:rank=4`).
+
+    Raises:
+        RankwiseError: no such recipe, or one that leaves something open for this task and method.
+    """
+    data = recipe(config.train.recipe)
+    known = dict(data["defaults"])
+    for table in (data.get("methods", {}), data.get("tasks", {}).get(config.task, {})):
+        for name in (LIKE.get(method, method), method):
+            known |= table.get(name, {})
+    unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
+    if config.train.warmup is not None:
+        known.pop("warmup_steps", None)
+    max_length = known.get("max_length") if config.data.max_length is None else config.data.max_length
+    missing = sorted(unset.intersection(NEEDED) - known.keys())
+    if missing:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise RankwiseError(
+            f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {flags}."
+        )
+    start = None if config.model.from_adapter else data["model"]  # an adapter names its own base
+    return replace(
+        config,
+        train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),
+        data=replace(config.data, max_length=max_length),
+        model=replace(config.model, model=config.model.model or start),
+    )
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    value: float
+    why: str
+    """Where it comes from, for the first lines of a run."""
+
+
+def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
+    """The peak learning rate of a resolved config for a model of hidden size `width`.
+
+    Raises:
+        RankwiseError: the recipe has none for this method.
+    """
+    if config.train.lr is not None:
+        return LearningRate(config.train.lr, "as given")
+    data = recipe(config.train.recipe)
+    tables = data.get("lr_by_width", {})
+    like = data.get("lr_as", {}).get(method, method)
+    if like == "lora" and "all-linear" in config.lora.targets:
+        like = "adaptive"  # the same layers
+    like = like if like in tables else LIKE.get(like, like)
+    table = tables.get(like)
+    if not table:
+        raise RankwiseError(
+            f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
+        )
+    points = sorted((int(w), lr) for w, lr in table.items())
+    near = min(max(width, points[0][0]), points[-1][0])
+    where = "" if width in dict(points) else ", carried over by width"
+    if near != width:
+        where = f", the nearest width there is a rate for; this model's is {width}"
+    return LearningRate(
+        _log_interpolate(points, near), f"recipe {config.train.recipe!r}, {like} at width {near}{where}"
+    )
+
+
+def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
+    """A straight line in log-log between the points around `width`, which lies among them."""
+    if width in dict(points):
+        return dict(points)[width]
+    right = next(i for i in range(1, len(points)) if points[i][0] >= width)
+    (w0, y0), (w1, y1) = points[right - 1], points[right]
+    slope = math.log(y1 / y0) / math.log(w1 / w0)
+    return float(f"{y0 * (width / w0) ** slope:.3g}")
+
+
+def published(task: str, model: str) -> list[dict[str, Any]]:
+    """Published scores of a task with a model: dicts with `method`, `settings`, `score`, `source`.
+
+    They are of the full task: never comparable with a run on a sample of it.
+    """
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return [
+        {
+            "method": e["method"],
+            "settings": e.get("settings", ""),
+            "score": e["scores"][task],
+            "source": e["source"],
+        }
+        for e in _read("published")["published"]
+        if e["model"] == name and task in e["scores"]
+    ]
+
+
+def published_notes(task: str, model: str) -> list[dict[str, str]]:
+    """Published facts of a task with a model that are not scores: dicts with `text` and `source`."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return [
+        {"text": e["text"], "source": e["source"]}
+        for e in _read("published")["notes"]
+        if e["model"] == name and task in e["tasks"]
+    ]

@@ -1,0 +1,182 @@
+"""A table of one's own: what is to be learned from it, and which of its rows are kept for validation.
+
+reviews.csv | part-*.csv | --dataset owner/name ─► Table ─► Task (columns, problem, label names) ─► Dataset
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rankwise.config import TableOptions
+from rankwise.errors import RankwiseError
+from rankwise.tasks.encoding import Rows
+from rankwise.tasks.problems import PROBLEMS, ProblemName
+from rankwise.tasks.registry import Task
+from rankwise.tasks.rows import has_text, in_order, labels_of, number, read_rows, rows_of, shown
+from rankwise.tasks.splits import Dataset, same_row, stratified_split
+from rankwise.tasks.tables import Table, read_dataset, read_tables
+
+VALIDATION = 0.2
+VALIDATION_ROWS = 2000
+"""Validation rows where none are named: this share of a table's rows, and about this many at most."""
+LARGE = 100.0
+"""Numbers beyond this are far from what a new head says at first."""
+
+
+def load_table(options: TableOptions) -> Dataset:
+    """Training and validation rows of a run on files, or on a data set of the hub.
+
+    Raises:
+        RankwiseError: they can't be read, or can't be trained on.
+    """
+    if options.dataset is not None:
+        splits = read_dataset(options.dataset, options.dataset_config)
+        train, validation = _train_and_validation(options, splits)
+        return _dataset(options, splits[train], None if validation is None else splits[validation])
+    assert options.train_file is not None
+    return _dataset(options, read_tables(options.train_file), options.validation)
+
+
+def load_dataset_split(options: TableOptions, task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
+    """Labelled rows of another split of the data set that a run was trained on."""
+    assert options.dataset is not None
+    return rows_of(read_dataset(options.dataset, options.dataset_config, split)[split], task, labelled=True)
+
+
+def name_of(options: TableOptions) -> str:
+    """What a run on this table calls its task."""
+    if options.dataset is not None:
+        return "-".join(filter(None, [Path(options.dataset).name, options.dataset_config]))
+    assert options.train_file is not None
+    return options.train_file[0].stem
+
+
+def _train_and_validation(options: TableOptions, splits: dict[str, Table]) -> tuple[str, str | None]:
+    """Names of the splits to train and to validate on, None where rows are to be split off."""
+    train, validation = options.train_split or "train", options.validation_split
+    for asked, flag in ((train, "--train-split"), (validation, "--validation-split")):
+        if asked is not None and asked not in splits:
+            raise RankwiseError(
+                f"{options.dataset} has no split {asked!r}. It has: {', '.join(splits)}. Say which with {flag}."
+            )
+    return train, validation or ("validation" if "validation" in splits else None)
+
+
+def _dataset(options: TableOptions, table: Table, validation: Table | Path | None = None) -> Dataset:
+    task, taken = _task(table, options)
+    train, notes = rows_of(table, task, labelled=True)
+    notes = (*taken, *notes)
+    if validation is not None:
+        held_out, more = (
+            rows_of(validation, task, labelled=True)
+            if isinstance(validation, Table)
+            else read_rows(validation, task, labelled=True)
+        )
+        both = same_row(train, held_out)
+        if both:
+            more += (
+                f"{both:,} of {len(held_out):,} rows of {validation.name} also stand in "
+                f"{table.name}: a score on them shows memory, not learning.",
+            )
+        return Dataset(task, train, {"validation": held_out}, notes + more)
+    train, held_out = stratified_split(train, min(VALIDATION, VALIDATION_ROWS / len(train)))
+    if not len(held_out):
+        raise RankwiseError(
+            f"{table.name} is too small to split validation rows off; give some with --validation."
+        )
+    how = ", stratified by label" if task.problem == "classification" else ""
+    notes += (f"{len(held_out):,} rows of {table.name} are split off for validation{how}.",)
+    return Dataset(task, train, {"validation": held_out}, notes)
+
+
+# ── What is to be learned ─────────────────────────────────────────────────────────────────────
+
+
+def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
+    """The task, its label names filled in, and what was taken for it where nobody said."""
+    column, *others = columns = options.label or ("label",)
+    problem = options.problem or _problem(table, columns)
+    if others and problem != "multi-label":
+        raise RankwiseError(
+            f"--label names {len(columns)} columns, and {problem} has one. Leave --problem out."
+        )
+    task = Task(
+        name=name_of(options),
+        text=options.text or "text",
+        text_pair=options.text_pair,
+        label=None if others else column,
+        label_names=columns,
+        metrics=PROBLEMS[problem].metrics,
+        source=table.name,
+        problem=problem,
+    )
+    task = replace(task, label_names=_label_names(table, task))
+    return task, _taken(table, task, options)
+
+
+def _problem(table: Table, columns: tuple[str, ...]) -> ProblemName:
+    """What the labels look like: several columns or lists are sets of labels, numbers with fractions are numbers, all else is classes."""
+    column, *others = columns
+    if others:
+        return "multi-label"
+    values = [v for v in table.column(column, "--label") if v is not None and v == v and v != ""]
+    if any(isinstance(value, list) for value in values):
+        return "multi-label"
+    numbers = [number(value) for value in values]
+    if not any(n is not None and not n.is_integer() for n in numbers):
+        return "classification"
+    odd = next((value for value, n in zip(values, numbers, strict=True) if n is None), None)
+    if odd is not None:
+        raise RankwiseError(
+            f"{table.name}: column {column!r} holds numbers with fractions, and {odd!r:.40}. Say what it is: "
+            "--problem classification, or --problem regression once each row has a number or nothing."
+        )
+    return "regression"
+
+
+def _label_names(table: Table, task: Task) -> tuple[str, ...]:
+    """The classes or labels that rows with a text have; the column of a number."""
+    if task.label is None:
+        return task.label_names
+    labels = [
+        label
+        for label, there in zip(labels_of(table, task), has_text(table, task), strict=True)
+        if there and label is not None
+    ]
+    if task.problem == "regression":
+        _refuse_constant(table, task, labels)
+        return task.label_names
+    names: tuple[str, ...] = in_order(
+        name for label in labels for name in ([label] if isinstance(label, str) else label)
+    )
+    if len(names) < (2 if task.problem == "classification" else 1):
+        found = f"only the label {names[0]!r}" if names else "no row with both text and label"
+        raise RankwiseError(
+            f"{table.name} has {found} in column {task.label!r}; training takes two classes or more."
+        )
+    return names
+
+
+def _refuse_constant(table: Table, task: Task, numbers: list[Any]) -> None:
+    if len(set(numbers)) < 2:
+        found = f"only the number {numbers[0]:g}" if numbers else "no row with both text and label"
+        raise RankwiseError(f"{table.name} has {found} in column {task.label!r}; there is nothing to learn.")
+
+
+def _taken(table: Table, task: Task, options: TableOptions) -> tuple[str, ...]:
+    """What the labels were taken for, and how to have them taken otherwise."""
+    if task.problem == "regression":
+        numbers = [n for n in labels_of(table, task) if n is not None]
+        low, high = min(numbers), max(numbers)
+        other = "" if options.problem else "; --problem classification takes them as classes"
+        scale = (
+            " Smaller units train faster: the loss is the squared error." if max(-low, high) > LARGE else ""
+        )
+        return (f"Regression on numbers from {low:g} to {high:g}{other}.{scale}",)
+    if options.problem:
+        return ()
+    if task.problem == "multi-label":
+        return (f"Multi-label, {len(task.label_names)} labels: {shown(task.label_names)}.",)
+    classes = f"Classification, {len(task.label_names)} classes: {shown(task.label_names)}"
+    numeric = all(number(name) is not None for name in task.label_names) and len(task.label_names) > 2
+    return (f"{classes}; --problem regression takes them as numbers." if numeric else f"{classes}.",)

@@ -1,0 +1,197 @@
+"""Adapters in other programs' forms, against what those programs or plain linear algebra make of them."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+import tiny
+from rankwise import export
+from rankwise.adapters import peft_format
+from rankwise.adapters.export import components, read_loralib
+from rankwise.adapters.inspect import inspect
+from rankwise.cli import main
+from rankwise.errors import RankwiseError
+from rankwise.lora.inject import find_targets, insert, train_beside
+from rankwise.lora.layer import lora_layers
+
+LORALIB = Path(__file__).parents[2] / "../shared/data/loralib/roberta_base_lora_mnli.bin"
+IDS = torch.randint(3, 15, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def base():
+    return tiny.classifier("roberta")
+
+
+@pytest.fixture
+def adapted(base, tmp_path):
+    """A model with layers of ranks 1 to 4 and two scalings, and the folder it is saved in."""
+    model, paths = copy.deepcopy(base), find_targets(base)
+    insert(
+        model,
+        dict(zip(paths, [1, 2, 3, 4], strict=True)),
+        dict(zip(paths, [0.5, 2.0, 2.0, 2.0], strict=True)),
+    )
+    train_beside(model, ["classifier"])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_(std=0.3)
+        for parameter in model.classifier.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    peft_format.save(model, tmp_path / "adapter")
+    return model.eval(), tmp_path / "adapter"
+
+
+def in_peft(base, folder: Path):
+    return PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
+
+
+def test_one_rank_for_all_layers_filled_up_with_zeros_changes_nothing(base, adapted, tmp_path):
+    model, folder = adapted
+    done = export(folder, tmp_path / "out", uniform_rank=4)
+    assert set(done.ranks.values()) == {4}
+    assert done.kept == pytest.approx(1.0)
+    peft = in_peft(base, tmp_path / "out")
+    (config,) = peft.peft_config.values()
+    assert (config.rank_pattern, config.alpha_pattern, config.r, config.lora_alpha) == ({}, {}, 4, 8)
+    torch.testing.assert_close(peft(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "params"), [(2, None), (None, 64 * 5), (2, 64 * 2 * 3)])
+def test_a_cut_keeps_the_best_update_of_its_size(adapted, tmp_path, rank, params):
+    model, folder = adapted
+    done = export(folder, tmp_path / "out", uniform_rank=rank, max_params=params)
+    cut = peft_format.read(tmp_path / "out")
+    updates = {path: layer.delta().double() for path, layer in lora_layers(model).items()}
+    values = {path: torch.linalg.svdvals(update)[:4] for path, update in updates.items()}
+    total = sum(float((update**2).sum()) for update in updates.values())
+    left = 0.0
+    for path, update in updates.items():
+        here = torch.zeros_like(update)
+        if path in cut.lora:
+            A, B = (m.double() for m in cut.lora[path])
+            here = cut.scaling[path] * (B @ A)
+        left += float(((update - here) ** 2).sum())
+    assert 1 - left / total == pytest.approx(done.kept, abs=1e-5)
+    if params is None:
+        best = sum(float((v[:rank] ** 2).sum()) for v in values.values())
+    elif rank is None:
+        best = float(torch.cat(list(values.values())).square().sort(descending=True).values[:5].sum())
+        assert done.adapter_params == params
+    else:
+        assert done.adapter_params <= params
+        return
+    assert done.kept == pytest.approx(best / total, abs=1e-5)
+
+
+def test_without_its_head_an_adapter_is_lora_matrices_alone(base, adapted, tmp_path):
+    _, folder = adapted
+    assert any("vLLM" in note and "--no-head" in note for note in export(folder, tmp_path / "with").notes)
+    done = export(folder, tmp_path / "without", uniform_rank=4, head=False)
+    assert done.notes == ()
+    adapter = peft_format.read(tmp_path / "without")
+    assert adapter.trained == {}
+    assert adapter.modules_to_save == []
+
+
+def test_loralibs_form_and_back_is_the_same_adapter(base, adapted, tmp_path):
+    model, folder = adapted
+    done = export(folder, tmp_path / "out.bin", format="loralib")
+    assert any("r=4, lora_alpha=8" in note for note in done.notes)
+    state = torch.load(tmp_path / "out.bin", weights_only=True)
+    path = next(iter(lora_layers(model)))
+    layer = lora_layers(model)[path]
+    torch.testing.assert_close(2.0 * state[f"{path}.lora_B"] @ state[f"{path}.lora_A"], layer.delta())
+    export(tmp_path / "out.bin", tmp_path / "back", base="tiny", alpha=8)
+    back = peft_format.attach(copy.deepcopy(base), peft_format.read(tmp_path / "back")).eval()
+    torch.testing.assert_close(back(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loralib_checkpoint_is_inspected_as_the_adapter_that_it_holds(adapted, tmp_path):
+    _, folder = adapted
+    export(folder, tmp_path / "out.bin", format="loralib")
+    mine, expected = inspect(tmp_path / "out.bin"), inspect(folder)
+    assert mine["adapter_params"] >= expected["adapter_params"]  # filled up to one rank
+    assert mine["effective_rank"] == pytest.approx(expected["effective_rank"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LORALIB.is_file(), reason="needs the LoRA paper's checkpoint")
+def test_the_lora_papers_own_checkpoint_loads_into_roberta_base():
+    adapter = read_loralib(LORALIB, "roberta-base", 16)
+    assert len(adapter.lora) == 24
+    assert adapter.num_labels == 3
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=3
+    ))  # fmt: skip
+    plain = copy.deepcopy(model.roberta.encoder.layer[3].attention.self.value)
+    peft_format.attach(model, adapter)
+    state = torch.load(LORALIB, map_location="cpu", weights_only=True)
+    placed = lora_layers(model)
+    assert set(placed) == {
+        f"roberta.encoder.layer.{i}.attention.self.{name}" for i in range(12) for name in ("query", "value")
+    }
+    path = "roberta.encoder.layer.3.attention.self.value"
+    x = torch.randn(5, 768)
+    A, B = state[f"{path}.lora_A"], state[f"{path}.lora_B"]
+    expected = x @ plain.weight.T + plain.bias + 16 / 8 * (x @ A.T @ B.T)
+    torch.testing.assert_close(placed[path](x), expected, rtol=1e-4, atol=1e-4)
+    for name, value in model.classifier.state_dict().items():
+        assert torch.equal(value, state[f"classifier.{name}"])
+
+
+def test_components_are_those_of_the_singular_value_decomposition():
+    A, B = torch.randn(3, 10, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    (left, right), sigma = components(A, B)
+    U, values, Vh = torch.linalg.svd((B @ A).double())
+    torch.testing.assert_close(sigma, values[:3])
+    for k in range(3):
+        torch.testing.assert_close(torch.outer(right[:, k], left[k]), values[k] * torch.outer(U[:, k], Vh[k]))
+
+
+def test_what_cannot_be_exported_is_refused_in_a_sentence(adapted, tmp_path, capfd):
+    _, folder = adapted
+    with pytest.raises(RankwiseError, match="holds the adapter itself"):
+        export(folder, folder)
+    with pytest.raises(RankwiseError, match="--max-params 10 doesn't reach"):
+        export(folder, tmp_path / "out", max_params=10)
+    (tmp_path / "x.bin").write_bytes(b"nothing")
+    with pytest.raises(RankwiseError, match="--alpha"):
+        export(tmp_path / "x.bin", tmp_path / "out")
+    with pytest.raises(RankwiseError, match="no loralib checkpoint"):
+        export(tmp_path / "x.bin", tmp_path / "out", alpha=16)
+    torch.save({"w": torch.zeros(2)}, tmp_path / "y.bin")
+    with pytest.raises(RankwiseError, match="holds no LoRA matrices"):
+        export(tmp_path / "y.bin", tmp_path / "out", alpha=16)
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), "--out", str(tmp_path / "out"), "--max-params", "many"])
+    assert "--max-params takes a number such as 50k" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_is_kept(adapted, tmp_path, capfd):
+    _, folder = adapted
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(folder), "--out", str(tmp_path / "out"), "--max-params", "0.2k"])
+    assert stopped.value.code == 0
+    assert "% of the update's energy is kept" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"review,stars\nok,1\n", b'{"a": 1}', bytes(range(256))])
+def test_any_other_file_is_no_loralib_checkpoint_and_nobody_is_told_to_load_it_unsafely(tmp_path, content):
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(RankwiseError, match="other is no loralib checkpoint") as said:
+        inspect(tmp_path / "other")
+    assert "weights_only" not in str(said.value)
+
+
+def test_a_checkpoint_that_is_a_tensor_holds_no_lora_matrices(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    with pytest.raises(RankwiseError, match=r"holds no LoRA matrices"):
+        inspect(tmp_path / "tensor.pt")

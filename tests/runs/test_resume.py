@@ -1,0 +1,346 @@
+"""A run that was killed and is asked for again ends as if nothing had happened: scores, predictions and weights bit for bit."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions, to_json
+from rankwise.errors import RankwiseError
+from rankwise.report import collect
+from rankwise.runs.run import execute
+from rankwise.run_folder import RunFolder
+from tiny import model_folder, reviews
+
+DISTURBED = Path(__file__).parents[1] / "disturbed.py"
+ROWS, BATCH, EPOCHS = 60, 4, 2
+STEPS = EPOCHS * ROWS // BATCH
+TIMED = {"train_seconds", "samples_per_second", "tokens_per_second", "peak_rss_mb", "speed"}
+"""What a result has that depends on the machine's mood."""
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory) -> Path:
+    """A folder with an `sst2` whose label is a word in the text."""
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "sst2").mkdir()
+    for split, n, seed in (("train", ROWS, 0), ("validation", 30, 1)):
+        rows = reviews(n, seed)
+        columns = {
+            "sentence": [row["text"] for row in rows],
+            "label": [int(row["label"] == "positive") for row in rows],
+            "idx": list(range(n)),
+        }
+        pq.write_table(pa.table(columns), folder / "sst2" / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """A cache of its own, and no hub."""
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def tensors(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Every tensor saved in a run folder, as the bytes it is made of."""
+    files = [*folder.glob("adapter_model.safetensors"), *folder.glob("model.safetensors")]
+    assert len(files) == 1, f"{folder} holds {files}"
+    return {name: (str(value.dtype), value.tobytes()) for name, value in load_file(files[0]).items()}
+
+
+def untimed(folder: Path) -> tuple[dict, list[dict], pa.Table, dict]:
+    """All that a run made, but for how long it took."""
+    run = RunFolder(folder)
+    result = {name: value for name, value in run.read_result().items() if name not in TIMED}
+    steps = [{name: value for name, value in step.items() if name != "seconds"} for step in run.read_steps()]
+    return result, steps, run.read_predictions(), tensors(folder)
+
+
+def assert_same(folder: Path, undisturbed: Path, steps: int = STEPS):
+    """Two runs made the same, and neither left anything behind."""
+    result, log, predictions, weights = untimed(folder)
+    expected = untimed(undisturbed)
+    assert result == expected[0]
+    assert log == expected[1]
+    assert [line["step"] for line in log] == list(range(1, steps + 1))
+    assert predictions.equals(expected[2])
+    assert weights.keys() == expected[3].keys()
+    assert [name for name in weights if weights[name] != expected[3][name]] == []
+    for adapter in undisturbed.glob("adapter_*"):
+        assert (folder / adapter.name).read_bytes() == adapter.read_bytes()
+    assert sorted(path.name for path in folder.iterdir() if path.name != "log.txt") == sorted(
+        path.name for path in undisturbed.iterdir() if path.name != "log.txt"
+    )
+
+
+# One run, killed at each moment at which it writes something
+
+TRAIN = {"epochs": float(EPOCHS), "batch_size": BATCH, "lr": 3e-3}
+SETTINGS: dict[str, dict] = {
+    "lora packed": {"method": "lora"},
+    "lora padded": {
+        "method": "lora",
+        "lora": LoraOptions(lora_dropout=0.2),
+        "train": TrainOptions(**TRAIN, padding="longest", accumulate=2),
+    },
+    "full packed": {"method": "full"},
+    "full padded": {
+        "method": "full",
+        "train": TrainOptions(**TRAIN, padding="max_length", optimizer="adam", schedule="cosine"),
+    },
+    "early stopping": {
+        "method": "lora",
+        "train": TrainOptions(**(TRAIN | {"epochs": 9.0, "lr": 0.3}), patience=1, evaluate_every=5),
+    },
+}
+MOMENTS = {
+    "no checkpoint": 0,
+    "step 2": 1,
+    f"step {STEPS // 2 + 1}": STEPS // 2,  # a new epoch
+    "line 12": 11,
+    "checkpoint 1": 0,
+    "checkpoint 8": 7,
+    "replaced 6": 6,
+    "evaluation 0": STEPS - 1,
+    "result 0": STEPS - 1,
+}
+"""Moment → the step that a run killed then continues from."""
+AGAIN = ("step 4", "checkpoint 3", "line 11", "replaced 15")
+"""Four kills of one run, each in what the last left."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, glue, model, environment) -> dict[tuple[str, ...], tuple[Path, list[dict]]]:
+    """Every run of this section: (settings, moment …) → its folder, and what became of each of its processes."""
+    out = tmp_path_factory.mktemp("runs")
+    stories = [(name,) for name in SETTINGS]
+    stories += [("lora packed", moment) for moment in MOMENTS]
+    stories += [(name, *AGAIN) for name in SETTINGS]
+    plan, folders = [], {}
+    for i, (name, *moments) in enumerate(stories):
+        config = RunConfig(
+            task="sst2",
+            data=DataOptions(data=glue),
+            model=ModelOptions(model=str(model), threads=1),
+            **{"train": TrainOptions(**TRAIN), **SETTINGS[name]},
+        )
+        folders[name, *moments] = out / str(i)
+        RunFolder(out / str(i)).write_request(to_json(config))
+        plan += [(str(out / str(i)), moment) for moment in (*moments, None)]
+    done = subprocess.run(
+        [sys.executable, DISTURBED, "runs"],
+        input=json.dumps(plan),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    became = iter(json.loads(done.stdout.splitlines()[-1]))
+    return {story: (folders[story], [next(became) for _ in story]) for story in stories}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_any_moment_continues_as_if_undisturbed(killed, moment):
+    undisturbed, _ = killed["lora packed",]
+    folder, (first, second) = killed["lora packed", moment]
+    assert (first["ended"], second["ended"]) == (-signal.SIGKILL, 0)
+    assert (first["continued_from"], second["continued_from"]) == (0, MOMENTS[moment])
+    assert_same(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_run_killed_again_and_again_continues_as_if_undisturbed(killed, settings):
+    undisturbed, _ = killed[settings,]
+    folder, processes = killed[settings, *AGAIN]
+    assert [process["ended"] for process in processes] == [-signal.SIGKILL] * len(AGAIN) + [0]
+    assert [process["continued_from"] for process in processes] == [0, 3, 5, 10, 15]
+    steps = RunFolder(undisturbed).read_result()["steps"]
+    assert_same(folder, undisturbed, steps)
+    assert (steps < 9 * ROWS // BATCH) if settings == "early stopping" else (steps == STEPS)
+
+
+@pytest.mark.slow
+def test_the_settings_of_these_runs_differ_as_they_say(killed):
+    results = {name: RunFolder(killed[name,][0]).read_result() for name in SETTINGS}
+    padding = {name: result["padding"] for name, result in results.items()}
+    assert padding == {
+        "lora packed": "packed",
+        "lora padded": "longest",
+        "full packed": "packed",
+        "full padded": "max_length",
+        "early stopping": "packed",
+    }
+    weights = [tensors(killed[name,][0]) for name in SETTINGS]
+    assert all(a != b for i, a in enumerate(weights) for b in weights[:i])
+
+
+# The command line, killed from outside
+
+
+@pytest.fixture(scope="module")
+def command(glue, model) -> list[str]:
+    arguments = (
+        f"--tasks sst2 --seeds 1 --epochs {EPOCHS} --batch-size {BATCH} --lr 3e-3 --threads 1 --keep-models"
+    )
+    return [*arguments.split(), "--data", str(glue), "--model", str(model)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, command, environment) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    continue_to_the_end(out, [*command, "--methods", "full", "lora"], environment)
+    return out
+
+
+def continue_to_the_end(out: Path, command: list[str], environment: dict[str, str]):
+    plain = [sys.executable, "-m", "rankwise", "compare", *command, "--out", str(out)]
+    done = subprocess.run(plain, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def interrupt(
+    out: Path, command: list[str], environment: dict[str, str], method: str, moment: str, how: signal.Signals
+) -> tuple[int, str]:
+    """Starts the command in a process group of its own, waits for the moment and sends the whole group a signal."""
+    marker = out.with_name(f"{method} {moment} {how.name}")
+    with out.with_name("stderr").open("w+", encoding="utf-8") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, DISTURBED, "compare", method, moment, str(marker), *command, "--out", str(out)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            while not marker.exists():
+                assert process.poll() is None, f"ended before {moment} with {process.returncode}"
+                time.sleep(0.02)
+            os.killpg(process.pid, how)
+            code = process.wait(timeout=120)
+            stderr.seek(0)
+            return code, stderr.read()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def figures(out: Path) -> list[tuple]:
+    """The report's rows without times."""
+    return [
+        (row.task, row.method, row.score, row.difference, row.p, row.trainable) for row in collect(out).rows
+    ]
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_whole_group_in_the_middle_of_a_grid_changes_nothing(
+    tmp_path, command, environment, undisturbed
+):
+    out, both = tmp_path / "out", [*command, "--methods", "full", "lora"]
+    assert interrupt(out, both, environment, "full", "step 12", signal.SIGKILL)[0] == -signal.SIGKILL
+    full, lora = RunFolder(out / "sst2.full.s0"), RunFolder(out / "sst2.lora.s0")
+    assert full.checkpoint
+    assert not full.finished
+    assert not lora.has_run
+    assert interrupt(out, both, environment, "lora", "checkpoint 9", signal.SIGKILL)[0] == -signal.SIGKILL
+    assert full.finished
+    assert lora.checkpoint
+    assert not lora.finished
+    continue_to_the_end(out, both, environment)
+    for run in (full, lora):
+        assert_same(run.path, undisturbed / run.path.name)
+    assert figures(out) == figures(undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path, command, environment, undisturbed):
+    out, lora = tmp_path / "out", [*command, "--methods", "lora"]
+    code, stderr = interrupt(out, lora, environment, "lora", "step 9", signal.SIGINT)
+    assert code == 130
+    assert stderr.splitlines()[-1] == "Interrupted. The same command continues from what was saved."
+    run = RunFolder(out / "sst2.lora.s0")
+    assert run.checkpoint
+    assert not run.read_run()["failed"]
+    continue_to_the_end(out, lora, environment)
+    assert_same(run.path, undisturbed / run.path.name)
+
+
+# What can't be continued, and what a run begins with
+
+
+@pytest.fixture
+def run(tmp_path, glue, model, monkeypatch):
+    """A run of one step, in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def start(folder: str = "run", **train) -> RunFolder:
+        run = RunFolder(tmp_path / folder)
+        config = RunConfig(
+            task="sst2",
+            data=DataOptions(data=glue, limit_train=4),
+            model=ModelOptions(model=str(model), threads=1),
+            train=TrainOptions(**{"epochs": 1.0, "batch_size": 4, "lr": 1e-3, "warmup": 0.0, **train}),
+        )
+        run.write_request(to_json(config))
+        return run
+
+    return start
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "other tensors"])
+def test_a_damaged_checkpoint_is_named(run, damage):
+    folder = run()
+
+    def save(path: Path):
+        (path / "training.json").write_text('{"step": 0, "seconds": 0.0, "steps": 1}', encoding="utf-8")
+        content = {"cut": b"\x40", "empty": b"", "other tensors": b"\x02\0\0\0\0\0\0\0{}"}
+        if damage in content:
+            (path / "training.safetensors").write_bytes(content[damage])
+
+    folder.replace_checkpoint(save)
+    with pytest.raises(
+        RankwiseError, match=r"run/checkpoint-1 is damaged \(.+\)\. Remove it to begin this run anew\."
+    ):
+        execute(folder, lambda event: None)
+    assert not folder.finished
+
+
+def test_what_was_chosen_when_a_run_began_is_kept_when_it_continues(run):
+    """As if it had begun on a machine of another kind, which chooses otherwise."""
+    fresh, other = run("fresh"), run("other")
+    here = execute(fresh, lambda event: None)
+    dtype = {"float32": "bfloat16", "bfloat16": "float32"}[here["dtype"]]
+    other.update_run_json(facts={"threads": 1, "dtype": dtype, "padding": "longest"})
+    there = execute(other, lambda event: None)
+    assert here["padding"] == "packed"
+    assert (there["padding"], there["dtype"]) == ("longest", dtype)
+
+
+def test_weights_that_come_apart_in_the_last_step_are_no_result(run):
+    folder = run(lr=1e30)
+    with pytest.raises(
+        RankwiseError, match=r"The loss on the validation rows is (nan|inf) after step 1 of 1\. Lower --lr"
+    ):
+        execute(folder, lambda event: None)
+    assert not folder.finished

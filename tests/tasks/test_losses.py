@@ -1,0 +1,43 @@
+"""What a row's loss is where ranks are decided."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rankwise.tasks.losses import calibrated_losses, example_losses
+
+
+def noisy_classifier(rows=4000, seed=0):
+    """Logits whose softmax is the very distribution that the labels were drawn from."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    return logits, torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 7.0])
+def test_calibrated_losses_are_blind_to_how_sure_a_classifier_is(factor):
+    logits, labels = noisy_classifier()
+    found = calibrated_losses(factor * logits, labels)
+    truth = F.cross_entropy(logits, labels, reduction="none")
+    assert found.shape == labels.shape
+    assert found.mean().item() <= truth.mean().item() + 1e-9
+    assert found.mean().item() == pytest.approx(truth.mean().item(), abs=1e-3)
+
+
+def test_calibrated_losses_of_logits_that_say_nothing_are_those_of_a_guess():
+    logits, labels = noisy_classifier()
+    wrong = calibrated_losses(-logits, labels).mean().item()
+    assert wrong == pytest.approx(np.log(3), rel=0.05)
+
+
+def test_calibrated_losses_of_several_labels_are_blind_to_it_too():
+    logits, _ = noisy_classifier()
+    labels = torch.bernoulli(logits.sigmoid(), generator=torch.Generator().manual_seed(1)).float()
+    found = [calibrated_losses(factor * logits, labels).mean().item() for factor in (0.3, 1.0, 5.0)]
+    assert found == pytest.approx([example_losses(logits, labels).mean().item()] * 3, abs=1e-3)
+
+
+def test_numbers_have_the_loss_they_have():
+    logits, labels = torch.randn(20, 1), torch.randn(20)
+    assert torch.equal(calibrated_losses(logits, labels), (logits[:, 0] - labels).square())
