@@ -119,7 +119,7 @@ class Update:
 
         When a training leaves its first plateau, gradients grow several times within some ten steps, and Adam's second moments still
         remember the small ones: at the rates that adapters take, steps are then too large, and can end it at chance for good
-        (docs/adaptive-rank.md).
+        (docs/method.md).
         Source: Adafactor's update clipping (Shazeer & Stern 2018, section 6) in AdamW (Wortsman et al. 2023, algorithm 2).
         """
         state = self.optimizer.state[slab.values]

@@ -38,7 +38,7 @@ START_RANK = 16
 ALPHA = 2**0.5 * START_RANK
 """s = ALPHA / r, whatever r becomes: a resize leaves the function as it is, and A and B take the difference. Under Adam an entry of B first
 moves by the learning rate whatever its gradient, and the function by s · r: so as fast at any rank, at one learning rate
-(docs/adaptive-rank.md)."""
+(docs/method.md)."""
 SHARE = 0.02
 """What is negligible: this share of what the adapters gain over none, on held-out rows."""
 SURE = 1.645
@@ -52,7 +52,7 @@ GROW_AT = (0.1, 0.2, 0.3)
 MOST = 0.2
 """More is negligible where the held-out rows don't tell how good the adapters are any better: one standard error of their loss (the rule of
 Breiman et al. 1984), up to this share of the gain. Training learns again most of what a cut takes, so the harm that is seen isn't what
-stays (docs/adaptive-rank.md)."""
+stays (docs/method.md)."""
 CUT_AT = {0.4: SHARE / 10, 0.8: SHARE}
 """Shares of the training steps after which layers are cut, with the share of the gain that is negligible then. The first cut leaves what is
 known to be used, and isn't made before step `2 · MEMORY`: what is worth little until then may be worth much later. After the last there is
@@ -63,10 +63,10 @@ most `FAR` times as bold, or it says nothing about the smaller one; `BOLD` times
 DOUBT = 2.0
 """Standard deviation, before anything was seen, of the logarithm of harm over what the statistics expect: a factor of seven. At the end of
 a long training harm is a fifth of that to eleven times, by cut and training, in a short one that still learns up to thirty
-(docs/adaptive-rank.md)."""
+(docs/method.md)."""
 LEAST = 2.0
 """Where rows don't tell, harm is held to be this many times what the statistics expect at least: often they prefer the smaller adapter,
-by chance or because it is less restless, which says nothing of what training still needs (docs/adaptive-rank.md)."""
+by chance or because it is less restless, which says nothing of what training still needs (docs/method.md)."""
 TRIES = 3
 """Bold cuts that a check looks at, at most."""
 SPARE = 1 / 16
