@@ -44,6 +44,21 @@ def test_page_without_the_marker_is_refused(results_table):
         results_table.with_table("# A page\n")
 
 
+def test_appendix_is_what_is_stored(figure):
+    appendix = figure("appendix")
+    text = (ROOT / "docs" / "appendix.md").read_text()
+    assert appendix.with_tables(text) == text
+
+
+def test_every_stored_file_is_in_the_appendix(figure):
+    appendix = figure("appendix")
+    text = (ROOT / "studies" / "figures" / "appendix.py").read_text()
+    studies = ROOT / "studies"
+    stored = [path.relative_to(studies).as_posix() for path in studies.rglob("*.parquet")]
+    assert stored
+    assert [name for name in stored if f'"{name}"' not in text and name not in appendix.GRID] == []
+
+
 def test_figure_of_the_method_has_the_ranks_of_the_stored_run(figure):
     method = figure("method")
     assert (ROOT / "docs" / "images" / "method.svg").read_text() == method.drawing(method.stored_run())
