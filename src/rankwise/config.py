@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclopts import Parameter, Token
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.problems import ProblemName
+
+ProblemName = Literal["classification", "multi-label", "regression"]
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.config import TableOptions
+from rankwise.config import ProblemName, TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.problems import PROBLEMS, ProblemName
+from rankwise.tasks.problems import PROBLEMS
 from rankwise.tasks.registry import Task
 from rankwise.tasks.rows import has_text, in_order, labels_of, number, read_rows, rows_of, shown
 from rankwise.tasks.splits import Dataset, same_row, stratified_split

@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from rankwise.config import ProblemName
+
 Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
-ProblemName = Literal["classification", "multi-label", "regression"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ GLUE: Wang et al. 2019, arXiv:1804.07461; columns, label ids and metrics are tho
 
 from dataclasses import dataclass
 
+from rankwise.config import ProblemName
 from rankwise.errors import RankwiseError, nearest
-from rankwise.tasks.problems import ProblemName
 
 HUB = "nyu-mll/glue"
 MOVIES = "movies"
