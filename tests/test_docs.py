@@ -44,6 +44,11 @@ def test_page_without_the_marker_is_refused(results_table):
         results_table.with_table("# A page\n")
 
 
+def test_comparison_table_is_what_is_stored(figure):
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert figure("comparison_table").with_table(text) == text
+
+
 def test_appendix_is_what_is_stored(figure):
     appendix = figure("appendix")
     text = (ROOT / "docs" / "appendix.md").read_text()

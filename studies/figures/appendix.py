@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
+from comparison_table import differences, numbers, signed
 from stored import (
     DOCS,
     GRID,
@@ -355,10 +356,6 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values)
 
 
-def _signed(values: Iterable[float]) -> str:
-    return ", ".join(f"{100 * value:+.2f}".replace("-", "−") for value in values)
-
-
 # The grid
 
 
@@ -385,10 +382,10 @@ def grid_scores() -> str:
 def grid_comparisons() -> str:
     """Return adaptive against fixed ranks, and what it closes of the gap to full fine-tuning."""
     rows = [row for row in read(*GRID) if not row["method"].startswith("adaptive,")]
-    differences = {task: grid.against_best_fixed(rows, task) for task in TASKS}
-    raw = np.array([ttest_1samp(found, 0.0)[1] for found in differences.values()]).tolist()
+    by_seed = {task: grid.against_best_fixed(rows, task) for task in TASKS}
+    raw = np.array([ttest_1samp(found, 0.0)[1] for found in by_seed.values()]).tolist()
     lines = []
-    for (task, found), p in zip(differences.items(), grid.holm(raw), strict=True):
+    for (task, found), p in zip(by_seed.items(), grid.holm(raw), strict=True):
         of_rank_8 = [row for row in rows if (row["task"], row["method"]) == (task, "adaptive")]
         best, adaptive, full = grid._three(rows, task)
         gap = full - best
@@ -404,20 +401,19 @@ def grid_comparisons() -> str:
         lines.append(
             [
                 task,
-                _signed(found),
+                signed(found),
                 f"{p:.2f}",
-                _signed([gap]),
+                signed([gap]),
                 closed,
                 f"{shares[0]:.0f} %",
                 f"{shares[1]:.0f} %",
                 f"{shares[2]:.1f} %",
             ]
         )
-    mean = grid.estimate([_mean(found) for found in differences.values()])
-    seeds = grid.half_over_seeds(list(differences.values()))
+    mean, seeds, tasks = numbers(list(by_seed.values()))
     text = (
         "Adaptive minus the fixed rank on query and value that is best on the other seeds, by seed: over the tasks "
-        f"{_signed([mean.mean])} points, ± {100 * (mean.half or 0):.2f} for other tasks and ± {100 * seeds:.2f} for other seeds (t, 95 %). "
+        f"{mean} points, {tasks} for other tasks and {seeds} for other seeds (t, 95 %). "
         "Sizes are shares of rank 8's parameters on query and value; checks are a share of the training time."
     )
     first = markdown(
@@ -446,27 +442,11 @@ def grid_comparisons() -> str:
 
 
 def _against(rows: Sequence[Row], method: str) -> list[str]:
-    scores = {(row["method"], row["task"], row["seed"]): row["score"] for row in rows}
-    found = {
-        task: [
-            scores["adaptive", task, seed] - scores[method, task, seed]
-            for seed in range(5)
-            if (method, task, seed) in scores
-        ]
-        for task in TASKS
-    }
-    found = {task: of_task for task, of_task in found.items() if of_task}
-    mean = grid.estimate([_mean(of_task) for of_task in found.values()])
-    seeds = grid.half_over_seeds(list(found.values()))
-    size = next(row["adapter_params"] for row in rows if row["method"] == method)
-    cells = [_signed(found[task]) if task in found else "" for task in TASKS]
-    numbers = [
-        _signed([mean.mean]),
-        f"± {100 * seeds:.2f}",
-        f"± {100 * (mean.half or 0):.2f}",
-        f"{size:,}",
-    ]
-    return [name_of(method), str(max(map(len, found.values()))), str(len(found)), *numbers, *cells]
+    others = [row for row in rows if row["method"] == method]
+    found = differences([row for row in rows if row["method"] == "adaptive"], others)
+    cells = [signed(found[task]) if task in found else "" for task in TASKS]
+    seeds, size = max(map(len, found.values())), others[0]["adapter_params"]
+    return [name_of(method), str(seeds), str(len(found)), *numbers(list(found.values())), f"{size:,}", *cells]
 
 
 def _linear_too(rows: Sequence[Row]) -> str:
@@ -475,10 +455,10 @@ def _linear_too(rows: Sequence[Row]) -> str:
         seeds = {row["seed"] for row in rows if row["task"] == task and row["method"] in LINEAR}
         some = [row for row in rows if row["seed"] in seeds]
         found.append(grid.against_best_fixed(some, task, QUERY_VALUE + LINEAR))
-    mean, seeds = grid.estimate([_mean(of_task) for of_task in found]), grid.half_over_seeds(found)
+    mean, seeds, tasks = numbers(found)
     return (
         "With fixed ranks in all linear layers among them, on the seeds that have one, adaptive minus the best on the other seeds is "
-        f"{_signed([mean.mean])} points, ± {100 * (mean.half or 0):.2f} for other tasks and ± {100 * seeds:.2f} for other seeds."
+        f"{mean} points, {tasks} for other tasks and {seeds} for other seeds."
     )
 
 
@@ -543,24 +523,21 @@ def baselines() -> str:
                     str(len(of)),
                     f"{_mean(scores):.2f}",
                     ", ".join(f"{s:.2f}" for s in scores),
-                    _signed(ahead),
+                    signed(ahead),
                     f"{_mean([row['adapter_params'] for row in of]):,.0f}",
                 ]
             )
             if len(of) == 3:
                 over.setdefault(method, []).append(ahead)
-    sums = []
-    for method, found in over.items():
-        if len(found) == 3:
-            mean, seeds = grid.estimate([_mean(of_task) for of_task in found]), grid.half_over_seeds(found)
-            tasks = f"± {100 * (mean.half or 0):.2f} for other tasks"
-            sums.append(
-                f"{name_of(method)}: {_signed([mean.mean])} ± {100 * seeds:.2f} for other seeds, {tasks}"
-            )
+    sums = [
+        f"{name_of(method)} {mean}, {seeds} and {tasks}"
+        for method, found in over.items()
+        if len(found) == 3
+        for mean, seeds, tasks in [numbers(found)]
+    ]
     text = (
-        "Two-phase schedule for all. Adaptive minus the baseline over movies, mnli and qqp, three seeds each (t, 95 %): "
-        + "; ".join(sums)
-        + ". `studies/equal_size.py`."
+        "Two-phase schedule for all. Adaptive minus the baseline over movies, mnli and qqp, three seeds each, with half the interval for "
+        "other seeds and for other tasks (t, 95 %): " + "; ".join(sums) + ". `studies/equal_size.py`."
     )
     header = ["", "", "", "seeds", "score", "by seed", "adaptive − it, by seed", "parameters"]
     return markdown("## Baselines at adaptive's size", text, header, lines, 3)
@@ -620,7 +597,7 @@ def compression() -> str:
             f"{100 * max(increases):.1f} %",
             f"{100 * max(errors):.0f} %",
         ]
-        size = [f"{_mean(params):,.0f}", _signed([-_mean(_present(of, "points"))])] if params else ["", ""]
+        size = [f"{_mean(params):,.0f}", signed([-_mean(_present(of, "points"))])] if params else ["", ""]
         lines.append([*line, *size])
     text = (
         "Adapters of six tasks, two seeds each, 100 draws of held-out rows an adapter. Loss increases are shares of the gain, measured on "
@@ -681,7 +658,7 @@ def loss_increases() -> str:
             str(row["seed"]),
             f"{row['left']} of {row['of']}",
             f"{100 * row['worth']:.2f} %",
-            f"{_signed([row['harm']])} %",
+            f"{signed([row['harm']])} %",
             f"{row['harm'] / row['worth']:.1f}".replace("-", "−"),
         ]
         for row in read("harm.parquet")

@@ -1,0 +1,92 @@
+"""Write the comparison table of docs/results.md: adaptive against fixed ranks, full fine-tuning and the baselines of its size.
+
+python studies/figures/comparison_table.py
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from stored import DOCS, GRID, RANKS, TASKS, Row, grid, of_rank, read, replace_between
+
+BEGIN = "<!-- python studies/figures/comparison_table.py -->"
+PAGE = DOCS / "results.md"
+EQUAL_SIZE = ("equal_size.parquet", "equal_size-cuda.parquet")
+"""On a CPU; on a GPU, what didn't run on a CPU."""
+METHODS = (
+    *((f"rank {rank} on query and value", of_rank(rank)) for rank in RANKS),
+    ("rank 8 in all linear layers", of_rank(8, everywhere=True)),
+    ("full fine-tuning", "full"),
+    ("AdaLoRA of its size", "peft:adalora,rank=1,targets=all-linear,lr=8e-3"),
+    ("EVA of its size", "peft:eva,rank=1,targets=all-linear,lr=1e-3"),
+    ("rank 16 in all linear layers, compressed by PEFT to its size", "post hoc"),
+)
+"""What a line is called, and the method's stored name."""
+
+
+def main() -> None:
+    PAGE.write_text(with_table(PAGE.read_text()))
+
+
+def with_table(page: str) -> str:
+    """Return the page with the table of what is stored now."""
+    return replace_between(page, BEGIN, table(read(*GRID), read(*EQUAL_SIZE)))
+
+
+def table(runs: Sequence[Row], of_its_size: Sequence[Row]) -> str:
+    """Return the table in Markdown.
+
+    Args:
+        runs: of the grid.
+        of_its_size: runs of the baselines; of a task and seed the first one counts.
+    """
+    lines = [
+        "| compared with | adaptive − it | other seeds | other tasks | tasks | seeds | its parameters |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, method in METHODS:
+        named = [row for row in (*runs, *of_its_size) if row["method"] == method]
+        others = list({(row["task"], row["seed"]): row for row in reversed(named)}.values())
+        found = differences([row for row in runs if row["method"] == "adaptive"], others)
+        seeds = min(len(of_task) for of_task in found.values())
+        size = statistics.fmean(row["adapter_params"] for row in others)
+        cells = [
+            label,
+            *numbers(list(found.values())),
+            str(len(found)),
+            str(seeds),
+            f"{size:,.0f}" if size else "the whole model",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(first: Sequence[Row], second: Sequence[Row]) -> dict[str, list[float]]:
+    """Return first − second by task, on the seeds that both have; of a task and seed the first run of each counts."""
+
+    def scores(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+        return {(row["task"], row["seed"]): row["score"] for row in reversed(rows)}
+
+    one, other = scores(first), scores(second)
+    shared = sorted(one.keys() & other.keys())
+    found = {task: [one[key] - other[key] for key in shared if key[0] == task] for task in TASKS}
+    return {task: of_task for task, of_task in found.items() if of_task}
+
+
+def numbers(found: Sequence[Sequence[float]]) -> tuple[str, str, str]:
+    """Return the mean over tasks of the means over seeds, and half its 95 % interval for other seeds and for other tasks, in points.
+
+    Args:
+        found: differences of each task, by seed.
+    """
+    mean = grid.estimate([statistics.fmean(of_task) for of_task in found])
+    seeds = grid.half_over_seeds(found)
+    return signed([mean.mean]), f"± {100 * seeds:.2f}", f"± {100 * (mean.half or 0.0):.2f}"
+
+
+def signed(values: Sequence[float]) -> str:
+    """Return shares as points with their signs."""
+    return ", ".join(f"{100 * value:+.2f}".replace("-", "−") for value in values)
+
+
+if __name__ == "__main__":
+    main()
