@@ -21,9 +21,9 @@ from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.engine.training import Compute, Step, Training, choose_padding, predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
-from rankwise.lora.inject import body_and_heads, find_targets
+from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
-from rankwise.models import loading
+from rankwise.models import families, loading
 from rankwise.rank.controller import Decision
 from rankwise.runs import recipes
 from rankwise.tasks.encoding import Encoded, Rows, encode
@@ -101,10 +101,10 @@ def fit(
     method, lora = _adapted(model)
     asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
     config = recipes.resolve(asked, method)
-    lr = recipes.resolve_lr(config, method, loading.width(model.config))
+    lr = recipes.resolve_lr(config, method, families.width(model.config))
     padding, why = choose_padding(model, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=padding)
-    limit = max_length or loading.text_limit(model.config, tokenizer)
+    limit = max_length or families.text_limit(model.config, tokenizer)
     compute = _compute(model, tokenizer, padding, limit)
     entries = list(train)
     _say_problem(model, entries, columns.label)
@@ -139,7 +139,7 @@ def predict(
     max_length: int | None = None,
 ) -> np.ndarray:
     """Logits [rows, outputs] of texts, in their order; labels aren't looked at."""
-    limit = max_length or loading.text_limit(model.config, tokenizer)
+    limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
     return predict_logits(
         model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
@@ -156,7 +156,7 @@ def evaluate(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """Metrics (by default those of its kind of problem) and mean loss of a model on labelled rows."""
-    limit = max_length or loading.text_limit(model.config, tokenizer)
+    limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
     compute = _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
     logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
@@ -175,7 +175,7 @@ def _compute(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int
 ) -> Compute:
     device = next(model.parameters()).device
-    body = next(p for p in body_and_heads(model)[0].parameters() if p.ndim >= 2)
+    body = next(p for p in families.body_and_heads(model)[0].parameters() if p.ndim >= 2)
     dtype, _ = hardware.choose_dtype("auto", device)
     full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
     return Compute(device, dtype if full else None, padding, max_length, loading.pad_id(tokenizer))

@@ -17,8 +17,9 @@ from rankwise.bench import families
 from rankwise.config import ModelOptions, RunConfig
 from rankwise.engine.attention import can_pack
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import QUERY_VALUE, body_and_heads
 from rankwise.models import loading
+from rankwise.models.families import FAMILIES as KNOWN
+from rankwise.models.families import body_and_heads
 from rankwise.runs import warm_start
 
 FAMILIES = [*tiny.CONFIGS, "minilm"]
@@ -138,7 +139,7 @@ def test_the_list_of_families_says_how_each_is_run(family):
     assert (entry.packed, entry.why) == can_pack(model)
     assert entry.head == tuple(body_and_heads(model)[1])
     assert entry.pooling == ("last" if family in CAUSAL else "first")
-    assert entry.targets == QUERY_VALUE[family]
+    assert entry.targets == KNOWN[family].query_value
 
 
 def test_an_encoder_from_scratch_is_drawn_from_the_runs_seed_and_trained_whole(tmp_path):

@@ -8,23 +8,22 @@ from torch import nn
 import tiny
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import (
-    QUERY_VALUE,
     adapt,
     adapt_freely,
-    body_and_heads,
     find_targets,
     trained_beside,
 )
 from rankwise.lora.layer import lora_layers
+from rankwise.models.families import FAMILIES, body_and_heads
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_query_and_value_of_every_family_are_found(family):
     model = tiny.classifier(family)
     targets = find_targets(model)
-    per_layer = len(QUERY_VALUE[family])
+    per_layer = len(FAMILIES[family].query_value)
     assert len(targets) == per_layer * (1 if family == "albert" else 2)  # ALBERT shares one layer's weights
-    assert all(target.endswith(QUERY_VALUE[family]) for target in targets)
+    assert all(target.endswith(FAMILIES[family].query_value) for target in targets)
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
-from rankwise.lora.inject import body_and_heads, insert, train_beside, trained_beside
+from rankwise.lora.inject import insert, train_beside, trained_beside
+from rankwise.models.families import body_and_heads
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import is_quantized
 from rankwise.models import hub

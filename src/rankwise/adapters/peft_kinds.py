@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import body_and_heads, train_beside
+from rankwise.lora.inject import train_beside
+from rankwise.models.families import body_and_heads
 from rankwise.models import loading
 
 

@@ -27,7 +27,7 @@ from rankwise.engine.training import Compute, choose_padding, predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder, check_place
 from rankwise.lora import quantized
-from rankwise.models import loading
+from rankwise.models import families, loading
 from rankwise.run_folder import RunFolder
 from rankwise.tasks import Task
 from rankwise.tasks.encoding import Rows, encode
@@ -87,7 +87,7 @@ def open_trained(
         device=device,
         autocast=dtype if not is_adapter and dtype != torch.float32 else None,
         padding=choose_padding(model, facts.get("padding", "packed"))[0],
-        max_length=facts.get("max_length") or loading.text_limit(cast(Any, model).config, tokenizer),
+        max_length=facts.get("max_length") or families.text_limit(cast(Any, model).config, tokenizer),
         pad_id=loading.pad_id(tokenizer),
     )
     asked = from_json(RunConfig, record["requested"]) if record else None

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from rankwise.bench.config import BenchConfig
 from rankwise.errors import RankwiseError, nearest
-from rankwise.models import loading
+from rankwise.models import families, loading
 
 
 @cache
@@ -51,10 +51,7 @@ def model_config(config: BenchConfig) -> Any:
 
 def longest(model_config: Any) -> int:
     """Tokens a row may have."""
-    positions = getattr(model_config, "max_position_embeddings", None) or 512
-    if model_config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-        positions -= 2  # their positions start behind the padding index
-    return positions
+    return families.position_limit(model_config) or families.SHORT
 
 
 def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:

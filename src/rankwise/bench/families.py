@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rankwise.engine.attention import can_pack
-from rankwise.lora.inject import QUERY_VALUE, body_and_heads
+from rankwise.models.families import FAMILIES, body_and_heads
 from rankwise.models.loading import quiet
 
 SMALL: dict[str, Any] = {
@@ -49,7 +49,7 @@ class Family:
 
 def families() -> Iterator[Family]:
     """Every known family, by name."""
-    for model_type in sorted(QUERY_VALUE):
+    for model_type in sorted(FAMILIES):
         yield family(model_type)
 
 
@@ -65,7 +65,8 @@ def family(model_type: str) -> Family:
         packed, why = can_pack(model)
     mean = getattr(config, "classifier_pooling", "cls") == "mean"
     pooling = "last" if hasattr(model, "score") else "mean" if mean else "first"
-    return Family(model_type, QUERY_VALUE[model_type], pooling, tuple(body_and_heads(model)[1]), packed, why)
+    targets = FAMILIES[model_type].query_value
+    return Family(model_type, targets, pooling, tuple(body_and_heads(model)[1]), packed, why)
 
 
 def show(known: Iterable[Family], file: TextIO) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor, nn
 
 from rankwise.engine.dropout import Key
+from rankwise.models.families import first_position
 
 GROUP_COST = 8000
 HEAD_COST = 64
@@ -348,14 +349,6 @@ class PackedBatch:
 def filling(tokens: int) -> int:
     """Tokens that `PackedBatch.fill` adds to so many."""
     return -tokens % max(8, 1 << max(0, (tokens // 16).bit_length() - 1))
-
-
-def first_position(model: nn.Module) -> int:
-    """The position id of a sequence's first token: 0, or in RoBERTa's family the one behind the padding index."""
-    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
-        return int(embeddings.padding_idx) + 1  # pyright: ignore[reportOptionalMemberAccess,reportArgumentType]
-    return 0
 
 
 def pack(

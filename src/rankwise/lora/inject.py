@@ -13,46 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
+from rankwise.models.families import FAMILIES, body_and_heads
 from rankwise.rank.controller import ALPHA, START_RANK, stretch
-
-QUERY_VALUE: dict[str, tuple[str, ...]] = {
-    "albert": ("query", "value"),
-    "bert": ("query", "value"),
-    "camembert": ("query", "value"),
-    "deberta": ("in_proj",),
-    "deberta-v2": ("query_proj", "value_proj"),
-    "distilbert": ("q_lin", "v_lin"),
-    "electra": ("query", "value"),
-    "gemma": ("q_proj", "v_proj"),
-    "gemma2": ("q_proj", "v_proj"),
-    "gemma3_text": ("q_proj", "v_proj"),
-    "gpt2": ("c_attn",),
-    "llama": ("q_proj", "v_proj"),
-    "mistral": ("q_proj", "v_proj"),
-    "modernbert": ("Wqkv",),
-    "mpnet": ("attn.q", "attn.v"),
-    "opt": ("q_proj", "v_proj"),
-    "phi3": ("qkv_proj",),
-    "qwen2": ("q_proj", "v_proj"),
-    "qwen3": ("q_proj", "v_proj"),
-    "roberta": ("query", "value"),
-    "xlm-roberta": ("query", "value"),
-}
-"""Query and value of each family, by its config's `model_type`; where they are fused with the key, the fused layer."""
-
-
-def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The pretrained body of a classifier and the names of what stands on it: RoBERTa gives `roberta` and `["classifier"]`."""
-    prefix = getattr(model, "base_model_prefix", "")
-    body = getattr(model, prefix, None) if prefix else None
-    if not isinstance(body, nn.Module):
-        return model, []
-    heads = [
-        n
-        for n, child in model.named_children()
-        if child is not body and any(True for _ in child.parameters())
-    ]
-    return body, heads
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
@@ -74,12 +36,12 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     }
     if not targets:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        if family not in QUERY_VALUE:
+        if family not in FAMILIES:
             raise RankwiseError(
                 f"Query and value of a {family} model are not known. Name the layers to adapt with --targets; "
                 f"it has: {', '.join(sorted({name.rsplit('.', 1)[-1] for name in linear}))}."
             )
-        targets = QUERY_VALUE[family]
+        targets = FAMILIES[family].query_value
     chosen: set[str] = set()
     for target in targets:
         if target == "all-linear":

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import body_and_heads
 from rankwise.lora.layer import LoRALinear
+from rankwise.models.families import body_and_heads
 
 BLOCK = {8: 256, 4: 64}
 """Entries that share a scale, by bits."""

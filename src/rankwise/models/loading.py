@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise.errors import RankwiseError
 from rankwise.models import hub
+from rankwise.models.families import text_limit, token_limit
 from rankwise.seeding import stream_seed
 from rankwise.tasks.problems import PROBLEMS
 
@@ -56,25 +57,12 @@ def locate(name: str, max_length: int | None = None) -> Source:
     if name in hub.SCRATCH:
         config = BertConfig(vocab_size=config.vocab_size, **hub.SCRATCH[name])
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    limit = _limit(config, tokenizer)
+    limit = token_limit(config, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
         raise RankwiseError(f"{name} takes {limit} tokens at most; --max-length {max_length} is more.")
     if tokenizer.pad_token is None:  # GPT-2, Llama: any token will do, attention never sees it
         tokenizer.pad_token = tokenizer.eos_token
     return Source(name, path, config, tokenizer, max_length or text_limit(config, tokenizer))
-
-
-def text_limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens a text may have when nothing else is asked for: the model's own limit, 512 at most."""
-    return min(_limit(config, tokenizer) or 512, 512)
-
-
-def _limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in ("roberta", "xlm-roberta", "mpnet", "camembert"):
-        positions -= 2  # their positions start behind the padding index
-    known = [n for n in (positions, tokenizer.model_max_length) if n and n < 10**6]
-    return min(known) if known else None
 
 
 def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
@@ -169,13 +157,6 @@ def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills padding; any will do where a tokenizer has none, since attention never sees it."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-
-
-def width(config: Any) -> int:
-    """The hidden size of a model's config, whatever its family calls it."""
-    return next(
-        int(v) for n in ("hidden_size", "dim", "n_embd", "d_model") if (v := getattr(config, n, None))
-    )
 
 
 @contextlib.contextmanager

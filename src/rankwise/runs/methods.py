@@ -41,7 +41,8 @@ def _full(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 
 def _head(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
-    from rankwise.lora.inject import body_and_heads, train_beside
+    from rankwise.lora.inject import train_beside
+    from rankwise.models.families import body_and_heads
 
     model.requires_grad_(False)
     train_beside(model, [*body_and_heads(model)[1], *new_modules])

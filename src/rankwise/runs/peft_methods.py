@@ -26,7 +26,8 @@ from rankwise.models import loading
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.tasks.encoding import Encoded
 from rankwise.errors import RankwiseError, nearest
-from rankwise.lora.inject import body_and_heads, find_targets, train_beside
+from rankwise.lora.inject import find_targets, train_beside
+from rankwise.models.families import body_and_heads
 from rankwise.engine.packing import pad
 from rankwise.seeding import seed_torch
 from rankwise.engine.training import total_steps

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rankwise.adapters import peft_format
 from rankwise.runs import model_card, methods, recipes, warm_start
 from rankwise import hardware, tasks
-from rankwise.models import loading
+from rankwise.models import families, loading
 from rankwise.lora import quantized
 from rankwise.runs.tensorboard import Board
 from rankwise.config import RunConfig, from_json, to_json
@@ -163,7 +163,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     if config.model.base_bits is not None:
         quantized.quantize(model, config.model.base_bits)
     trained: nn.Module = model if peer is None else peer.model.to(device)
-    lr = recipes.resolve_lr(config, method_name, loading.width(source.config))
+    lr = recipes.resolve_lr(config, method_name, families.width(source.config))
     padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
     config = replace(
         config,

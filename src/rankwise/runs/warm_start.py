@@ -16,7 +16,8 @@ from rankwise.models import hub, loading
 from rankwise.adapters.peft_format import Adapter
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import body_and_heads, find_targets, scale, train_beside, trained_beside
+from rankwise.lora.inject import find_targets, scale, train_beside, trained_beside
+from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
 from rankwise.tasks.problems import of_config
 from rankwise.run_folder import RunFolder

@@ -12,7 +12,7 @@ from rankwise.bench.plan.shapes import Setting, Shapes, largest
 from rankwise.engine.measure import KINDS
 from rankwise.engine.packing import batch_order, filling, length_groups, token_batches
 from rankwise.engine.training import FORWARD_TOKENS
-from rankwise.models import loading
+from rankwise.models import families
 from rankwise.seeding import stream_seed
 
 EPOCHS = 3
@@ -141,4 +141,4 @@ def weight(batch: np.ndarray, setting: Setting) -> float:
 
 
 def _costs(setting: Setting) -> tuple[int, int]:
-    return KEPT * loading.width(setting.architecture), setting.architecture.num_attention_heads
+    return KEPT * families.width(setting.architecture), setting.architecture.num_attention_heads
