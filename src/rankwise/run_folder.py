@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from rankwise.files import append_lines, damaged, flush, read_json, read_lines, write, write_json
+from rankwise.files import append_lines, damaged, flush, make_folder, read_json, read_lines, write, write_json
 
 RESULT = (
     *("task", "method", "seed", "model", "metric", "score", "scores", "n_train", "n_validation"),
