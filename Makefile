@@ -43,6 +43,7 @@ format: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check $(if $(CI),,--fix) .
 	@$(BIN)/codespell
+	@$(BIN)/lint-imports --no-logo
 
 types: $(STAMP)
 	@$(BIN)/basedpyright --level error
