@@ -69,5 +69,13 @@ def test_figure_of_the_method_has_the_ranks_of_the_stored_run(figure):
     assert (ROOT / "docs" / "images" / "method.svg").read_text() == method.drawing(method.stored_run())
 
 
+def test_architectures_drawing_and_table_are_those_of_the_codes_imports(figure):
+    architecture = figure("architecture")
+    imports, page = architecture.read(), architecture.PAGE.read_text()
+    remake = "Imports have changed. Run: python studies/figures/architecture.py"
+    assert architecture.IMAGE.read_text() == architecture.drawing(imports), remake
+    assert architecture.with_table(page, imports) == page, remake
+
+
 def _mean(values):
     return sum(values) / len(values)
