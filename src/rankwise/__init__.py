@@ -4,6 +4,7 @@ The public names are looked up when they are first used, so that `rankwise --hel
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rankwise.lora.inject import adapt
     from rankwise.rank.controller import RankController
     from rankwise.rank.trainer_callback import RankCallback
+
+    __version__: str
 
 _HOME = {
     "Columns": "api",
@@ -55,6 +58,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("rankwise")
     if name in _HOME:
         return getattr(import_module(f"rankwise.{_HOME[name]}"), name)
     raise AttributeError(f"module 'rankwise' has no attribute {name!r}")
