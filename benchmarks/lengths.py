@@ -11,10 +11,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from rankwise import tasks
 from rankwise.config import DataOptions, RunConfig
 from rankwise.models import loading
 from rankwise.tasks.encoding import encode
+from rankwise.tasks.load import load_dataset
 
 ABOUT = (
     "Rows of each task's training split by their number of tokens: the embedded model's WordPiece tokenizer (uncased, 30,522 "
@@ -35,7 +35,7 @@ def main() -> None:
     source = loading.locate("minilm")
     counted = {}
     for task in ("sst2", "rte", "mrpc", "qnli", "mnli", "qqp", "movies"):
-        rows = tasks.load(RunConfig(task=task, data=DataOptions(data=folder))).train
+        rows = load_dataset(RunConfig(task=task, data=DataOptions(data=folder))).train
         counts = Counter(encode(rows, source.tokenizer, 512, None).lengths.tolist())
         counted[task] = {str(tokens): counts[tokens] for tokens in sorted(counts)}
         print(

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from ablations import trial_name
-from rankwise import tasks
 from rankwise.adapters import compress, predict
 from rankwise.engine.training import predict_logits
 from rankwise.files import cache_folder
@@ -33,6 +32,7 @@ from rankwise.rank.components import NoOptimizer
 from rankwise.rank.controller import RankController
 from rankwise.tasks.encoding import encode
 from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.rows import read_rows
 from trials import Row
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -66,7 +66,7 @@ def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
     trained = predict.open_trained(folder / trial_name("never cut", seed))
     model, compute = trained.model.eval(), trained.compute
     seen, judged = (
-        encode(tasks.read_rows(folder / f"{name}.parquet", trained.task, labelled=True)[0], trained.tokenizer, 128, cache_folder())
+        encode(read_rows(folder / f"{name}.parquet", trained.task, labelled=True)[0], trained.tokenizer, 128, cache_folder())
         for name in ("train", "held_out")
     )  # fmt: skip
     labels = torch.from_numpy(np.asarray(judged.labels))

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rankwise import tasks
 from rankwise.engine.attention import packed
 from rankwise.engine.packing import batch_order, pack
 from rankwise.engine.pooling import packed_logits
@@ -33,7 +32,9 @@ from rankwise.models import loading
 from rankwise.models.hub import EMBEDDED
 from rankwise.rank.controller import CUT_AT, RankController
 from rankwise.seeding import stream_seed
+from rankwise.tasks import registry
 from rankwise.tasks.encoding import Encoded, encode
+from rankwise.tasks.load import load_split
 from trials import cut_at, earlier, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -141,7 +142,7 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
 
 def _rows() -> Encoded:
     source = loading.locate(EMBEDDED)
-    rows, _ = tasks.load_split(tasks.named("movies"), "train", None)
+    rows, _ = load_split(registry.named("movies"), "train")
     return encode(rows.select(np.arange(ROWS)), source.tokenizer, 128, cache_folder())
 
 

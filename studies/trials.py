@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rankwise import tasks
 from rankwise.rank import controller
 from rankwise.run_folder import RunFolder
+from rankwise.tasks import registry
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.load import load_split
 from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.splits import stratified_split
 
 LEFT, MANY = {"sst2": 22_000, "qqp": 0}, 8_000
 """Training rows, in a drawn order, that aren't touched here (sst2's are studies/grid.py's), and how many are trained and judged on."""
@@ -43,12 +45,12 @@ def earlier(stored: Path) -> Path:
 
 def split(task: str, data: Path | None, work: Path, most: int | None = None) -> None:
     """Writes the task's training rows without a held-out slice, and the slice; `most` of the former, and three times that of the latter."""
-    rows, _ = tasks.load_split(tasks.named(task), "train", data)
+    rows, _ = load_split(registry.named(task), "train", data)
     if task in LEFT:
         left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
         kept, held_out = (rows.select(left[at : at + MANY]) for at in (0, MANY))
     else:
-        kept, held_out = tasks.stratified_split(rows, min(0.1, 1000 / len(rows)))
+        kept, held_out = stratified_split(rows, min(0.1, 1000 / len(rows)))
     (work / task).mkdir(parents=True, exist_ok=True)
     for name, part in (("train", kept), ("held_out", held_out)):
         if most is not None:
@@ -112,7 +114,7 @@ def trial(
     Raises:
         SystemExit: the training ended in any other way, killed for one: that says nothing about the rate.
     """
-    pair = ["--text-pair", "text_pair"] if tasks.named(task).text_pair else []
+    pair = ["--text-pair", "text_pair"] if registry.named(task).text_pair else []
     command = [sys.executable, *program, "train", str(out.parent / "train.parquet"), *pair]
     command += ["--validation", str(out.parent / "held_out.parquet"), "--method", method]
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]

@@ -7,6 +7,7 @@ import signal
 import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Small tensors gain nothing from more, and tests run side by side.
@@ -14,6 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell starts what runs in the background deaf to Ctrl-C, and what tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline would fail a test because the machine is busy. `--hypothesis-profile thorough` searches longer.
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=200)
+settings.load_profile("quick")
 
 # An int is a float wherever one is asked for (PEP 484).
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))

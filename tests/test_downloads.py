@@ -83,7 +83,7 @@ def test_the_model_is_the_one_that_it_says():
 
 
 def test_the_sentences_are_those_of_the_paper():
-    lines = downloads.movies_file().read_text(encoding="utf-8").splitlines()
+    lines = downloads.MOVIES.path().read_text(encoding="utf-8").splitlines()
     assert len(lines) == 10_605
     ratings = [float(line.split("\t")[1]) for line in lines]
     assert min(ratings) >= -4
@@ -95,7 +95,7 @@ def test_many_at_once_fetch_once(empty_cache, monkeypatch, capsys):
     serve(monkeypatch, "vaderSentiment-3.3.2.tar.gz", movies_source(SENTENCE), calls)
     trust_everything(monkeypatch)
     with ThreadPoolExecutor(4) as pool:
-        files = set(pool.map(lambda _: downloads.movies_file(), range(4)))
+        files = set(pool.map(lambda _: downloads.MOVIES.path(), range(4)))
     assert len(calls) == len(files) == 1
     assert files.pop().read_bytes() == SENTENCE.encode()
     assert capsys.readouterr().err == "Fetching the movie-review sentences (2.5 MB) …\n"
@@ -130,7 +130,7 @@ def test_another_file_than_the_pinned_one_is_refused_and_not_kept(empty_cache, m
     with pytest.raises(
         RankwiseError, match=r"hutto_ICWSM_2014.tar.gz out of vaderSentiment==3.3.2 is not the pinned"
     ):
-        downloads.movies_file()
+        downloads.MOVIES.path()
     assert not [file for file in empty_cache.iterdir() if file.suffix != ".lock"]
 
 
@@ -147,4 +147,4 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path / "file" / "cache")
     with pytest.raises(RankwiseError, match="The movie-review sentences .* can't be kept in"):
-        downloads.movies_file()
+        downloads.MOVIES.path()

@@ -347,7 +347,8 @@ class PlanConfig:
 def to_json(config: Any) -> Any:
     """Nested dict of plain values: paths as strings, tuples as lists."""
     if is_dataclass(config):
-        return {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
+        stored = [f.name for f in fields(config) if f.metadata.get("stored", True)]
+        return {name: to_json(getattr(config, name)) for name in stored}
     if isinstance(config, Path):
         return str(config)
     if isinstance(config, tuple):

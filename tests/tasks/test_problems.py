@@ -13,9 +13,12 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from rankwise.config import RunConfig, TableOptions
 from rankwise.errors import RankwiseError
-from rankwise.tasks import Dataset, Task, load, read_rows
+from rankwise.tasks.load import load_dataset
 from rankwise.tasks.losses import class_weights, example_losses
 from rankwise.tasks.problems import PROBLEMS, of_config, problem_of
+from rankwise.tasks.rows import read_rows
+from rankwise.tasks.splits import Dataset
+from rankwise.tasks.task import Task
 
 
 def write(path: Path, lines: str) -> Path:
@@ -24,7 +27,7 @@ def write(path: Path, lines: str) -> Path:
 
 
 def load_table(*paths: Path, **options) -> Dataset:
-    return load(RunConfig(table=TableOptions(train_file=paths, **options)))
+    return load_dataset(RunConfig(table=TableOptions(train_file=paths, **options)))
 
 
 def jsonl(path: Path, labels: list) -> Path:
@@ -199,18 +202,18 @@ def dataset_folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_data_set_is_loaded_by_name_with_its_own_splits_and_class_names(dataset_folder):
-    dataset = load(RunConfig(table=TableOptions(dataset=str(dataset_folder))))
+    dataset = load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder))))
     assert (dataset.task.name, dataset.task.label_names) == ("films", ("bad", "good"))
     assert dataset.train.text == [f"train {i}" for i in range(1, 12)]  # −1 is no label
     assert dataset.train.labels.tolist() == [i % 2 for i in range(1, 12)]
     assert dataset.validation["validation"].text == [f"validation {i}" for i in range(1, 4)]
-    other = load(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="test")))
+    other = load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="test")))
     assert len(other.validation["validation"]) == 5
     with pytest.raises(
         RankwiseError,
         match="has no split 'dev'. It has: train, validation, test. Say which with --validation-split",
     ):
-        load(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="dev")))
+        load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="dev")))
 
 
 def test_a_data_set_out_of_reach_is_said(monkeypatch):
@@ -221,7 +224,7 @@ def test_a_data_set_out_of_reach_is_said(monkeypatch):
     with pytest.raises(
         RankwiseError, match=r"The data set nobody/nothing can't be loaded \(.*\)\. Without the hub"
     ):
-        load(RunConfig(table=TableOptions(dataset="nobody/nothing")))
+        load_dataset(RunConfig(table=TableOptions(dataset="nobody/nothing")))
 
 
 @pytest.mark.parametrize(

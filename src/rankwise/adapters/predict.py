@@ -19,7 +19,7 @@ from scipy.special import expit, softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rankwise import hardware, tasks
+from rankwise import hardware
 from rankwise.adapters import peft_format
 from rankwise.adapters.load import load_any
 from rankwise.config import RunConfig, from_json
@@ -29,11 +29,14 @@ from rankwise.files import cache_folder, check_place
 from rankwise.lora import quantized
 from rankwise.models import families, loading
 from rankwise.run_folder import RunFolder
-from rankwise.tasks import Task
+from rankwise.tasks.custom import load_dataset_split
 from rankwise.tasks.encoding import Rows, encode
+from rankwise.tasks.load import load_dataset, load_split
 from rankwise.tasks.losses import mean_loss
 from rankwise.tasks.metrics import score
 from rankwise.tasks.problems import PROBLEMS, of_config
+from rankwise.tasks.rows import all_integers, read_rows
+from rankwise.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 
@@ -136,7 +139,7 @@ def labelled_rows(
     return (
         task_rows(trained, split, folder)
         if file is None
-        else tasks.read_rows(file, trained.task, labelled=True)
+        else read_rows(file, trained.task, labelled=True)
     )
 
 
@@ -158,10 +161,10 @@ def task_rows(trained: Trained, split: str, folder: Path | None) -> tuple[Rows, 
         )
     if split == "validation":
         config = replace(config, data=replace(config.data, data=folder or config.data.data))
-        return tasks.load(config).validation["validation"], ()
+        return load_dataset(config).validation["validation"], ()
     if config.table.dataset is not None:
-        return tasks.load_dataset_split(config.table, trained.task, split)
-    return tasks.load_split(trained.task, split, folder or config.data.data)
+        return load_dataset_split(config.table, trained.task, split)
+    return load_split(trained.task, split, folder or config.data.data)
 
 
 def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, Any]:
@@ -188,7 +191,7 @@ def predict_file(
         `n`, `out`, `notes`, and as `predicted` how often each label was said, or the lowest, mean and highest number.
     """
     kind = check_out(out, file)
-    rows, notes = tasks.read_rows(file, trained.task, labelled=False)
+    rows, notes = read_rows(file, trained.task, labelled=False)
     logits = logits_of(trained, rows, on_progress)
     columns, predicted = _said(trained.task, logits)
     table = pa.table({"idx": rows.idx, **columns})
@@ -212,7 +215,7 @@ def _said(task: Task, logits: np.ndarray) -> tuple[dict[str, Any], dict[str, flo
         low, mean, high = (float(f(said)) for f in (np.min, np.mean, np.max))
         return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
     labels: list[Any] = list(names)
-    if tasks.all_integers(names) and all(name == str(int(name)) for name in names):
+    if all_integers(names) and all(name == str(int(name)) for name in names):
         labels = [int(name) for name in names]  # a column of integers comes back as one
     if task.problem == "multi-label":
         column: list[Any] = [[labels[i] for i in np.flatnonzero(row)] for row in said]

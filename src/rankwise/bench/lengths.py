@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.tasks.encoding import Encoded
+from rankwise.tasks.registry import TASKS
 
 
 @cache
@@ -30,6 +31,8 @@ def histogram(name: str) -> dict[int, int]:
     Raises:
         RankwiseError: `name` is neither a task nor a positive number.
     """
+    if name in TASKS and (lengths := TASKS[name].lengths) is not None:
+        return dict(lengths)
     if name in _histograms():
         return _histograms()[name]
     if name.isdecimal() and int(name) > 0:

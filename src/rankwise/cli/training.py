@@ -222,13 +222,13 @@ def _refuse_table_options(config: RunConfig) -> None:
 
 def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
     """Refuses a misspelt task, method or recipe before anything is written or loaded."""
-    from rankwise import tasks
     from rankwise.runs import methods as known_methods
     from rankwise.runs import recipes
+    from rankwise.tasks import registry
 
     recipes.recipe(recipe)
     for name in names:
-        tasks.named(name)
+        registry.named(name)
     for spec in methods:
         known_methods.parse(spec, LoraOptions())
 
@@ -248,10 +248,12 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
 
 def _fetch(config: CompareConfig) -> None:
     """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
-    from rankwise import downloads, tasks
+    from rankwise import downloads
     from rankwise.models import hub
+    from rankwise.tasks import registry
 
     if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
         downloads.model_folder()
-    if tasks.MOVIES in config.tasks:
-        downloads.movies_file()
+    for name in config.tasks:
+        if (download := registry.named(name).download) is not None:
+            download.path()

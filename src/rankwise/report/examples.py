@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rankwise import downloads, tasks
 from rankwise.config import RunConfig, from_json
 from rankwise.errors import RankwiseError
+from rankwise.tasks import load, registry
 from rankwise.tasks.encoding import Rows
 
 if TYPE_CHECKING:
@@ -104,11 +104,9 @@ def _rows_of(record: dict[str, Any]) -> Rows | None:
         if config.table.dataset is not None:
             return None
         if config.table.train_file is not None:
-            return tasks.load(config).validation["validation"]
-        task = tasks.named(config.task)
-        if task.name == tasks.MOVIES:
-            return tasks.load_split(task, "validation")[0] if downloads.has_movies() else None
-        return tasks.load_split(task, "validation", config.data.data)[0] if config.data.data else None
+            return load.load_dataset(config).validation["validation"]
+        task, folder = registry.named(config.task), config.data.data
+        return load.load_split(task, "validation", folder)[0] if load.at_hand(task, folder) else None
     except (RankwiseError, KeyError, TypeError, OSError):
         return None
 

@@ -7,7 +7,6 @@ from typing import Any
 from rankwise.models import hub
 from rankwise.runs import recipes
 from rankwise.tasks.problems import PROBLEMS
-from rankwise.tasks import HUB, MOVIES, TASKS
 
 HUB_NAMES = {hub.EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}
 """Where a model that we have a name of our own for is found on the hub."""
@@ -53,9 +52,11 @@ def card(record: dict[str, Any], result: dict[str, Any]) -> str:
 def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     task, base = record["task"], _base(result)
     data: dict[str, Any] = {"name": task["name"], "type": task["name"]}
-    glue = task["name"] in TASKS and task["source"] == TASKS[task["name"]].source and task["name"] != MOVIES
-    if glue:
-        data = {"name": f"GLUE {task['name']}", "type": HUB, "config": task["name"], "split": "validation"}
+    repository = task.get("hub")
+    if repository:
+        name = " ".join(filter(None, [task["benchmark"], task["name"]]))
+        config = task["hub_config"] or task["name"]
+        data = {"name": name, "type": repository, "config": config, "split": "validation"}
     headline = result["scores"][next(iter(result["scores"]))]
     metrics = [{"type": name, "value": round(value, 4)} for name, value in headline.items() if name != "loss"]
     metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-classification"}
@@ -64,7 +65,7 @@ def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     return {
         **metadata,
         "tags": ["rankwise", "text-classification", *(["lora"] if result["rank"] else [])],
-        **({"datasets": [HUB]} if glue else {}),
+        **({"datasets": [repository]} if repository else {}),
         "metrics": [entry["type"] for entry in metrics],
         "model-index": [
             {

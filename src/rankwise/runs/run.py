@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from rankwise.adapters import peft_format
 from rankwise.runs import model_card, methods, recipes, warm_start
-from rankwise import hardware, tasks
+from rankwise import hardware
 from rankwise.models import families, loading
 from rankwise.lora import quantized
 from rankwise.runs.tensorboard import Board
@@ -38,7 +38,8 @@ from rankwise.tasks.problems import Labels, problem_of, strata
 from rankwise.run_folder import RunFolder
 from rankwise.files import damaged
 from rankwise.seeding import stream_seed
-from rankwise.tasks import Dataset
+from rankwise.tasks.load import load_dataset
+from rankwise.tasks.splits import Dataset
 from rankwise.engine.training import Compute, Training, choose_padding, predict_logits
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
 
     if config.model.base_bits is not None:
         _check_base_bits(config, method_name, device)
-    dataset = tasks.load(config)
+    dataset = load_dataset(config)
     source = warm_start.locate(config)
     cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)

@@ -21,7 +21,7 @@ from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
 from rankwise.tasks.problems import of_config
 from rankwise.run_folder import RunFolder
-from rankwise.tasks import Task
+from rankwise.tasks.task import Task
 
 
 def locate(config: RunConfig) -> Source:

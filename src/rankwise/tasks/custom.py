@@ -10,11 +10,12 @@ from typing import Any
 from rankwise.config import ProblemName, TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.problems import PROBLEMS
-from rankwise.tasks.registry import Task
 from rankwise.tasks.rows import has_text, in_order, labels_of, number, read_rows, rows_of, shown
 from rankwise.tasks.splits import Dataset, same_row, stratified_split
-from rankwise.tasks.tables import Table, read_dataset, read_tables
+from rankwise.tasks.tables import Table, read_tables
+from rankwise.tasks.task import Task
 
 VALIDATION = 0.2
 VALIDATION_ROWS = 2000

@@ -15,8 +15,9 @@ from jaxtyping import Bool
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.problems import Labels
-from rankwise.tasks.registry import TASKS, Task
+from rankwise.tasks.registry import TASKS
 from rankwise.tasks.tables import Table, read_tables
+from rankwise.tasks.task import Task
 
 
 def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.problems import strata
-from rankwise.tasks.registry import Task
+from rankwise.tasks.task import Task
 
 
 @dataclass(frozen=True)

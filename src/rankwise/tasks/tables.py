@@ -8,7 +8,6 @@ import csv
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
@@ -18,8 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankwise.errors import RankwiseError, nearest
-from rankwise.models.hub import quiet_hub
+from rankwise.errors import RankwiseError
 
 SUFFIXES = {
     ".csv": "CSV",
@@ -282,64 +280,3 @@ def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[s
             f"{name} line {begins} can't be read: {error}. "
             "A quote inside a quoted text is written twice, and each opened quote is closed."
         ) from error
-
-
-# ── Data sets of the hub ──────────────────────────────────────────────────────────────────────
-
-
-def read_dataset(name: str, config: str | None, split: str | None = None) -> dict[str, Table]:
-    """Splits of a data set that the `datasets` library loads, classes by their names.
-
-    Args:
-        name: on the hub (`owner/name`), or a folder.
-        config: one of its configurations, where it has several.
-        split: only this one; all by default.
-
-    Raises:
-        RankwiseError: it can't be loaded, or has no such split.
-    """
-    import datasets  # slow to import, and only such data needs it
-
-    try:
-        with quiet_hub(), _no_bars(datasets):
-            found = {str(key): rows for key, rows in datasets.load_dataset(name, config).items()}
-    except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        which = " Say which with --dataset-config." if "Config name is missing" in reason else ""
-        raise RankwiseError(
-            f"The data set {name} can't be loaded ({reason[:200]}).{which or ' Without the hub, give files or a folder instead.'}"
-        ) from error
-    if split is not None and split not in found:
-        raise RankwiseError(f"{name} has no split {split!r}.{nearest(split, found)}")
-    return {
-        key: Table(f"{name} {key}", {column: _named(rows, column) for column in rows.column_names})
-        for key, rows in found.items()
-        if split in (None, key)
-    }
-
-
-def _named(rows: Any, column: str) -> list[Any]:
-    """A column's values, with classes by name as the data set names them; −1 is none."""
-    feature = rows.features[column]
-    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-    if names is None:
-        return list(rows[column])
-
-    def name(value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(one) for one in value]
-        return None if value is None or value < 0 else names[value]
-
-    return [name(value) for value in rows[column]]
-
-
-@contextmanager
-def _no_bars(datasets: Any) -> Iterator[None]:
-    """Keeps the library's own bars off the terminal."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -1,0 +1,94 @@
+"""Data sets of the Hugging Face hub as tables. This is the only module that uses the `datasets` library.
+
+It is imported inside functions, because it is slow to import and only such data need it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rankwise.errors import RankwiseError, nearest
+from rankwise.models.hub import quiet_hub
+from rankwise.tasks.tables import Table
+from rankwise.tasks.task import Task
+
+
+def read_split(task: Task, split: str) -> Table:
+    """Return one split of a task's repository on the hub, with labels as stored.
+
+    Raises:
+        RankwiseError: the task is on no hub, the hub can't be reached, or it has no such split.
+    """
+    instead = f"Give a folder that holds {task.name}/{split}.parquet with --data."
+    if task.hub is None:
+        raise RankwiseError(f"{task.name} is on no hub. {instead}")
+    import datasets
+
+    config = task.hub_config or task.name
+    try:
+        with quiet_hub():
+            rows = datasets.load_dataset(task.hub, config, split=split)
+    except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RankwiseError(
+            f"{task.name} can't be loaded from the hub's {task.hub} ({reason[0]}). {instead}"
+        ) from error
+    return Table(f"{task.hub} {config} {split}", {name: list(rows[name]) for name in rows.column_names})
+
+
+def read_dataset(name: str, config: str | None, split: str | None = None) -> dict[str, Table]:
+    """Return the splits of a data set that the `datasets` library loads, with classes by their names.
+
+    Args:
+        name: on the hub (`owner/name`), or a folder.
+        config: one of its configurations, if it has several.
+        split: only this one. Default: all.
+
+    Raises:
+        RankwiseError: it can't be loaded, or has no such split.
+    """
+    import datasets
+
+    try:
+        with quiet_hub(), _no_bars(datasets):
+            found = {str(key): rows for key, rows in datasets.load_dataset(name, config).items()}
+    except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        which = " Say which with --dataset-config." if "Config name is missing" in reason else ""
+        raise RankwiseError(
+            f"The data set {name} can't be loaded ({reason[:200]}).{which or ' Without the hub, give files or a folder instead.'}"
+        ) from error
+    if split is not None and split not in found:
+        raise RankwiseError(f"{name} has no split {split!r}.{nearest(split, found)}")
+    return {
+        key: Table(f"{name} {key}", {column: _named(rows, column) for column in rows.column_names})
+        for key, rows in found.items()
+        if split in (None, key)
+    }
+
+
+def _named(rows: Any, column: str) -> list[Any]:
+    """Return a column's values, with classes by the names that the data set gives them; −1 stands for no class."""
+    feature = rows.features[column]
+    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    if names is None:
+        return list(rows[column])
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(one) for one in value]
+        return None if value is None or value < 0 else names[value]
+
+    return [name(value) for value in rows[column]]
+
+
+@contextmanager
+def _no_bars(datasets: Any) -> Iterator[None]:
+    """Keep the library's own progress bars off the terminal."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
