@@ -39,6 +39,16 @@ def test_results_table_has_the_mean_of_adaptives_seeds(results_table):
     assert line.split("|")[2].strip(" *") == f"{_mean(means):.1f}"
 
 
+def test_results_table_takes_memory_and_speed_of_the_study(results_table):
+    run = {"method": "adaptive", "peak_memory_mb": 1234.5, "rows_per_second": 56.7}
+    where = {"batch_size": 32, "dtype": "float32", "threads": 2, "processor": "a CPU"}
+    costs = results_table.of_study([run | where])
+    lines = results_table.table(results_table.read(*results_table.GRID), costs).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[-3:-1] for line in lines if line.startswith("| ")}
+    assert [cell.strip() for cell in cells["**adaptive rank**"]] == ["1,234 MB", "57"]
+    assert [cell.strip() for cell in cells["full fine-tuning"]] == ["–", "–"]
+
+
 def test_page_without_the_marker_is_refused(results_table):
     with pytest.raises(ValueError, match="no <!-- python studies/figures/results_table.py -->"):
         results_table.with_table("# A page\n")
@@ -59,9 +69,10 @@ def test_every_stored_file_is_in_the_appendix(figure):
     appendix = figure("appendix")
     text = (ROOT / "studies" / "figures" / "appendix.py").read_text()
     studies = ROOT / "studies"
+    elsewhere = {*appendix.GRID, "cost.parquet"}  # the results table has the latter
     stored = [path.relative_to(studies).as_posix() for path in studies.rglob("*.parquet")]
     assert stored
-    assert [name for name in stored if f'"{name}"' not in text and name not in appendix.GRID] == []
+    assert [name for name in stored if f'"{name}"' not in text and name not in elsewhere] == []
 
 
 def test_figure_of_the_method_has_the_ranks_of_the_stored_run(figure):

@@ -2,11 +2,12 @@
 
 python studies/figures/results_table.py
 
-Scores and sizes are those of studies/grid.py. Memory and speed are those of one benchmark, in which all methods take turns on one
-machine. Where it doesn't have a method, the cell says so with a dash.
+Scores and sizes are those of studies/grid.py. Memory and speed are those of studies/cost.py, one machine for all methods. Until that is
+stored, they are those of a benchmark; where it doesn't have a method, the cell says so with a dash.
 """
 
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from stored import (
     DOCS,
     GRID,
     ROOT,
+    STUDIES,
     TASKS,
     Row,
     by_task,
@@ -36,20 +38,37 @@ class Method:
     Attributes:
         label: what the line is called.
         method: its name in the grid.
+        cost: its name in studies/cost.py.
         contender: its name in the benchmark; None where the benchmark doesn't have it.
     """
 
     label: str
     method: str
-    contender: str | None
+    cost: str
+    contender: str | None = None
 
 
 METHODS = (
-    Method("full fine-tuning", "full", "rankwise full"),
-    Method("LoRA, rank 8 on query and value", of_rank(8), "rankwise lora"),
-    Method("LoRA, rank 8 in all linear layers", of_rank(8, everywhere=True), None),
-    Method("**adaptive rank**", "adaptive", None),
+    Method("full fine-tuning", "full", "full", "rankwise full"),
+    Method("LoRA, rank 8 on query and value", of_rank(8), "lora:rank=8", "rankwise lora"),
+    Method(
+        "LoRA, rank 8 in all linear layers", of_rank(8, everywhere=True), "lora:rank=8,targets=all-linear"
+    ),
+    Method("**adaptive rank**", "adaptive", "adaptive"),
 )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What methods take on one machine.
+
+    Attributes:
+        of: peak memory in MB and rows/s, by the method's label; methods that weren't measured are missing.
+        where: a sentence that says how they were measured.
+    """
+
+    of: dict[str, tuple[float, float]]
+    where: str
 
 
 def main() -> None:
@@ -59,23 +78,42 @@ def main() -> None:
 
 def with_table(page: str) -> str:
     """Return the page with the table of what is stored now."""
-    return replace_between(page, BEGIN, table(read(*GRID), benchmark()))
+    return replace_between(page, BEGIN, table(read(*GRID), costs()))
 
 
-def benchmark() -> dict[str, Any]:
-    """Return the stored benchmark: its title, and a row for each contender."""
+def costs() -> Costs:
+    """Return memory and speed as studies/cost.py stored them or, before that, as the benchmark did."""
+    if (STUDIES / "cost.parquet").exists():
+        return of_study(read("cost.parquet"))
     (path,) = ROOT.glob(f"bench*/results/{BENCHMARK}")
-    return json.loads(path.read_text())
+    return of_benchmark(json.loads(path.read_text()))
 
 
-def table(rows: list[Row], measured: dict[str, Any]) -> str:
+def of_study(rows: list[Row]) -> Costs:
+    """Return the costs of one run of each method on movies."""
+    found = {row["method"]: (row["peak_memory_mb"], row["rows_per_second"]) for row in rows}
+    one = rows[0]
+    where = (
+        f"Memory and speed are those of one run each on movies: batches of {one['batch_size']}, {one['dtype']}, {one['threads']} threads, "
+        f"{one['processor']}; speed is over the whole training, checks included."
+    )
+    return Costs({of.label: found[of.cost] for of in METHODS if of.cost in found}, where)
+
+
+def of_benchmark(stored: dict[str, Any]) -> Costs:
+    """Return the costs of the benchmark's contenders."""
+    found = {row["name"]: (row["peak_memory_mb"], row["rows_per_second"]["median"]) for row in stored["rows"]}
+    where = f"Memory and speed were measured on another model, all on one machine: {stored['title']}. A dash: not measured there."
+    return Costs({of.label: found[of.contender] for of in METHODS if of.contender in found}, where)
+
+
+def table(rows: list[Row], costs: Costs) -> str:
     """Return the table in Markdown, with a paragraph below that says what the columns are.
 
     Args:
         rows: runs of the grid.
-        measured: the benchmark.
+        costs: memory and speed.
     """
-    contenders = {row["name"]: row for row in measured["rows"]}
     lines = [
         "| | mean score | 95 % interval | seeds | adapter parameters | peak memory | rows/s |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -85,19 +123,20 @@ def table(rows: list[Row], measured: dict[str, Any]) -> str:
         mean, half = 100 * mean_over_tasks(scores), 100 * grid.half_over_seeds(list(scores.values()))
         seeds = min(len(values) for values in scores.values())
         size = f"{mean_over_tasks(sizes):,.0f}" if mean_over_tasks(sizes) else "the whole model"
-        found = contenders.get(of.contender or "")
-        memory = f"{found['peak_memory_mb']:,.0f} MB" if found else "–"
-        speed = f"{found['rows_per_second']['median']:.0f}" if found else "–"
+        memory, speed = "–", "–"
+        if of.label in costs.of:
+            megabytes, rate = costs.of[of.label]
+            memory, speed = f"{megabytes:,.0f} MB", f"{rate:.0f}"
         score, interval = f"{mean:.1f}", f"{mean - half:.1f} – {mean + half:.1f}"
         if of.label.startswith("**"):
             score = f"**{score}**"
         lines.append(f"| {of.label} | {score} | {interval} | {seeds} | {size} | {memory} | {speed} |")
-    return "\n".join(lines) + (
-        f"\n\nScores are means over {len(TASKS)} tasks ({', '.join(TASKS)}) of all-MiniLM-L6-v2. "
+    text = (
+        f"Scores are means over {len(TASKS)} tasks ({', '.join(TASKS)}) of all-MiniLM-L6-v2. "
         "Intervals are for other seeds of these tasks (t). Adapter parameters are those at the end of training. "
-        f"Memory and speed were measured on another model, all on one machine: {measured['title']}. "
-        "A dash: not measured there.\n"
+        f"{costs.where}"
     )
+    return "\n".join([*lines, "", *textwrap.wrap(text, 140), ""])
 
 
 if __name__ == "__main__":
