@@ -29,7 +29,7 @@ def main() -> None:
     console.print(Text("$ make compare\n", style="bold green"))
     console.print(table(document))
     console.print()
-    for note in document.notes[:1]:
+    for note in document.notes[:3]:
         console.print(Text(note), style="dim")
     target = IMAGES / "compare.svg"
     target.write_text(

@@ -51,7 +51,7 @@ def test_no_difference_shown_is_said_as_that(tmp_path):
     document = collect(tmp_path)
     assert (
         document.answer[0]
-        == "No difference to full fine-tuning is shown for lora and lora:rank=2 on sst2 and rte."
+        == "No difference from full fine-tuning is shown for lora and lora:rank=2 on sst2 and rte."
     )
     assert any(note.startswith("Not shown is not equal") for note in document.notes)
 
@@ -63,7 +63,7 @@ def test_rows_alone_do_not_make_a_difference_that_seeds_do_not_bear_out(tmp_path
         finished(tmp_path, method="lora", seed=seed, n=200, wrong=range(lora))
     document = collect(tmp_path)
     (row,) = [row for row in document.rows if row.method == "lora"]
-    assert row.p < 0.05 < row.p_seeds
+    assert row.p_rows < 0.05 < row.p_seeds
     assert row.verdict == "open"
     assert document.answer[0] == "lora may be behind full fine-tuning on sst2 (one of two tests says so)."
 
@@ -107,7 +107,7 @@ def test_tests_over_seeds_are_corrected_over_the_whole_table(tmp_path):
     ] * 2  # first of four, and its equal
 
 
-# What doesn't fit together
+# What is inconsistent
 
 
 def test_predictions_of_another_number_of_rows_are_named_and_left_out(tmp_path):
@@ -115,9 +115,9 @@ def test_predictions_of_another_number_of_rows_are_named_and_left_out(tmp_path):
     finished(tmp_path, seed=1, n_validation=N + 1)
     document = write(tmp_path)
     assert len(document.runs) == 1
-    assert "sst2.lora.s1 doesn't fit together" in document.left_out[0]
+    assert "sst2.lora.s1 is inconsistent" in document.left_out[0]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "sst2.lora.s1 doesn&#39;t fit together" in page
+    assert "sst2.lora.s1 is inconsistent" in page
     assert "1 run not in these figures" in page
 
 
@@ -196,7 +196,7 @@ REFUSED = {
 
 def test_a_map_has_each_layers_rank_between_decisions(tmp_path):
     decide(finished(tmp_path, steps=1000), START, CUT, REFUSED)
-    (found,) = collect(tmp_path).maps
+    (found,) = collect(tmp_path).rank_patterns
     assert found.layers == ["4 query", "4 value"]
     assert found.edges == [0, 820, 1000]
     assert found.ranks == [[16, 16], [16, 3]]
@@ -223,8 +223,8 @@ def test_under_a_map_stands_what_memory_its_run_took_by_kind(tmp_path):
     assert [area["name"] for area in areas] == list(figures.KINDS[:-1])  # no workspace
     assert all(area["x"] == [2, 821] for area in areas)
     assert [sum(area["y"][place] for area in areas) for place in (0, 1)] == [21, 17]
-    assert "21 MB at step 2" in figure.says
-    assert "17 MB at step 821" in figure.says
+    assert "21 MB at step 2" in figure.description
+    assert "17 MB at step 821" in figure.description
 
 
 def test_a_layer_has_one_mark_a_step_with_all_that_was_tried(tmp_path):
@@ -233,14 +233,14 @@ def test_a_layer_has_one_mark_a_step_with_all_that_was_tried(tmp_path):
     done, not_done = figures.ranks(collect(tmp_path))[0].spec["data"][1:]
     assert (done["y"], not_done["y"]) == (["4 value"], ["4 query"])
     (told,) = done["text"]
-    assert told.index("16 → 1 (not done)") < told.index(CUT["text"])
+    assert told.index("16 → 1 (rejected)") < told.index(CUT["text"])
 
 
 def test_changes_alone_make_the_same_map(tmp_path):
     """A line without `ranks` says by its changes what the ranks are, unless it was refused."""
     bare = [{key: value for key, value in line.items() if key != "ranks"} for line in (CUT, REFUSED)]
     decide(finished(tmp_path, steps=1000), START, *bare)
-    (found,) = collect(tmp_path).maps
+    (found,) = collect(tmp_path).rank_patterns
     assert (found.edges, found.ranks) == ([0, 820, 1000], [[16, 16], [16, 3]])
 
 
@@ -250,7 +250,7 @@ def test_lines_that_are_no_decision_are_counted_beside_the_map(tmp_path):
     with (folder.path / "ranks.jsonl").open("a", encoding="utf-8") as file:
         file.write("{}\n")
     document = collect(tmp_path)
-    assert len(document.maps) == 1
+    assert len(document.rank_patterns) == 1
     assert any("1 line of" in note and "ranks.jsonl" in note for note in document.notes)
 
 
@@ -259,10 +259,10 @@ def test_every_method_has_a_map_before_any_has_two_and_the_rest_is_counted(tmp_p
         for method in ("lora", "lora:rank=2"):
             decide(finished(tmp_path, method=method, seed=seed), START)
     document = collect(tmp_path)
-    assert [(m.method, m.seed) for m in document.maps] == [
+    assert [(m.method, m.seed) for m in document.rank_patterns] == [
         (m, s) for m in ("lora", "lora:rank=2") for s in range(12)
     ]
-    assert "16 more runs have a rank map; the page draws 24." in document.notes
+    assert "16 more runs have a rank pattern; the page draws 24." in document.notes
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_the_rows_methods_disagree_on_come_hardest_first(tmp_path):
     first, second = collect(tmp_path).examples
     assert (first.idx, first.label, first.text) == (7, "positive", None)
     assert first.right == {"full": (2, 2), "lora": (0, 2), "lora:rank=2": (0, 2)}
-    assert first.said == {"full": "positive", "lora": "negative", "lora:rank=2": "negative"}
+    assert first.predicted == {"full": "positive", "lora": "negative", "lora:rank=2": "negative"}
     assert second.idx == 3
 
 
@@ -391,13 +391,13 @@ def test_memory_of_runs_that_lack_kinds_is_not_mixed_with_others(tmp_path):
 
 def test_a_method_has_one_colour_throughout(tmp_path):
     document = full_document(tmp_path)
-    looks = figures.look(document)
-    assert looks.colour("full") == "var(--full)"
-    assert looks.colour("lora") != looks.colour("lora:rank=2")
+    style = figures.style_of(document)
+    assert style.colour("full") == "var(--full)"
+    assert style.colour("lora") != style.colour("lora:rank=2")
     for figure in figures.scores(document):
         means = [trace for trace in figure.spec["data"] if "error_x" in trace]
         assert [trace["marker"]["color"] for trace in means] == [
-            looks.colour(r.method) for r in document.rows[:3]
+            style.colour(r.method) for r in document.rows[:3]
         ]
 
 
@@ -418,7 +418,7 @@ def test_evidence_stands_at_its_decision(tmp_path):
     assert (done["x"], done["y"]) == ([820], ["4 value"])
     assert CUT["text"] in done["text"][0]
     assert (refused["x"], refused["y"]) == ([900], ["4 query"])
-    assert refused["text"][0].endswith("16 → 8 (not done)")
+    assert refused["text"][0].endswith("16 → 8 (rejected)")
 
 
 # Files
@@ -429,9 +429,9 @@ def test_markdown_says_what_the_page_says(tmp_path):
     document = write(tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for heading in (
-        "Paired differences to full fine-tuning",
+        "Paired differences from full fine-tuning",
         "Peak memory by kind, MB",
-        "Ranks",
+        "Rank pattern",
         "Where methods disagree",
     ):
         assert f"## {heading}\n" in text

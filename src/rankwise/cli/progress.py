@@ -11,17 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.report.words import clock
+
 PLAIN_SECONDS = 10.0
 """Time between plain lines of one run."""
 PATIENCE = 2.0
 """A `Bar` shows itself only where the work takes longer than this."""
-
-
-def clock(seconds: float) -> str:
-    """95.0 → `1:35`; 3700 → `1:01:40`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Screen:

@@ -1,5 +1,7 @@
-"""What a grid found: a table for the terminal, one self-contained page (`report.html`), the same as text (`report.md`), and its figures
-for machines (`report.json`, `results.parquet`)."""
+"""Reports on a grid of runs: a table for the terminal, a self-contained page, and the same as Markdown, JSON and Parquet.
+
+run folders ─► cells (task × method, by seed) ─► rows, curves, rank patterns, examples ─► Document ─► table, page, files
+"""
 
 from rankwise.report.document import Document, collect
 from rankwise.report.files import write

@@ -1,32 +1,32 @@
-"""What a grid found, in words: no more than its tests show, and the cost beside it."""
+"""What a grid found, in sentences.
+
+A difference is claimed only where the tests over rows and over seeds, both corrected, show it. "Not shown" is not "equal", so each
+difference stands with its interval. Beside the score stands what a method costs.
+"""
 
 from collections.abc import Sequence
 
-from rankwise.report.row import REFERENCE, Row
+from rankwise.report.row import REFERENCE, Row, Verdict
 from rankwise.report.words import listed, minus, percent, share, span
 
 METHODS_SHOWN = 6
-"""Methods that get a sentence of their own; the table has the others."""
+"""Methods that get a sentence each; the table has the others."""
 
 
 def answer(rows: Sequence[Row]) -> list[str]:
-    """The headline, then a sentence a method.
-
-    A difference is called shown where the tests over rows and over seeds, both corrected, say so; "not shown" is not "equal", so each
-    difference stands with its interval.
-    """
+    """Write the headline, then a sentence for each method."""
     compared = [row for row in rows if row.difference is not None]
     if not compared:
-        return [_best(rows), *_why_alone(rows)]
+        return [_best(rows), _why_not_compared(rows)]
     methods = list(dict.fromkeys(row.method for row in compared))
-    lines = [_method([row for row in compared if row.method == m], rows) for m in methods[:METHODS_SHOWN]]
+    lines = [_cost([row for row in compared if row.method == m], rows) for m in methods[:METHODS_SHOWN]]
     if len(methods) > METHODS_SHOWN:
         lines.append(f"{len(methods) - METHODS_SHOWN} more methods are in the table.")
     return [_headline(compared), *lines]
 
 
 def _best(rows: Sequence[Row]) -> str:
-    """The highest mean a task, which without a test is only that."""
+    """Name the highest mean on each task. Without a test nothing more can be said."""
     parts = []
     for task in dict.fromkeys(row.task for row in rows):
         best = max((row for row in rows if row.task == task), key=lambda row: row.score.mean)
@@ -34,60 +34,62 @@ def _best(rows: Sequence[Row]) -> str:
     return f"Highest mean score: {listed(parts)}."
 
 
-def _why_alone(rows: Sequence[Row]) -> list[str]:
+def _why_not_compared(rows: Sequence[Row]) -> str:
     if any(row.method == REFERENCE for row in rows):
-        return [
-            "Nothing here can be paired with full fine-tuning yet: it takes a method with the same seeds."
-        ]
-    return [
-        "Full fine-tuning is not in this grid, so nothing is compared with it. Add it with --methods full."
-    ]
+        return "Nothing can be compared with full fine-tuning yet: that takes another method with the same seeds."
+    return "Full fine-tuning is not in this grid, so nothing is compared with it. Add it with --methods full."
 
 
 def _headline(compared: Sequence[Row]) -> str:
-    """`lora is behind full fine-tuning on rte; for lora:rank=2 no difference is shown.`"""
-    parts = []
-    for verdict, verb in (("shown", "is"), ("open", "may be")):
-        for side in ("ahead of", "behind"):
-            said = _on_tasks([row for row in compared if row.verdict == verdict and _side(row) == side])
-            if said:
-                doubt = " (one of two tests says so)" if verdict == "open" else ""
-                (first, tasks), *others = said
-                listing = [
-                    f"{first} {verb} {side} full fine-tuning on {tasks}",
-                    *(f"{m} on {t}" for m, t in others),
-                ]
-                parts.append(f"{', '.join(listing)}{doubt}")
-    level = [
+    """Write `lora is behind full fine-tuning on rte; for lora:rank=2 no difference is shown.`"""
+    parts = [
+        part
+        for verdict in ("shown", "open")
+        for side in ("ahead of", "behind")
+        if (part := _claim(compared, verdict, side))
+    ]
+    undecided = [
         method
         for method in dict.fromkeys(row.method for row in compared)
         if all(row.verdict == "not shown" for row in compared if row.method == method)
     ]
-    if level and not parts:
+    if undecided and not parts:
         tasks = list(dict.fromkeys(row.task for row in compared))
-        parts.append(f"No difference to full fine-tuning is shown for {listed(level)} on {listed(tasks)}")
-    elif level:
-        parts.append(f"for {listed(level)} no difference is shown")
+        parts.append(
+            f"No difference from full fine-tuning is shown for {listed(undecided)} on {listed(tasks)}"
+        )
+    elif undecided:
+        parts.append(f"for {listed(undecided)} no difference is shown")
     if max(row.score.n for row in compared) == 1:
         parts.append("with one seed, nothing is known about spread between runs")
     return f"{'; '.join(parts)}."
 
 
-def _on_tasks(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each method with the tasks it is meant on."""
+def _claim(compared: Sequence[Row], verdict: Verdict, side: str) -> str:
+    """Say which methods are on one side of full fine-tuning, and on which tasks; empty where none is."""
+    rows = [row for row in compared if row.verdict == verdict and _side(row) == side]
+    if not rows:
+        return ""
     methods = dict.fromkeys(row.method for row in rows)
-    return [(m, listed([row.task for row in rows if row.method == m])) for m in methods]
+    (first, tasks), *others = [(m, listed([row.task for row in rows if row.method == m])) for m in methods]
+    verb = "is" if verdict == "shown" else "may be"
+    doubt = " (one of two tests says so)" if verdict == "open" else ""
+    named = [f"{first} {verb} {side} full fine-tuning on {tasks}", *(f"{m} on {t}" for m, t in others)]
+    return f"{', '.join(named)}{doubt}"
 
 
 def _side(row: Row) -> str:
     return "ahead of" if row.difference is not None and row.difference.mean > 0 else "behind"
 
 
-def _method(mine: Sequence[Row], rows: Sequence[Row]) -> str:
-    """`lora trains 0.7 % of the parameters, in 58 to 63 % of full's peak memory, at 1.4× its rows/s; −0.40 ± 3.50 points against full.`"""
+def _cost(mine: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Write what a method costs and gains, over all tasks.
+
+    `lora trains 0.7 % of the parameters, in 58 to 63 % of full's peak memory, at 1.4× its rows/s; −0.40 ± 3.50 points against full.`
+    """
     full = {row.task: row for row in rows if row.method == REFERENCE}
     pairs = [(row, full[row.task]) for row in mine if row.task in full]
-    shares = [share(value) for value in sorted(row.share for row in mine)]
+    shares = [share(value) for value in sorted(row.trainable_share for row in mine)]
     costs = [
         f"{mine[0].method} trains {' to '.join(dict.fromkeys((shares[0], shares[-1])))} of the parameters"
     ]
@@ -105,7 +107,7 @@ def _method(mine: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def _points(mine: Sequence[Row]) -> str:
-    """One task's difference with its interval; of several tasks the smallest and the largest."""
+    """Write one task's difference with its interval; of several tasks the smallest and the largest difference."""
     differences = [row.difference for row in mine if row.difference is not None]
     if len(differences) == 1:
         return percent(differences[0], sign=True)

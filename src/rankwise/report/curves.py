@@ -1,29 +1,32 @@
-"""Training curves: each method's loss by step on each task, over its seeds, in as many points as a screen can show."""
+"""Training curves: each method's loss by step on each task, averaged over seeds and over bins of steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from rankwise.errors import RankwiseError
-
-if TYPE_CHECKING:
-    from rankwise.report.document import Cell, Run
+from rankwise.report.cells import Cells
 
 POINTS = 120
+"""Bins of a curve at most: more can't be told apart on a screen."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A task and method.
+    """The curve of a task and method.
 
     Attributes:
+        task: its name.
+        method: its name.
+        metric: of the validation scores.
         steps: the last optimizer step of each bin.
-        loss: training loss in it, the mean over seeds; `low` and `high` are the least and greatest seed.
-        scored, scores: steps at which the validation rows were scored while training, and the mean score; empty without evaluate_every.
-        n: seeds.
+        loss: mean training loss over the bin and over seeds.
+        low: the same of the seed with the lowest loss in the bin.
+        high: the same of the seed with the highest.
+        scored: steps at which the validation rows were scored during training; empty without `evaluate_every`.
+        scores: mean score over seeds at these steps.
+        n: number of seeds.
     """
 
     task: str
@@ -38,8 +41,8 @@ class Curve:
     n: int
 
 
-def curves(cells: "Mapping[Cell, dict[int, Run]]") -> tuple[list[Curve], list[str]]:
-    """A curve for each task and method, and a sentence for each log that can't be read."""
+def curves(cells: Cells) -> tuple[list[Curve], list[str]]:
+    """Make a curve for each task and method, and a sentence for each log that can't be read."""
     made, notes = [], []
     for (task, method), runs in cells.items():
         metric = next(iter(runs.values())).result["metric"]
@@ -73,22 +76,22 @@ def _curve(task: str, method: str, metric: str, tables: list[pa.Table]) -> Curve
         method=method,
         metric=metric,
         steps=steps.tolist(),
-        loss=_short(np.nanmean(seeds, axis=0)),
-        low=_short(np.nanmin(seeds, axis=0)),
-        high=_short(np.nanmax(seeds, axis=0)),
+        loss=_rounded(np.nanmean(seeds, axis=0)),
+        low=_rounded(np.nanmin(seeds, axis=0)),
+        high=_rounded(np.nanmax(seeds, axis=0)),
         scored=sorted(scored),
-        scores=_short(np.array([np.mean(scored[step]) for step in sorted(scored)])),
+        scores=_rounded(np.array([np.mean(scored[step]) for step in sorted(scored)])),
         n=len(tables),
     )
 
 
 def _binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Means of `values` between the edges; NaN where there are none."""
+    """Average `values` between the edges; NaN where there are none."""
     place = np.searchsorted(edges, steps, side="left") - 1
     total = np.bincount(place, weights=values, minlength=len(edges) - 1)
     number = np.bincount(place, minlength=len(edges) - 1)
     return np.where(number, total / np.maximum(number, 1), np.nan)
 
 
-def _short(values: np.ndarray) -> list[float]:
+def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.4g}") for value in values]

@@ -1,23 +1,23 @@
-"""The validation rows on which methods disagree most, hardest first, with their text where the task's data is still at hand."""
+"""The validation rows on which methods disagree most, hardest first.
+
+A row's text is shown where the task's data is on this machine: a report downloads nothing.
+"""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rankwise.config import RunConfig, from_json
 from rankwise.errors import RankwiseError
+from rankwise.report.cells import Cells, Run
 from rankwise.tasks import load, registry
 from rankwise.tasks.encoding import Rows
 
-if TYPE_CHECKING:
-    from rankwise.report.document import Cell, Run
-
 SHOWN = 6
-"""Rows of each task."""
+"""Rows shown of each task."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Example:
     """A validation row.
 
     Attributes:
-        idx: the row's own number in its task.
+        task: its task's name.
+        idx: the row's number in its task.
         label: the name of its class.
-        text: one text or two; None where the data isn't at hand.
-        right: method → seeds that are right on it, and seeds.
-        said: method → the class that most of its seeds predict.
+        text: one text or two; None where the data isn't on this machine.
+        right: method → (seeds that are right on it, all seeds).
+        predicted: method → the class that most of its seeds predict.
     """
 
     task: str
@@ -37,53 +38,68 @@ class Example:
     label: str
     text: tuple[str, ...] | None
     right: dict[str, tuple[int, int]]
-    said: dict[str, str]
+    predicted: dict[str, str]
 
 
-def disagreements(cells: "Mapping[Cell, dict[int, Run]]") -> list[Example]:
-    """For each task the rows on which one method is right and another wrong in most seeds, those first that most methods get wrong."""
+def disagreements(cells: Cells) -> list[Example]:
+    """Find the rows of each task on which the share of right seeds differs most between two methods.
+
+    Among equals, those that most methods get wrong come first. Only classification has right and wrong.
+    """
     found = []
     for task in dict.fromkeys(task for task, _ in cells):
         found += _of_task(task, {method: runs for (of, method), runs in cells.items() if of == task})
     return found
 
 
-def _of_task(task: str, methods: "dict[str, dict[int, Run]]") -> list[Example]:
+def _of_task(task: str, methods: dict[str, dict[int, Run]]) -> list[Example]:
     first = next(iter(next(iter(methods.values())).values()))
-    if not pa.types.is_integer(first.predictions["label"].type):  # right and wrong are of classes
+    if not pa.types.is_integer(first.predictions["label"].type):
         return []
     idx, label, _ = _columns(first.predictions)
-    said: dict[str, np.ndarray] = {}
+    predictions: dict[str, np.ndarray] = {}  # method → [seeds, rows]
     for method, runs in methods.items():
         columns = [_columns(run.predictions) for run in runs.values()]
         same = [c[2] for c in columns if np.array_equal(c[0], idx) and np.array_equal(c[1], label)]
         if same:
-            said[method] = np.stack(same)
-    if len(said) < 2:
+            predictions[method] = np.stack(same)
+    if len(predictions) < 2:
         return []
-    share = np.stack([(predictions == label).mean(axis=0) for predictions in said.values()])
-    apart, right = share.max(axis=0) - share.min(axis=0), share.mean(axis=0)
-    order = np.lexsort((idx, right, -apart))
-    chosen = [place for place in order[:SHOWN] if apart[place] > 0]
-    rows = _rows_of(first.record)
-    names = _label_names(first.record)
+    right = np.stack([(predicted == label).mean(axis=0) for predicted in predictions.values()])
+    disagreement, mean = right.max(axis=0) - right.min(axis=0), right.mean(axis=0)
+    order = np.lexsort((idx, mean, -disagreement))
+    rows, names = _rows(first.record), _label_names(first.record)
     return [
-        Example(
-            task=task,
-            idx=int(idx[place]),
-            label=_name(names, int(label[place])),
-            text=_text(rows, int(idx[place]), int(label[place])),
-            right={
-                m: (int((p[:, place] == label[place]).sum()), len(p)) for m, p in said.items()
-            },
-            said={m: _name(names, Counter(p[:, place].tolist()).most_common(1)[0][0]) for m, p in said.items()},
-        )
-        for place in chosen
-    ]  # fmt: skip
+        _example(task, int(idx[i]), int(label[i]), {m: p[:, i] for m, p in predictions.items()}, names, rows)
+        for i in order[:SHOWN]
+        if disagreement[i] > 0
+    ]
+
+
+def _example(
+    task: str,
+    idx: int,
+    label: int,
+    predictions: dict[str, np.ndarray],
+    names: list[str],
+    rows: Rows | None,
+) -> Example:
+    """One row, with each method's predictions of it [seeds]."""
+    return Example(
+        task=task,
+        idx=idx,
+        label=_name(names, label),
+        text=_text(rows, idx, label),
+        right={method: (int((p == label).sum()), len(p)) for method, p in predictions.items()},
+        predicted={
+            method: _name(names, Counter(p.tolist()).most_common(1)[0][0])
+            for method, p in predictions.items()
+        },
+    )
 
 
 def _columns(predictions: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """idx, label and prediction, by idx."""
+    """Return idx, label and prediction, sorted by idx."""
     idx, label, prediction = (predictions[name].to_numpy() for name in ("idx", "label", "prediction"))
     order = np.argsort(idx, kind="stable")
     return idx[order], label[order], prediction[order]
@@ -97,8 +113,8 @@ def _name(names: list[str], label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-def _rows_of(record: dict[str, Any]) -> Rows | None:
-    """A run's validation rows, from files that are on this machine; a report calls no hub."""
+def _rows(record: dict[str, Any]) -> Rows | None:
+    """Read a run's validation rows from files on this machine; None where they would have to be downloaded."""
     try:
         config = from_json(RunConfig, record["resolved"])
         if config.table.dataset is not None:
@@ -112,7 +128,7 @@ def _rows_of(record: dict[str, Any]) -> Rows | None:
 
 
 def _text(rows: Rows | None, idx: int, label: int) -> tuple[str, ...] | None:
-    """The row's text, where the data still has that row with that label."""
+    """Return the row's text where the data still has that row with that label."""
     if rows is None or rows.labels is None or rows.idx is None:
         return None
     (places,) = np.nonzero(np.asarray(rows.idx) == idx)

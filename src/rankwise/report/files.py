@@ -1,4 +1,4 @@
-"""What a report leaves in the grid's folder: `report.html`, `report.md`, `report.json` and `results.parquet`, each replaced whole."""
+"""Writes a report into the grid's folder: `report.html`, `report.md`, `report.json` and `results.parquet`, each replaced atomically."""
 
 import json
 from pathlib import Path
@@ -15,14 +15,14 @@ from rankwise.report.table import to_json
 
 
 def write(out: Path, *, live: bool = False) -> Document:
-    """Reads the runs under `out` and writes the report there.
+    """Read the runs under `out` and write the report there.
 
     Args:
         out: the grid's folder.
-        live: the page loads itself again from time to time, for a grid that still runs.
+        live: the page reloads itself, for a grid that is still running.
 
     Raises:
-        RankwiseError: no finished run, or the folder can't be written.
+        RankwiseError: no run has finished, or the folder can't be written.
     """
     document = collect(out)
     texts = {
@@ -44,13 +44,13 @@ def write(out: Path, *, live: bool = False) -> Document:
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    """A column for every name that any row has; pyarrow alone would take the first row's."""
+    """A table with a column for every name in any row; pyarrow alone would take only the first row's."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def scalars(result: dict[str, Any]) -> dict[str, Any]:
-    """The scalar fields of a result.json, with the scores of each split as `<split>_<metric>` and memory by kind as `peak_mb_<kind>`."""
+    """Flatten a result.json: its scalar fields, scores as `<split>_<metric>`, and memory by kind as `peak_mb_<kind>`."""
     flat = {name: value for name, value in result.items() if not isinstance(value, dict | list)}
     for split, scores in result.get("scores", {}).items():
         flat |= {f"{split}_{metric}": value for metric, value in scores.items()}

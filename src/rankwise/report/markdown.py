@@ -1,16 +1,16 @@
-"""The report as text: what the page says, in the same order."""
+"""The report as Markdown: what the page says, in the same order."""
 
 from collections.abc import Iterable, Sequence
 
 from rankwise.report.document import Document
 from rankwise.report.figures import KINDS
-from rankwise.report.rank_pattern import held
+from rankwise.report.rank_pattern import summary
 from rankwise.report.table import HEADERS, cells
 from rankwise.report.words import percent, probability
 
 
 def markdown(document: Document) -> str:
-    """The report as Markdown."""
+    """Write the report as Markdown."""
     tasks = dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)
     lines = ["# Comparison", "", escaped(document.answer[0]), ""]
     lines += [f"- {escaped(line)}" for line in document.answer[1:]] + [""]
@@ -34,7 +34,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _differences(document: Document) -> list[str]:
-    compared = [row for row in document.rows if row.difference is not None and row.p is not None]
+    compared = [row for row in document.rows if row.difference is not None and row.p_rows is not None]
     if not compared:
         return []
     headers = (
@@ -47,7 +47,7 @@ def _differences(document: Document) -> list[str]:
         "rows lost",
         "rows",
         "p rows",
-        "difference",
+        "verdict",
     )
     rows = (
         (
@@ -59,33 +59,33 @@ def _differences(document: Document) -> list[str]:
             str(row.only_this),
             str(row.only_full),
             str(row.n_validation),
-            probability(row.p or 0.0),
+            probability(row.p_rows or 0.0),
             str(row.verdict),
         )
         for row in compared
     )
-    return ["", "## Paired differences to full fine-tuning", "", *_table(headers, rows)]
+    return ["", "## Paired differences from full fine-tuning", "", *_table(headers, rows)]
 
 
 def _memory(document: Document) -> list[str]:
-    split = [row for row in document.rows if row.memory]
-    if not split:
+    recorded = [row for row in document.rows if row.memory]
+    if not recorded:
         return []
-    kinds = [kind for kind in KINDS if any(kind in (row.memory or {}) for row in split)]
+    kinds = [kind for kind in KINDS if any(kind in (row.memory or {}) for row in recorded)]
     rows = (
         (row.task, row.method, *(f"{(row.memory or {}).get(kind) or 0:,.1f}" for kind in ("total", *kinds)))
-        for row in split
+        for row in recorded
     )
     return ["", "## Peak memory by kind, MB", "", *_table(("task", "method", "total", *kinds), rows)]
 
 
 def _ranks(document: Document) -> list[str]:
-    if not document.maps:
+    if not document.rank_patterns:
         return []
-    lines = ["", "## Ranks", ""]
-    for one in document.maps:
-        lines.append(f"- {escaped(f'{one.task} {one.method} seed {one.seed}: {held(one)}')}")
-        lines += [f"  - {escaped(d.text)}{'' if d.accepted else ' (not done)'}" for d in one.decisions]
+    lines = ["", "## Rank pattern", ""]
+    for one in document.rank_patterns:
+        lines.append(f"- {escaped(f'{one.task} {one.method} seed {one.seed}: {summary(one)}')}")
+        lines += [f"  - {escaped(d.text)}{'' if d.accepted else ' (rejected)'}" for d in one.decisions]
     return lines
 
 
@@ -95,7 +95,7 @@ def _examples(document: Document) -> list[str]:
     lines = ["", "## Where methods disagree", ""]
     for one in document.examples:
         text = " / ".join(one.text) if one.text else ""
-        votes = ", ".join(f"{m} {right}/{of} ({one.said[m]})" for m, (right, of) in one.right.items())
+        votes = ", ".join(f"{m} {right}/{of} ({one.predicted[m]})" for m, (right, of) in one.right.items())
         shown = f": {text[:400]}" if text else ""
         lines.append(escaped(f"{one.task} row {one.idx}, label {one.label}{shown}"))
         lines[-1] = f"- {lines[-1]}"
@@ -104,7 +104,7 @@ def _examples(document: Document) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Text that comes from data or folders, harmless inside a Markdown table."""
+    """Escape text from data or folders, so that it is plain text inside a Markdown table."""
     for character in "\\`|<>[]*_~#&":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

@@ -1,28 +1,27 @@
-"""The rank map: every adapted layer's rank from the first step to the last, and what each decision was based on."""
+"""The rank pattern: every adapted layer's rank over the steps of a run, and the evidence of each decision that changed it."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.errors import RankwiseError
+from rankwise.report.cells import Cells, Run
 
-if TYPE_CHECKING:
-    from rankwise.report.document import Cell, Run
-
-MAPS = 24
-"""Runs whose map is drawn: the first seed of every task and method before any second one."""
+DRAWN = 24
+"""Runs whose rank pattern is drawn: the first seed of every task and method before any second one."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """One rank decision.
+class LoggedDecision:
+    """A line of ranks.jsonl.
 
     Attributes:
-        kind: start, cut, grow.
-        changes: layer → rank before and after it (what was tried, where it was not accepted).
-        text: its evidence in a sentence.
+        step: optimizer steps taken before it.
+        kind: start, prune, grow or restore.
+        accepted: the layers were resized.
+        changes: layer → (rank before, rank proposed).
+        text: the evidence in a sentence.
     """
 
     step: int
@@ -33,15 +32,18 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class RankMap:
-    """One run's.
+class RankPattern:
+    """The ranks of one run.
 
     Attributes:
+        task: its name.
+        method: its name.
+        seed: of the run.
         layers: short names, in the model's order.
-        edges: steps between which no rank changes; one more than there are columns.
+        edges: steps between which no rank changes, [columns + 1].
         ranks: [layers][columns].
-        decisions: in their order, `changes` by the same short names.
-        memory: MB by kind at the peak of the steps that were followed, by step.
+        decisions: in their order, with `changes` by the same short names.
+        memory: step → MB by kind at the peak of that step, for the steps that were recorded.
     """
 
     task: str
@@ -50,53 +52,57 @@ class RankMap:
     layers: list[str]
     edges: list[int]
     ranks: list[list[int | None]]
-    decisions: list[Decision]
+    decisions: list[LoggedDecision]
     memory: dict[int, dict[str, float]]
 
 
-def rank_maps(cells: "Mapping[Cell, dict[int, Run]]") -> tuple[list[RankMap], list[str]]:
-    """The maps of runs that logged decisions, and sentences on what isn't shown."""
+def rank_patterns(cells: Cells) -> tuple[list[RankPattern], list[str]]:
+    """Make the rank patterns of runs that logged decisions, and sentences about what isn't shown."""
     runs = [(place, cell, run) for cell, seeds in cells.items() for place, run in enumerate(seeds.values())]
-    maps, notes, more = [], [], 0
+    made, notes, more = [], [], 0
     for _, (task, method), run in sorted(runs, key=lambda item: item[0]):
         lines, unread = run.folder.read_decisions()
         if unread:
             notes.append(
-                f"{unread} line{'s' * (unread > 1)} of {run.folder.path / 'ranks.jsonl'} can't be read: left out of the rank map."
+                f"{unread} line{'s' * (unread > 1)} of {run.folder.path / 'ranks.jsonl'} can't be read: "
+                "left out of the rank pattern."
             )
-        if not lines or len(maps) == MAPS:
+        if not lines or len(made) == DRAWN:
             more += bool(lines)
             continue
-        made = rank_map(task, method, run.result["seed"], lines, run.result.get("steps"), _memory(run))
-        if made.layers:
-            maps.append(made)
+        pattern = rank_pattern(task, method, run.result["seed"], lines, run.result.get("steps"), _memory(run))
+        if pattern.layers:
+            made.append(pattern)
     if more:
-        notes.append(f"{more} more runs have a rank map; the page draws {MAPS}.")
+        notes.append(f"{more} more runs have a rank pattern; the page draws {DRAWN}.")
     order = {cell: place for place, cell in enumerate(cells)}
-    return sorted(maps, key=lambda m: (order[m.task, m.method], m.seed)), notes
+    return sorted(made, key=lambda pattern: (order[pattern.task, pattern.method], pattern.seed)), notes
 
 
-def _memory(run: "Run") -> dict[int, dict[str, float]]:
+def _memory(run: Run) -> dict[int, dict[str, float]]:
     try:
         return {line["step"]: line["memory"] for line in run.folder.read_steps() if line.get("memory")}
-    except RankwiseError:  # said beside the training curves
+    except RankwiseError:  # reported with the training curves
         return {}
 
 
-def rank_map(
+def rank_pattern(
     task: str,
     method: str,
     seed: int,
     lines: list[dict[str, Any]],
     last_step: int | None,
     memory: dict[int, dict[str, float]] | None = None,
-) -> RankMap:
-    """The map of one run.
+) -> RankPattern:
+    """Make the rank pattern of one run.
 
     Args:
-        lines: its decisions, as ranks.jsonl has them; a missing field says nothing.
-        last_step: of the run, where its last column ends.
-        memory: see `RankMap`.
+        task: its name.
+        method: its name.
+        seed: of the run.
+        lines: its decisions, as in ranks.jsonl; fields may be missing.
+        last_step: of the run, where the last column ends.
+        memory: see `RankPattern`.
     """
     known: dict[str, int] = {}
     columns: list[tuple[int, dict[str, int]]] = []
@@ -113,12 +119,12 @@ def rank_map(
         if not columns or columns[-1][1] != known:
             columns.append((line["step"], known))
         decisions.append(
-            Decision(line["step"], str(line.get("kind", "")), accepted, changes, _text(line, changes))
+            LoggedDecision(line["step"], str(line.get("kind", "")), accepted, changes, _text(line, changes))
         )
-    layers = sorted(known, key=_place)
+    layers = sorted(known, key=_order)
     short = dict(zip(layers, short_names(layers), strict=True))
     end = max([last_step or 0, *(step + 1 for step, _ in columns)])
-    return RankMap(
+    return RankPattern(
         task,
         method,
         seed,
@@ -126,7 +132,7 @@ def rank_map(
         edges=[step for step, _ in columns] + [end],
         ranks=[[ranks.get(layer) for _, ranks in columns] for layer in layers],
         decisions=[
-            Decision(
+            LoggedDecision(
                 d.step, d.kind, d.accepted, {short[k]: v for k, v in d.changes.items() if k in short}, d.text
             )
             for d in decisions
@@ -136,7 +142,10 @@ def rank_map(
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """`roberta.encoder.layer.4.attention.self.value` → `4 value`; as much of the path's end as tells two apart."""
+    """Shorten module paths to as much of their end as tells them apart.
+
+    `roberta.encoder.layer.4.attention.self.value` → `4 value`.
+    """
     parts = [path.split(".") for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = [_name(part, depth) for part in parts]
@@ -146,19 +155,15 @@ def short_names(paths: list[str]) -> list[str]:
 
 
 def _name(parts: list[str], depth: int) -> str:
-    """The layer's number and the last `depth` parts of its path, without what comes before the number."""
+    """Join the layer's number and the last `depth` parts of its path; what precedes the number is dropped."""
     number = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
     end = ".".join(parts[max(number + 1, len(parts) - depth) :])
     return f"{parts[number]} {end}" if number >= 0 else end
 
 
-def _numbers(path: str) -> list[str]:
-    return [part for part in path.split(".") if part.isdigit()]
-
-
-def _place(path: str) -> tuple[list[int], str]:
-    """By layer number, then by name."""
-    return [int(number) for number in _numbers(path)], re.sub(r"\d+", "", path)
+def _order(path: str) -> tuple[list[int], str]:
+    """Sort by layer number, then by name."""
+    return [int(part) for part in path.split(".") if part.isdigit()], re.sub(r"\d+", "", path)
 
 
 def _changes(line: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -173,23 +178,25 @@ def _changes(line: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _text(line: dict[str, Any], changes: dict[str, tuple[int, int]]) -> str:
-    """The line's own sentence; without one, what of it is known."""
+    """The line's own sentence; without one, its changes and the loss increase."""
     if line.get("text"):
         return str(line["text"])
     shown = [f"{layer}: {before} → {after}" for layer, (before, after) in changes.items()]
     evidence = line.get("evidence")
-    if isinstance(evidence, dict) and isinstance(evidence.get("difference"), int | float):
-        error = f" ± {evidence['error']:.4f}" if isinstance(evidence.get("error"), int | float) else ""
-        shown.append(f"held-out loss {evidence['difference']:+.4f}{error}")
+    if isinstance(evidence, dict):
+        increase = evidence.get("loss_increase", evidence.get("difference"))
+        if isinstance(increase, int | float):
+            error = f" ± {evidence['error']:.4f}" if isinstance(evidence.get("error"), int | float) else ""
+            shown.append(f"held-out loss {increase:+.4f}{error}")
     return f"step {line['step']}: {'; '.join(shown) or line.get('kind', 'decision')}"
 
 
-def held(rank_map: RankMap) -> str:
-    """What became of the ranks, in a sentence."""
-    first, last = ([row[place] or 0 for row in rank_map.ranks] for place in (0, -1))
-    changed = sum(any(a != b for a, b in pairwise(row)) for row in rank_map.ranks)
-    decisions = rank_map.decisions
+def summary(pattern: RankPattern) -> str:
+    """Say in a sentence how the ranks changed."""
+    first, last = ([row[place] or 0 for row in pattern.ranks] for place in (0, -1))
+    changed = sum(any(a != b for a, b in pairwise(row)) for row in pattern.ranks)
+    decisions = pattern.decisions
     return (
-        f"mean rank {sum(first) / len(first):.1f} at step {rank_map.edges[0]}, {sum(last) / len(last):.1f} at the end; "
+        f"mean rank {sum(first) / len(first):.1f} at step {pattern.edges[0]}, {sum(last) / len(last):.1f} at the end; "
         f"{changed} of {len(last)} layers changed; {sum(d.accepted for d in decisions)} of {len(decisions)} decisions accepted"
     )

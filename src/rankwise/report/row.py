@@ -1,4 +1,4 @@
-"""One line of the table: a task and a method, over its seeds."""
+"""One row of the results table: a task and a method, over its seeds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from rankwise.report.stats import LEVEL, Estimate
 
 REFERENCE = "full"
-"""The method the others are compared with."""
+"""The method that others are compared with."""
 
 Verdict = Literal["shown", "open", "not shown"]
 
@@ -16,19 +16,29 @@ class Row:
     """A task and a method.
 
     Attributes:
-        score: of `metric`, over seeds; `scores` by seed.
-        more: further metrics' means.
-        difference: to full fine-tuning, over the seeds both have (`differences` by seed); None for full itself and where full is missing.
-        p: exact McNemar probability against full (over seeds: sign test by example), Holm-corrected over the table.
-        p_seeds: paired t test over seeds against full, Holm-corrected likewise; None with one seed.
-        only_this, only_full: validation rows on which this method, or full, is right more often.
-        trainable, share: trained parameters, and their share of the plain model's.
-        adapter_params: of the LoRA matrices alone.
-        mean_rank: over layers, the median over seeds.
-        rows_per_second, peak_mb, train_seconds: medians over seeds; None where they would mislead.
-        speeds: rows/s of each seed.
-        memory: peak tensor MB by kind, `total` among them; None where it wasn't followed by kind.
-        n_train, n_validation: rows.
+        task: its name.
+        method: its name.
+        metric: the headline metric.
+        score: mean of `metric` over seeds.
+        scores: seed → score.
+        other_metrics: name → mean over seeds.
+        difference: score minus full fine-tuning's, over shared seeds; None for full itself and where full is missing.
+        differences: seed → difference.
+        p_rows: exact McNemar test against full over validation rows, Holm-corrected over the table.
+        p_seeds: paired t test against full over seeds, Holm-corrected likewise; None with one seed.
+        only_this: validation rows on which only this method is right (in more seeds than full).
+        only_full: validation rows on which only full is right.
+        trainable: number of trained parameters.
+        trainable_share: their share of the plain model's parameters.
+        adapter_params: entries of the LoRA matrices.
+        mean_rank: mean over layers, median over seeds.
+        rows_per_second: training speed, median over seeds; None where it would mislead.
+        speeds: training speed of each seed, rows/s.
+        peak_mb: peak memory in MB, median over seeds; None where it would mislead.
+        memory: peak tensor memory by kind in MB, `total` included; None where it wasn't recorded by kind.
+        train_seconds: training time, median over seeds.
+        n_train: training rows.
+        n_validation: validation rows.
     """
 
     task: str
@@ -36,15 +46,15 @@ class Row:
     metric: str
     score: Estimate
     scores: dict[int, float]
-    more: dict[str, float]
+    other_metrics: dict[str, float]
     difference: Estimate | None
     differences: dict[int, float]
-    p: float | None
+    p_rows: float | None
     p_seeds: float | None
     only_this: int | None
     only_full: int | None
     trainable: int
-    share: float
+    trainable_share: float
     adapter_params: int
     mean_rank: float | None
     rows_per_second: float | None
@@ -57,9 +67,12 @@ class Row:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Is a difference to full fine-tuning shown? Over rows and over seeds, both corrected; `open` where only one of the two tests says
-        so. With one seed the rows alone decide. None where there is nothing to compare with."""
-        if self.p is None:
+        """Whether a difference from full fine-tuning is shown.
+
+        `shown` takes both tests, over rows and over seeds; `open` means that one of them is significant. With one seed the test over
+        rows decides alone. None where there is nothing to compare with.
+        """
+        if self.p_rows is None:
             return None
-        tests = [p < 1 - LEVEL for p in (self.p, self.p_seeds) if p is not None]
-        return "shown" if all(tests) else "open" if any(tests) else "not shown"
+        significant = [p < 1 - LEVEL for p in (self.p_rows, self.p_seeds) if p is not None]
+        return "shown" if all(significant) else "open" if any(significant) else "not shown"

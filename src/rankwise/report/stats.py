@@ -1,4 +1,4 @@
-"""Paired statistics over finished runs: intervals over seeds, exact tests over examples, and a correction for making several.
+"""Paired statistics over finished runs: intervals over seeds, exact tests over examples, and a correction for several tests.
 
 Methods are paired by seed (same rows, same order, same new head), so the spread between seeds that both share cancels out.
 """
@@ -14,11 +14,12 @@ from scipy.stats import binomtest, t
 from rankwise.errors import RankwiseError
 
 LEVEL = 0.95
+"""Confidence level of intervals, and one minus the significance level of tests."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n seeds with its 95 % t interval; low and high are None where n < 2, because one seed shows no spread."""
+    """A mean over n seeds with its 95 % t interval; `low` and `high` are None where n < 2, because one seed shows no spread."""
 
     mean: float
     low: float | None
@@ -32,7 +33,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and t interval of independent values (Student 1908).
+    """Compute the mean and t interval of independent values (Student 1908).
 
     Raises:
         ValueError: there are none.
@@ -48,14 +49,16 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """first − second over the seeds that both have; None where they share none."""
+    """Estimate first − second over the seeds that both have; None where they share none."""
     shared = sorted(first.keys() & second.keys())
     return estimate([first[seed] - second[seed] for seed in shared]) if shared else None
 
 
 def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
-    """Two-sided probability of such a mean difference over the shared seeds, were there none (Student 1908): below 0.05 exactly where
-    the interval of `paired_difference` leaves 0 out. None with fewer than two shared seeds."""
+    """Compute the two-sided p value of a paired t test over the shared seeds (Student 1908).
+
+    It is below 0.05 exactly where the interval of `paired_difference` excludes 0. None with fewer than two shared seeds.
+    """
     shared = sorted(first.keys() & second.keys())
     if len(shared) < 2:
         return None
@@ -68,12 +71,13 @@ def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> float |
 
 @dataclass(frozen=True)
 class McNemar:
-    """The examples on which one of two methods does better.
+    """Outcome of a McNemar test.
 
     Attributes:
-        only_first, only_second: how many; with one seed, those on which only the first (the second) is right, or nearer.
-        p: two-sided exact binomial probability of such a split, were both equally good.
-        n: examples compared.
+        only_first: examples on which the first method does better; with one seed, on which only the first is right (or nearer).
+        only_second: the same of the second method.
+        p: two-sided exact binomial p value of this split.
+        n: number of examples compared.
     """
 
     only_first: int
@@ -83,24 +87,23 @@ class McNemar:
 
 
 def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
-    """Exact McNemar test (McNemar 1947) over stored predictions.
+    """Compute the exact McNemar test (McNemar 1947) over stored predictions.
 
-    With several seeds an example counts once, for the method that is right on it in more of them (an exact sign test): the same example
-    seen by several seeds is no several examples. In regression nobody is right: the example counts for the method whose prediction is
-    nearer.
+    With several seeds an example counts once, for the method that is right on it in more of them (an exact sign test), because
+    predictions of one example by several seeds are not independent. In regression an example counts for the nearer prediction.
 
     Args:
-        pairs: for each seed the two methods' predictions (idx, label, prediction), of the same examples in all.
+        pairs: for each seed both methods' predictions (idx, label, prediction), of the same examples in every seed.
 
     Raises:
         RankwiseError: two tables are not of the same examples.
     """
     ahead: np.ndarray | None = None
     for first, second in pairs:
-        wrong_first, wrong_second = _aligned(first, second)
-        margin = np.sign(wrong_second - wrong_first).astype(np.int64)
+        error_first, error_second = _aligned(first, second)
+        margin = np.sign(error_second - error_first).astype(np.int64)
         if ahead is not None and len(ahead) != len(margin):
-            raise RankwiseError("Two seeds can't be put together: their validation rows differ in number.")
+            raise RankwiseError("Two seeds can't be combined: their numbers of validation rows differ.")
         ahead = margin if ahead is None else ahead + margin
     if ahead is None:
         raise ValueError("no predictions to compare")
@@ -111,26 +114,27 @@ def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
 
 
 def _aligned(first: pa.Table, second: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """How far each method is off on each example, in the same order: 0 or 1 of classes and sets of labels, else the distance."""
+    """Compute both methods' errors on each example, in the same order."""
     a, b = (table.sort_by("idx") for table in (first, second))
     for column in ("idx", "label"):
         if not a[column].equals(b[column]):
             raise RankwiseError(
-                f"Two runs can't be paired: their predictions differ in {column}, so in their validation rows."
+                f"Two runs can't be paired: their predictions differ in {column}, so they were made on different rows."
             )
-    return _off(a), _off(b)
+    return _errors(a), _errors(b)
 
 
-def _off(predictions: pa.Table) -> np.ndarray:
+def _errors(predictions: pa.Table) -> np.ndarray:
+    """0 or 1 for classes and sets of labels, the distance for numbers [examples]."""
     label, prediction = predictions["label"], predictions["prediction"]
     if pa.types.is_list(label.type):
         return (np.array(label.to_pylist()) != np.array(prediction.to_pylist())).any(axis=1).astype(float)
-    off = np.abs(label.to_numpy() - prediction.to_numpy())
-    return off if pa.types.is_floating(label.type) else (off > 0).astype(float)
+    distance = np.abs(label.to_numpy() - prediction.to_numpy())
+    return distance if pa.types.is_floating(label.type) else (distance > 0).astype(float)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for being several (Holm 1979), in their own order."""
+    """Correct p values for multiple testing (Holm 1979); their order is kept."""
     order = np.argsort(p_values, kind="stable")
     corrected, largest = [0.0] * len(p_values), 0.0
     for place, i in enumerate(order):

@@ -1,4 +1,4 @@
-"""The table for the terminal, and the same figures for machines."""
+"""The results table for the terminal, and the report as plain values."""
 
 from dataclasses import asdict, fields
 from typing import Any, TextIO
@@ -7,26 +7,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.cli.progress import clock
 from rankwise.report.document import Document
 from rankwise.report.row import Row
-from rankwise.report.words import count, percent, probability, share
+from rankwise.report.words import clock, count, percent, probability, share
 
 FILES = ("report.html", "report.md", "report.json", "results.parquet")
-HEADERS = ("task", "method", "n", "score", "Δ full", "p", "trained", "rows/s", "MB", "time")
+HEADERS = ("task", "method", "n", "score", "Δ full", "p rows", "trained", "rows/s", "MB", "time")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, one cell a header."""
-    more = "".join(f", {name} {value:.3f}" for name, value in row.more.items())
+    """Write a row as text, one cell for each header."""
+    others = "".join(f", {name} {value:.3f}" for name, value in row.other_metrics.items())
     return (
         row.task,
         row.method,
         str(row.score.n),
-        f"{percent(row.score)} {row.metric}{more}",
+        f"{percent(row.score)} {row.metric}{others}",
         "" if row.difference is None else percent(row.difference, sign=True),
-        "" if row.p is None else probability(row.p),
-        f"{count(row.trainable)} ({share(row.share)})",
+        "" if row.p_rows is None else probability(row.p_rows),
+        f"{count(row.trainable)} ({share(row.trainable_share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",
         "" if row.peak_mb is None else f"{row.peak_mb:,.0f}",
         clock(row.train_seconds),
@@ -34,7 +33,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def table(document: Document) -> Table:
-    """One row a task and method."""
+    """Lay the rows out for a terminal."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for header in HEADERS:
         made.add_column(header, justify="left" if header in ("task", "method", "score") else "right")
@@ -44,7 +43,7 @@ def table(document: Document) -> Table:
 
 
 def show(document: Document, stream: TextIO) -> None:
-    """Prints the table and what belongs beside it; on a stream that is no terminal without colours, a sentence a line."""
+    """Print the table, the headline and the notes. A stream that is no terminal gets no colours, and one line for each sentence."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, width=160)
@@ -60,15 +59,18 @@ def show(document: Document, stream: TextIO) -> None:
 
 
 def show_progress(document: Document, stream: TextIO) -> None:
-    """A line for each report while a grid is watched."""
+    """Print how many runs have finished, after each report of a grid that is still running."""
     done, planned = len(document.runs), document.planned
     print(f"{done} of {planned} runs are finished: {document.out / FILES[0]}", file=stream, flush=True)
 
 
 def to_json(document: Document) -> dict[str, Any]:
-    """The report as plain values: `answer`, `rows` (one a task and method, each with its `verdict`), `runs`, `notes`, `left_out`,
-    `published`, `examples`, `settings`. What is drawn from the run folders' own logs (curves, rank maps) stays there."""
-    plain = {f.name: getattr(document, f.name) for f in fields(document) if f.name not in ("curves", "maps")}
+    """Turn the report into plain values, one key for each attribute of `Document`; each row has its `verdict` too.
+
+    Training curves and rank patterns are left out: the run folders' own logs hold them.
+    """
+    left_out = ("curves", "rank_patterns")
+    plain = {f.name: getattr(document, f.name) for f in fields(document) if f.name not in left_out}
     return {
         **plain,
         "out": str(document.out),

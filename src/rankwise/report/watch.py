@@ -1,4 +1,4 @@
-"""Keeps a grid's report fresh while the grid runs."""
+"""Keeps a grid's report up to date while the grid runs."""
 
 import time
 from collections.abc import Callable
@@ -9,46 +9,46 @@ from rankwise.report.document import Document
 from rankwise.report.files import write
 from rankwise.run_folder import read_grid, run_folders
 
-LOOK_SECONDS = 2.0
-"""Between two looks at the folder."""
+POLL_SECONDS = 2.0
+"""Time between two readings of the folder."""
 
 
-def watch(out: Path, heard: Callable[[Document], None], *, seconds: float = LOOK_SECONDS) -> Document:
-    """Writes the report again whenever a run of the grid ends, until every run that was asked for has ended.
+def watch(out: Path, on_report: Callable[[Document], None], *, seconds: float = POLL_SECONDS) -> Document:
+    """Write the report again whenever a run of the grid ends, until every run that was asked for has ended.
 
     Args:
         out: the grid's folder.
-        heard: called with each report written.
-        seconds: between two looks.
+        on_report: called with each report after it is written.
+        seconds: time between two readings of the folder.
 
     Returns:
         The last report.
 
     Raises:
         RankwiseError: there is no such folder, or it can't be written.
-        KeyboardInterrupt: Ctrl-C; the page then stays as it is.
+        KeyboardInterrupt: Ctrl-C. The page is written once more, so that it no longer reloads itself.
     """
     if not out.is_dir():
         raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare --out` writes.")
-    known, document = None, None
+    reported, document = None, None
     try:
         while True:
             ended, over = _ended(out)
-            if ended != known and (over or any(why is None for _, _, why in ended)):
+            if ended != reported and (over or any(why is None for _, _, why in ended)):
                 document = write(out, live=not over)
-                heard(document)
-                known = ended
+                on_report(document)
+                reported = ended
             if over and document is not None:
                 return document
             time.sleep(seconds)
     except KeyboardInterrupt:
         if document is not None:
-            write(out)  # a page that doesn't wait for more
+            write(out)
         raise
 
 
 def _ended(out: Path) -> tuple[frozenset[tuple[str, int, str | None]], bool]:
-    """Each run that has ended (when its result was written, or why it failed), and whether no other was asked for."""
+    """List the runs that have ended as (name, time of the result, failure), and say whether all have."""
     ended = []
     for folder in run_folders(out):
         if folder.finished:

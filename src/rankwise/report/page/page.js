@@ -1,10 +1,10 @@
 "use strict";
-// The table sorts, the page follows or takes a colour scheme, figures are drawn when they come into view and again for print.
+// Sorts the table, switches the colour scheme, and draws figures when they come into view and again for print.
 const root = document.documentElement;
-const memory = {
-  // what a reader set survives the page's loading itself again
+// what a reader set survives a reload
+const stored = {
   get: (key) => { try { return sessionStorage.getItem("rankwise " + location.pathname + key); } catch { return null; } },
-  set: (key, value) => { try { sessionStorage.setItem("rankwise " + location.pathname + key, value); } catch { /* not allowed here */ } },
+  set: (key, value) => { try { sessionStorage.setItem("rankwise " + location.pathname + key, value); } catch { /* storage is blocked */ } },
 };
 
 // ── The table ──
@@ -22,7 +22,7 @@ const sortBy = (place, up) => {
   table.classList.add("sorted");
   headings.forEach((heading) => heading.removeAttribute("aria-sort"));
   headings[place].setAttribute("aria-sort", up ? "ascending" : "descending");
-  memory.set("sort", JSON.stringify([place, up]));
+  stored.set("sort", JSON.stringify([place, up]));
 };
 headings.forEach((heading, place) => {
   heading.querySelector("button").addEventListener("click", () => {
@@ -30,7 +30,7 @@ headings.forEach((heading, place) => {
     sortBy(place, now ? now === "descending" : !heading.classList.contains("number"));
   });
 });
-const sorted = JSON.parse(memory.get("sort") || "null");
+const sorted = JSON.parse(stored.get("sort") || "null");
 if (sorted && headings[sorted[0]]) sortBy(...sorted);
 
 // ── Colour scheme ──
@@ -39,10 +39,10 @@ const scheme = document.getElementById("scheme");
 const isDark = () => (root.style.colorScheme || (dark.matches ? "dark" : "light")) === "dark";
 const showScheme = () => { scheme.textContent = isDark() ? "Light" : "Dark"; scheme.setAttribute("aria-label", isDark() ? "Use light colours" : "Use dark colours"); };
 const setScheme = (name) => { root.style.colorScheme = name; showScheme(); redraw(); };
-if (memory.get("scheme")) root.style.colorScheme = memory.get("scheme");
+if (stored.get("scheme")) root.style.colorScheme = stored.get("scheme");
 scheme.hidden = false;
 showScheme();
-scheme.addEventListener("click", () => { const name = isDark() ? "light" : "dark"; memory.set("scheme", name); setScheme(name); });
+scheme.addEventListener("click", () => { const name = isDark() ? "light" : "dark"; stored.set("scheme", name); setScheme(name); });
 dark.addEventListener("change", () => { showScheme(); redraw(); });
 
 // ── Figures ──
@@ -66,10 +66,10 @@ const axis = () => ({
   gridcolor: colour("var(--line)"), linecolor: colour("var(--line)"), zerolinecolor: colour("var(--muted)"), zeroline: false,
   fixedrange: true, automargin: true, title: { standoff: 8, font: { size: 11.5, color: colour("var(--muted)") } }, ticks: "",
 });
-const look = (spec) => {
+const styled = (spec) => {
   const data = coloured(spec.data).map((trace) => trace.colorscale === "ranks" ? {
     ...trace,
-    // by doublings: 4 → 8 looks like 16 → 32
+    // log2: 4 → 8 is the same step in colour as 16 → 32
     z: trace.z.map((row) => row.map((rank) => rank === null ? null : Math.log2(1 + rank))),
     text: trace.z,
     colorscale: [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]),
@@ -84,14 +84,14 @@ const look = (spec) => {
 };
 const draw = (element) => {
   if (!window.Plotly || element.closest("[hidden]")) return null;
-  const [data, layout] = look(figures[element.id]);
+  const [data, layout] = styled(figures[element.id]);
   layout.width = element.clientWidth;
   drawn.add(element);
   return Plotly.react(element, data, layout, { displayModeBar: false, responsive: false });
 };
 const redraw = () => drawn.forEach(draw);
 const plots = [...document.querySelectorAll(".plot")];
-// plotly is large: it is only run once the page can be read and used
+// plotly is large, so it runs only after the page can be read and used
 const loadPlotly = () => {
   if (window.Plotly) return;
   const script = document.createElement("script");
@@ -104,7 +104,7 @@ const drawAll = () => {
     if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
   }), { rootMargin: "400px" });
   plots.forEach((element) => seen.observe(element));
-  const rest = () => {  // one after the other, so that nobody waits for all
+  const rest = () => {  // one at a time, so that the page stays responsive
     const next = plots.find((element) => !drawn.has(element) && !element.closest("[hidden]"));
     if (!next) { root.dataset.drawn = "all"; return; }
     draw(next);
@@ -137,9 +137,9 @@ if (which) {
   const show = () => {
     document.querySelectorAll(".choice").forEach((choice) => { choice.hidden = choice.dataset.choice !== which.value; });
     document.querySelectorAll(".choice:not([hidden]) .plot").forEach((element) => { if (!drawn.has(element)) draw(element); });
-    memory.set("which", which.value);
+    stored.set("which", which.value);
   };
-  if (memory.get("which") && figures[memory.get("which")]) { which.value = memory.get("which"); show(); }
+  if (stored.get("which") && figures[stored.get("which")]) { which.value = stored.get("which"); show(); }
   which.addEventListener("change", show);
 }
 

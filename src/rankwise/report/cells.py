@@ -1,0 +1,74 @@
+"""The finished runs that a report is made of, read from their folders and grouped by task, method and seed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rankwise.errors import RankwiseError
+from rankwise.files import damaged
+from rankwise.report import settings
+from rankwise.run_folder import RunFolder
+
+Cell = tuple[str, str]
+"""A task and a method."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. Each of its files is read once.
+
+    Attributes:
+        folder: where it is.
+        result: its result.json.
+        record: its run.json.
+        predictions: see `RunFolder.read_predictions`.
+        settings: how it was trained, in words.
+    """
+
+    folder: RunFolder
+    result: dict[str, Any]
+    record: dict[str, Any]
+    predictions: pa.Table
+    settings: dict[str, str]
+
+
+Cells = Mapping[Cell, dict[int, Run]]
+"""Runs by task and method, then by seed."""
+
+
+def read(folder: RunFolder) -> Run:
+    """Read a finished run.
+
+    Raises:
+        RankwiseError: a file is missing, damaged, or belongs to another run.
+    """
+    result, record, predictions = folder.read_result(), folder.read_run(), folder.read_predictions()
+    if len(predictions) != result["n_validation"]:
+        raise RankwiseError(
+            f"{folder.path} is inconsistent: predictions.parquet has {len(predictions):,} rows, "
+            f"result.json says {result['n_validation']:,}. Remove this folder to run it again."
+        )
+    try:
+        words = settings.of_run(record, result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(folder.path / "run.json", f"its settings can't be read: {error}") from None
+    return Run(folder, result, record, predictions, words)
+
+
+def by_cell(runs: Iterable[Run], grid: Mapping[str, Any]) -> Cells:
+    """Group runs by task and method, in the order in which the grid asked for them, then by seed.
+
+    Args:
+        runs: finished runs.
+        grid: grid.json; runs that it doesn't name come last, by name.
+    """
+    cells: dict[Cell, dict[int, Run]] = {}
+    for run in runs:
+        cells.setdefault((run.result["task"], run.result["method"]), {})[run.result["seed"]] = run
+    tasks, methods = (
+        {name: place for place, name in enumerate(grid.get(key, []))} for key in ("tasks", "methods")
+    )
+    order = sorted(cells, key=lambda cell: (tasks.get(cell[0], 99), methods.get(cell[1], 99), cell))
+    return {cell: dict(sorted(cells[cell].items())) for cell in order}

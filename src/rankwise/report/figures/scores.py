@@ -1,0 +1,137 @@
+"""Figures of scores: means over seeds, paired differences, and score against the number of trained parameters."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rankwise.report.document import Document
+from rankwise.report.figures.plot import (
+    Figure,
+    Style,
+    by_task,
+    estimate_trace,
+    label,
+    plain,
+    points,
+    rows_layout,
+    style_of,
+)
+from rankwise.report.row import Row
+from rankwise.report.words import count, percent
+
+
+def scores(document: Document) -> list[Figure]:
+    """Draw the mean and interval over seeds, single seeds, and published scores."""
+    style, made = style_of(document), []
+    for place, (task, rows) in enumerate(by_task(document.rows).items()):
+        published = [entry for entry in document.published_scores if entry["task"] == task]
+        data = [trace for y, row in enumerate(rows) for trace in _scored(row, y, style)]
+        data += [_published(entry, len(rows) + y) for y, entry in enumerate(published)]
+        names = [label(row.method) for row in rows]
+        names += [f"{plain(entry['method'])}<br>(published)" for entry in published]
+        layout = rows_layout(names, f"{rows[0].metric} in %")
+        layout["xaxis"]["range"] = _range(data, 2.0)
+        description = ", ".join(f"{row.method} {percent(row.score)}" for row in rows)
+        made.append(
+            Figure(
+                f"score-{place}",
+                f"{task}, {rows[0].metric}",
+                f"{task}: {description}",
+                {"data": data, "layout": layout},
+            )
+        )
+    return made
+
+
+def differences(document: Document) -> list[Figure]:
+    """Draw paired differences from full fine-tuning, with a line at 0."""
+    style, made = style_of(document), []
+    compared = [row for row in document.rows if row.difference is not None]
+    for place, (task, rows) in enumerate(by_task(compared).items()):
+        data = [trace for y, row in enumerate(rows) for trace in _scored(row, y, style, difference=True)]
+        layout = rows_layout([label(row.method) for row in rows], "points above or below full")
+        layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 1.5, "range": _range(data, 1.0, [0.0])}
+        description = ", ".join(
+            f"{row.method} {percent(row.difference, sign=True)}" for row in rows if row.difference is not None
+        )
+        made.append(
+            Figure(f"difference-{place}", task, f"{task}: {description}", {"data": data, "layout": layout})
+        )
+    return made
+
+
+def _scored(row: Row, y: int, style: Style, *, difference: bool = False) -> list[dict[str, Any]]:
+    """A row's mean with its interval, and its single seeds below."""
+    value, single = (row.difference, row.differences) if difference else (row.score, row.scores)
+    sign = "+" if difference else ""
+    if value is None:
+        return []
+    traces = [estimate_trace(row, value, y, style, sign=difference)]
+    if len(single) > 1:
+        shown = [f"{plain(row.method)}, seed {seed}: {100 * v:{sign}.2f}" for seed, v in single.items()]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [points(v) for v in single.values()],
+                "y": [y + 0.27] * len(single),
+                "marker": {"color": style.colour(row.method), "size": 5, "opacity": 0.55},
+                "text": shown,
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _published(entry: dict[str, Any], y: int) -> dict[str, Any]:
+    about = f"{entry['method']} {entry['settings']}: {100 * entry['score']:.1f}, published, full task; {entry['source']}"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [points(entry["score"])],
+        "y": [y],
+        "marker": {"color": "var(--muted)", "size": 11, "symbol": "diamond-open", "line": {"width": 1.5}},
+        "text": [plain(about)],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _range(data: Sequence[dict[str, Any]], least: float, also: Sequence[float] = ()) -> list[float]:
+    """The axis range that shows every point and interval of `data` and the values `also`, at least `least` wide."""
+    ends = list(also)
+    for trace in data:
+        half = trace.get("error_x", {}).get("array", [0.0])[0]
+        ends += [x + side * half for x in trace["x"] for side in (-1, 1)]
+    low, high = min(ends), max(ends)
+    pad = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return [round(low - pad, 3), round(high + pad, 3)]
+
+
+def parameters(document: Document) -> list[Figure]:
+    """Draw score against the number of trained parameters."""
+    style, made = style_of(document), []
+    for place, (task, rows) in enumerate(by_task(document.rows).items()):
+        data = []
+        for row in rows:
+            trace = estimate_trace(row, row.score, 0, style)
+            error = trace.pop("error_x", None)
+            shown = f"{plain(row.method)}: {percent(row.score)} {plain(row.metric)}, {count(row.trainable)} trained"
+            trace |= {"x": [row.trainable], "y": trace["x"], "text": [shown], "name": plain(row.method)}
+            data.append(trace | ({"error_y": error} if error else {}))
+        low, high = (math.log10(f(max(row.trainable, 1) for row in rows)) for f in (min, max))
+        layout = {
+            "height": 300,
+            "showlegend": False,
+            "xaxis": {
+                "type": "log",
+                "title": {"text": "trained parameters"},
+                "range": [low - 0.3, high + 0.3],
+                "dtick": 1,
+            },
+            "yaxis": {"title": {"text": plain(f"{rows[0].metric} in %")}},
+        }
+        description = ", ".join(f"{row.method} {count(row.trainable)}, {percent(row.score)}" for row in rows)
+        made.append(
+            Figure(f"parameters-{place}", task, f"{task}: {description}", {"data": data, "layout": layout})
+        )
+    return made

@@ -1,0 +1,52 @@
+"""The sentences beside the table: how its columns are computed, and what they can't show."""
+
+from collections.abc import Iterable, Sequence
+
+from rankwise.report.cells import Run
+from rankwise.report.row import Row
+from rankwise.run_folder import one_answer
+from rankwise.tasks.problems import PROBLEMS
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Explain the table's columns."""
+    seeds = sorted({row.score.n for row in rows})
+    lines = [
+        f"Score: mean ± 95 % t interval over seeds (n = {', '.join(map(str, seeds))}).",
+        "Δ full: paired difference from full fine-tuning over the same seeds, in points.",
+        "p rows: exact McNemar test over validation rows, Holm-corrected. With several seeds a row counts once, for the method "
+        "that is right on it in more of them.",
+    ]
+    if any(row.metric in PROBLEMS["regression"].metrics for row in rows):
+        lines.append(
+            "In regression, p rows is a sign test: a row counts for the method whose prediction is nearer."
+        )
+    if any(row.p_seeds is not None for row in rows):
+        lines.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
+    if seeds[0] == 1:
+        lines.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")
+    if any(row.verdict == "not shown" for row in rows):
+        lines.append("Not shown is not equal: the intervals say how large a difference may still be.")
+    if any(row.rows_per_second is None for row in rows):
+        lines.append(
+            "Runs that shared the machine (--jobs) or took very few steps show no speed, because it would mislead."
+        )
+    if any(row.memory for row in rows):
+        lines.append("Peak memory by kind: tensor bytes, the same on CPU and GPU (1 MB = 10⁶ bytes).")
+    if not all(row.memory for row in rows):
+        lines.append(
+            "Peak memory: on a GPU the allocator's; elsewhere resident memory above the level before the model was loaded "
+            "(1 MB = 10⁶ bytes)."
+        )
+    return lines
+
+
+def constant_predictions(runs: Iterable[Run]) -> list[str]:
+    """Name the runs that predicted the same class for every row."""
+    names = [run.folder.path.name for run in runs if one_answer(run.predictions)]
+    if not names:
+        return []
+    return [
+        f"These runs predict the same class for every row, so they learned nothing: {', '.join(names)}. "
+        "A lower learning rate may help."
+    ]

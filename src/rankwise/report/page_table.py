@@ -1,0 +1,109 @@
+"""The results table of the page: each column's heading, explanation and cells in one place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.report.document import Document
+from rankwise.report.figures import Style
+from rankwise.report.row import Row
+from rankwise.report.stats import Estimate
+from rankwise.report.words import clock, count, minus, percent, probability, share
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table.
+
+    Attributes:
+        text: as shown.
+        value: what the column sorts by; None sorts last.
+        half: half the interval, set apart so that means align.
+        arrow: points up or down where a difference is shown.
+    """
+
+    text: str = ""
+    value: float | None = None
+    half: str | None = None
+    arrow: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers: its heading, its explanation, and the cell of a row."""
+
+    name: str
+    about: str
+    cell: Callable[[Row], Cell]
+
+
+def columns(document: Document) -> list[Column]:
+    """List the columns behind task and method."""
+    metrics = sorted({name for row in document.rows for name in row.other_metrics})
+    several_seeds = any(row.p_seeds is not None for row in document.rows)
+    p_seeds = Column("p seeds", "Paired t test over seeds, Holm-corrected", lambda row: _p(row.p_seeds))
+    return [
+        Column("n", "Seeds", lambda row: Cell(str(row.score.n), row.score.n)),
+        Column("Score", "Mean over seeds ± half its 95 % t interval, in %", lambda row: _interval(row.score)),
+        *(Column(name, "Mean over seeds, in %", _metric(name)) for name in metrics),
+        Column(
+            "Δ full",
+            "Paired difference from full fine-tuning over the same seeds, in points",
+            lambda row: _interval(row.difference, sign=True, verdict=row.verdict),
+        ),
+        Column(
+            "p rows",
+            "Exact McNemar test over validation rows, Holm-corrected",
+            lambda row: _p(row.p_rows),
+        ),
+        *([p_seeds] if several_seeds else []),
+        Column(
+            "Trained",
+            "Trained parameters, and their share of the plain model's",
+            lambda row: Cell(f"{count(row.trainable)} ({share(row.trainable_share)})", row.trainable),
+        ),
+        Column(
+            "Rows/s", "Training speed, median over seeds", lambda row: _number(row.rows_per_second, "{:.0f}")
+        ),
+        Column("MB", "Peak memory, median over seeds", lambda row: _number(row.peak_mb, "{:,.0f}")),
+        Column(
+            "Time",
+            "Training time, median over seeds",
+            lambda row: Cell(clock(row.train_seconds), row.train_seconds),
+        ),
+    ]
+
+
+def cells(row: Row, columns: list[Column], style: Style) -> dict[str, Any]:
+    """Make a row of the table for the template."""
+    return {
+        "task": row.task,
+        "method": row.method,
+        "colour": style.colour(row.method),
+        "metric": row.metric,
+        "cells": [column.cell(row) for column in columns],
+    }
+
+
+def _metric(name: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        value = row.other_metrics.get(name)
+        return Cell() if value is None else Cell(f"{100 * value:.1f}", value)
+
+    return cell
+
+
+def _number(value: float | None, form: str) -> Cell:
+    return Cell() if value is None else Cell(form.format(value), value)
+
+
+def _p(p: float | None) -> Cell:
+    return Cell() if p is None else Cell(probability(p), p)
+
+
+def _interval(value: Estimate | None, *, sign: bool = False, verdict: str | None = None) -> Cell:
+    if value is None:
+        return Cell()
+    mean, _, half = minus(percent(value, sign=sign)).partition(" ± ")
+    arrow = ("▲" if value.mean > 0 else "▼") if verdict == "shown" else ""
+    return Cell(mean, value.mean, f"± {half}" if half else None, arrow)

@@ -1,0 +1,122 @@
+"""From runs to the rows of the results table: means over seeds, paired differences and tests."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rankwise.errors import RankwiseError
+from rankwise.report import stats
+from rankwise.report.cells import Cell, Cells, Run
+from rankwise.report.row import REFERENCE, Row
+
+
+def rows(cells: Cells) -> tuple[list[Row], list[str]]:
+    """Make the table.
+
+    Returns:
+        One row for each task and method; and a sentence for each that can't be compared with full fine-tuning.
+    """
+    tests: dict[Cell, stats.McNemar] = {}
+    p_seeds: dict[Cell, float] = {}
+    unpaired: dict[Cell, str] = {}
+    for (task, method), runs in cells.items():
+        reference = cells.get((task, REFERENCE), {})
+        shared = sorted(runs.keys() & reference.keys())
+        if method == REFERENCE or not shared:
+            continue
+        try:
+            tests[task, method] = stats.mcnemar(
+                [(runs[s].predictions, reference[s].predictions) for s in shared]
+            )
+        except RankwiseError as error:
+            unpaired[task, method] = f"{task} {method} can't be compared with full. {error}"
+            continue
+        p = stats.paired_t(_scores(runs), _scores(reference))
+        if p is not None:
+            p_seeds[task, method] = p
+    p_rows = _corrected({cell: test.p for cell, test in tests.items()})
+    p_seeds = _corrected(p_seeds)
+    made = [
+        _row(cell, cells, tests.get(cell), p_rows.get(cell), p_seeds.get(cell), cell not in unpaired)
+        for cell in cells
+    ]
+    return made, list(unpaired.values())
+
+
+def _corrected(p_values: Mapping[Cell, float]) -> dict[Cell, float]:
+    return dict(zip(p_values, stats.holm(list(p_values.values())), strict=True))
+
+
+def _row(
+    cell: Cell,
+    cells: Cells,
+    test: stats.McNemar | None,
+    p_rows: float | None,
+    p_seeds: float | None,
+    paired: bool,
+) -> Row:
+    runs, full = cells[cell], cells.get((cell[0], REFERENCE), {})
+    results = [run.result for run in runs.values()]
+    scores, reference = _scores(runs), _scores(full)
+    first = results[0]
+    names = (
+        next(iter(first["scores"].values())).keys() - {first["metric"], "loss"}
+        if first.get("scores")
+        else set()
+    )
+    paired = paired and cell[1] != REFERENCE
+    memory = _memory(results)
+    return Row(
+        task=cell[0],
+        method=cell[1],
+        metric=first["metric"],
+        score=stats.estimate(list(scores.values())),
+        scores=scores,
+        other_metrics={name: statistics.fmean(_metric(r, name) for r in results) for name in sorted(names)},
+        difference=stats.paired_difference(scores, reference) if paired else None,
+        differences={s: scores[s] - reference[s] for s in scores if s in reference} if paired else {},
+        p_rows=p_rows,
+        p_seeds=p_seeds,
+        only_this=test.only_first if test else None,
+        only_full=test.only_second if test else None,
+        trainable=first["trainable_params"],
+        trainable_share=first["trainable_params"] / (first["total_params"] - first["adapter_params"]),
+        adapter_params=first["adapter_params"],
+        mean_rank=_median(r.get("mean_rank") for r in results),
+        rows_per_second=_median(r["samples_per_second"] for r in results),
+        speeds=[r["samples_per_second"] for r in results if r["samples_per_second"] is not None],
+        peak_mb=memory["total"]
+        if memory
+        else _median(r.get("peak_cuda_mb") or r["peak_rss_mb"] for r in results),
+        memory=memory,
+        train_seconds=statistics.median(r["train_seconds"] for r in results),
+        n_train=first["n_train"],
+        n_validation=first["n_validation"],
+    )
+
+
+def _scores(runs: Mapping[int, Run]) -> dict[int, float]:
+    return {seed: run.result["score"] for seed, run in runs.items()}
+
+
+def _metric(result: dict[str, Any], name: str) -> float:
+    """A metric on the first validation split."""
+    return next(iter(result["scores"].values()))[name]
+
+
+def _memory(results: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Peak tensor memory by kind in MB, of the run with the median total, so that the kinds still sum to it.
+
+    None where a run has none.
+    """
+    recorded = [r.get("peak_memory_mb") for r in results]
+    whole = [kinds for kinds in recorded if isinstance(kinds, dict) and kinds.get("total") is not None]
+    if len(whole) < len(recorded):
+        return None
+    return sorted(whole, key=lambda kinds: kinds["total"])[(len(whole) - 1) // 2]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """The median, or None as soon as one run has no value: a median over some of them would mislead."""
+    values = list(values)
+    return None if any(v is None for v in values) else statistics.median(v for v in values if v is not None)
