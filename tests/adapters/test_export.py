@@ -1,8 +1,9 @@
-"""Adapters in other programs' forms, against what those programs or plain linear algebra make of them."""
+"""Exported adapters, against what other programs or plain linear algebra make of them."""
 
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -10,9 +11,11 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import tiny
 from rankwise import export
-from rankwise.adapters import peft_format
-from rankwise.adapters.export import components, read_loralib
+from rankwise.adapters import attach, peft_format
+from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.formats import FORMATS, ExportFormat, loralib
 from rankwise.adapters.inspect import inspect
+from rankwise.adapters.truncate import components
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import find_targets, insert, train_beside
@@ -51,7 +54,7 @@ def in_peft(base, folder: Path):
     return PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
 
 
-def test_one_rank_for_all_layers_filled_up_with_zeros_changes_nothing(base, adapted, tmp_path):
+def test_padding_to_a_uniform_rank_leaves_the_logits_unchanged(base, adapted, tmp_path):
     model, folder = adapted
     done = export(folder, tmp_path / "out", uniform_rank=4)
     assert set(done.ranks.values()) == {4}
@@ -63,19 +66,19 @@ def test_one_rank_for_all_layers_filled_up_with_zeros_changes_nothing(base, adap
 
 
 @pytest.mark.parametrize(("rank", "params"), [(2, None), (None, 64 * 5), (2, 64 * 2 * 3)])
-def test_a_cut_keeps_the_best_update_of_its_size(adapted, tmp_path, rank, params):
+def test_truncation_keeps_the_best_update_of_its_size(adapted, tmp_path, rank, params):
     model, folder = adapted
     done = export(folder, tmp_path / "out", uniform_rank=rank, max_params=params)
-    cut = peft_format.read(tmp_path / "out")
+    smaller = peft_format.read(tmp_path / "out")
     updates = {path: layer.delta().double() for path, layer in lora_layers(model).items()}
     values = {path: torch.linalg.svdvals(update)[:4] for path, update in updates.items()}
     total = sum(float((update**2).sum()) for update in updates.values())
     left = 0.0
     for path, update in updates.items():
         here = torch.zeros_like(update)
-        if path in cut.lora:
-            A, B = (m.double() for m in cut.lora[path])
-            here = cut.scaling[path] * (B @ A)
+        if path in smaller.lora:
+            A, B = (m.double() for m in smaller.lora[path])
+            here = smaller.scaling[path] * (B @ A)
         left += float(((update - here) ** 2).sum())
     assert 1 - left / total == pytest.approx(done.kept, abs=1e-5)
     if params is None:
@@ -89,7 +92,7 @@ def test_a_cut_keeps_the_best_update_of_its_size(adapted, tmp_path, rank, params
     assert done.kept == pytest.approx(best / total, abs=1e-5)
 
 
-def test_without_its_head_an_adapter_is_lora_matrices_alone(base, adapted, tmp_path):
+def test_an_export_without_head_holds_only_lora_matrices(base, adapted, tmp_path):
     _, folder = adapted
     assert any("vLLM" in note and "--no-head" in note for note in export(folder, tmp_path / "with").notes)
     done = export(folder, tmp_path / "without", uniform_rank=4, head=False)
@@ -99,7 +102,7 @@ def test_without_its_head_an_adapter_is_lora_matrices_alone(base, adapted, tmp_p
     assert adapter.modules_to_save == []
 
 
-def test_loralibs_form_and_back_is_the_same_adapter(base, adapted, tmp_path):
+def test_an_adapter_survives_the_way_to_loralib_and_back(base, adapted, tmp_path):
     model, folder = adapted
     done = export(folder, tmp_path / "out.bin", format="loralib")
     assert any("r=4, lora_alpha=8" in note for note in done.notes)
@@ -108,22 +111,39 @@ def test_loralibs_form_and_back_is_the_same_adapter(base, adapted, tmp_path):
     layer = lora_layers(model)[path]
     torch.testing.assert_close(2.0 * state[f"{path}.lora_B"] @ state[f"{path}.lora_A"], layer.delta())
     export(tmp_path / "out.bin", tmp_path / "back", base="tiny", alpha=8)
-    back = peft_format.attach(copy.deepcopy(base), peft_format.read(tmp_path / "back")).eval()
+    back = attach.attach(copy.deepcopy(base), peft_format.read(tmp_path / "back")).eval()
     torch.testing.assert_close(back(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_a_loralib_checkpoint_is_inspected_as_the_adapter_that_it_holds(adapted, tmp_path):
+def test_a_format_from_outside_the_package_is_one_entry(adapted, tmp_path, monkeypatch):
+    """A format that stores ΔW of each layer, as a plug-in would register it."""
+
+    def write(adapter: Adapter, out: Path) -> None:
+        deltas = {path: (adapter.scaling[path] * (B @ A)).numpy() for path, (A, B) in adapter.lora.items()}
+        np.savez(out, **deltas)
+
+    monkeypatch.setitem(FORMATS, "delta", ExportFormat("delta", write, one_file=True))
+    model, folder = adapted
+    export(folder, tmp_path / "deltas.npz", format="delta")
+    with np.load(tmp_path / "deltas.npz") as found:
+        for path, layer in lora_layers(model).items():
+            np.testing.assert_allclose(found[path], layer.delta().numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(RankwiseError, match=r"no export format 'delt'.*peft, loralib, delta"):
+        export(folder, tmp_path / "x", format="delt")
+
+
+def test_a_loralib_checkpoint_is_inspected_like_its_adapter(adapted, tmp_path):
     _, folder = adapted
     export(folder, tmp_path / "out.bin", format="loralib")
     mine, expected = inspect(tmp_path / "out.bin"), inspect(folder)
-    assert mine["adapter_params"] >= expected["adapter_params"]  # filled up to one rank
+    assert mine["adapter_params"] >= expected["adapter_params"]  # padded to one rank
     assert mine["effective_rank"] == pytest.approx(expected["effective_rank"], rel=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LORALIB.is_file(), reason="needs the LoRA paper's checkpoint")
-def test_the_lora_papers_own_checkpoint_loads_into_roberta_base():
-    adapter = read_loralib(LORALIB, "roberta-base", 16)
+def test_the_lora_papers_checkpoint_loads_into_roberta_base():
+    adapter = loralib.read(LORALIB, "roberta-base", 16)
     assert len(adapter.lora) == 24
     assert adapter.num_labels == 3
     torch.manual_seed(0)
@@ -131,7 +151,7 @@ def test_the_lora_papers_own_checkpoint_loads_into_roberta_base():
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=3
     ))  # fmt: skip
     plain = copy.deepcopy(model.roberta.encoder.layer[3].attention.self.value)
-    peft_format.attach(model, adapter)
+    attach.attach(model, adapter)
     state = torch.load(LORALIB, map_location="cpu", weights_only=True)
     placed = lora_layers(model)
     assert set(placed) == {
@@ -146,7 +166,7 @@ def test_the_lora_papers_own_checkpoint_loads_into_roberta_base():
         assert torch.equal(value, state[f"classifier.{name}"])
 
 
-def test_components_are_those_of_the_singular_value_decomposition():
+def test_components_are_those_of_the_svd():
     A, B = torch.randn(3, 10, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     (left, right), sigma = components(A, B)
     U, values, Vh = torch.linalg.svd((B @ A).double())
@@ -155,11 +175,11 @@ def test_components_are_those_of_the_singular_value_decomposition():
         torch.testing.assert_close(torch.outer(right[:, k], left[k]), values[k] * torch.outer(U[:, k], Vh[k]))
 
 
-def test_what_cannot_be_exported_is_refused_in_a_sentence(adapted, tmp_path, capfd):
+def test_impossible_exports_are_refused_with_a_message(adapted, tmp_path, capfd):
     _, folder = adapted
     with pytest.raises(RankwiseError, match="holds the adapter itself"):
         export(folder, folder)
-    with pytest.raises(RankwiseError, match="--max-params 10 doesn't reach"):
+    with pytest.raises(RankwiseError, match="--max-params 10 is too small"):
         export(folder, tmp_path / "out", max_params=10)
     (tmp_path / "x.bin").write_bytes(b"nothing")
     with pytest.raises(RankwiseError, match="--alpha"):
@@ -175,7 +195,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(adapted, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_says_what_is_kept(adapted, tmp_path, capfd):
+def test_the_command_prints_the_kept_energy(adapted, tmp_path, capfd):
     _, folder = adapted
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(folder), "--out", str(tmp_path / "out"), "--max-params", "0.2k"])
@@ -184,14 +204,14 @@ def test_the_command_says_what_is_kept(adapted, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("content", [b"", b"review,stars\nok,1\n", b'{"a": 1}', bytes(range(256))])
-def test_any_other_file_is_no_loralib_checkpoint_and_nobody_is_told_to_load_it_unsafely(tmp_path, content):
+def test_other_files_are_refused_without_advice_to_load_them_unsafely(tmp_path, content):
     (tmp_path / "other").write_bytes(content)
     with pytest.raises(RankwiseError, match="other is no loralib checkpoint") as said:
         inspect(tmp_path / "other")
     assert "weights_only" not in str(said.value)
 
 
-def test_a_checkpoint_that_is_a_tensor_holds_no_lora_matrices(tmp_path):
+def test_a_file_of_one_tensor_holds_no_lora_matrices(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(RankwiseError, match=r"holds no LoRA matrices"):
         inspect(tmp_path / "tensor.pt")

@@ -1,4 +1,4 @@
-"""One row a family: adapted, trained, saved, and taken up by PEFT and Transformers; and the other way round."""
+"""Each model family: adapted, trained and saved here, loaded by PEFT and Transformers; and the other way round."""
 
 import copy
 from pathlib import Path
@@ -78,7 +78,7 @@ def check_merged(adapter: Path, out: Path, tokenizer, expected: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_trained_here_is_at_home_in_peft_and_transformers(family, bases, tmp_path):
+def test_peft_and_transformers_load_what_is_trained_here(family, bases, tmp_path):
     base = bases(family)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = rankwise.adapt(classifier(base), 3)
@@ -96,7 +96,7 @@ def test_what_is_trained_here_is_at_home_in_peft_and_transformers(family, bases,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_peft_trained_is_at_home_here(family, bases, tmp_path):
+def test_what_peft_trained_loads_here(family, bases, tmp_path):
     base = bases(family)
     tokenizer = AutoTokenizer.from_pretrained(base)
     ours = rankwise.adapt(classifier(base), 3)
@@ -124,7 +124,7 @@ def test_what_peft_trained_is_at_home_here(family, bases, tmp_path):
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_rows_packed_or_padded_get_the_logits_they_get_alone(family, bases):
+def test_batched_rows_get_the_logits_of_single_rows(family, bases):
     base = bases(family)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = rankwise.adapt(classifier(base), 3)
@@ -133,7 +133,7 @@ def test_rows_packed_or_padded_get_the_logits_they_get_alone(family, bases):
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_the_list_of_families_says_how_each_is_run(family):
+def test_the_list_of_families_is_right_about_each(family):
     entry = families.family(family)
     model = tiny.classifier(family)
     assert (entry.packed, entry.why) == can_pack(model)
@@ -142,7 +142,7 @@ def test_the_list_of_families_says_how_each_is_run(family):
     assert entry.targets == KNOWN[family].query_value
 
 
-def test_an_encoder_from_scratch_is_drawn_from_the_runs_seed_and_trained_whole(tmp_path):
+def test_an_encoder_from_scratch_is_drawn_from_the_seed(tmp_path):
     def loaded(seed: int):
         source = warm_start.locate(RunConfig(method="full", model=ModelOptions(model="scratch:small")))
         return loading.load(source, ["negative", "positive"], dtype=torch.float32, seed=seed)[0]

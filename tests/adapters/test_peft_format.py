@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import tiny
-from rankwise.adapters import peft_format
+from rankwise.adapters import attach, peft_format
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import adapt, find_targets, insert
 from rankwise.lora.layer import lora_layers
@@ -58,27 +58,27 @@ def test_what_peft_saves_loads_here_with_equal_logits(family, options, tmp_path)
     config = LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=7, init_lora_weights=False, **options, **fused)
     peft = get_peft_model(copy.deepcopy(base), config).eval()
     peft.save_pretrained(tmp_path)
-    ours = peft_format.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
+    ours = attach.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
     with torch.no_grad():
         assert relative(ours(IDS).logits, peft(IDS).logits) <= 1e-5
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_loading_back_restores_logits_and_what_is_trained(family, tmp_path):
+def test_loading_restores_logits_and_trained_parameters(family, tmp_path):
     base = tiny.classifier(family)
     model = trained(base)
     peft_format.save(model, tmp_path)
-    back = peft_format.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
+    back = attach.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
     assert torch.equal(back(IDS).logits, model(IDS).logits)
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in back.named_parameters() if p.requires_grad} == names
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "modernbert"])
-def test_a_merged_model_is_an_ordinary_transformers_folder(family, tmp_path):
+def test_a_merged_model_loads_in_transformers(family, tmp_path):
     model = trained(tiny.classifier(family))
     expected = model(IDS).logits
-    peft_format.merge(model).save_pretrained(tmp_path)
+    attach.merge(model).save_pretrained(tmp_path)
     assert not lora_layers(model)
     merged = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
@@ -91,18 +91,18 @@ def test_label_names_travel_with_the_adapter(tmp_path):
     assert peft_format.read(tmp_path).label_names == ["schlecht", "größer"]
 
 
-def test_a_new_pooler_is_trained_saved_and_restored(tmp_path):
+def test_a_new_pooler_is_saved_and_restored(tmp_path):
     base = tiny.classifier("bert")
     model = trained(base, also_train=["bert.pooler"])
     peft_format.save(model, tmp_path)
     assert "base_model.model.bert.pooler.dense.weight" in load_file(tmp_path / peft_format.WEIGHTS)
     peft = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
-    back = peft_format.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
+    back = attach.attach(copy.deepcopy(base), peft_format.read(tmp_path)).eval()
     torch.testing.assert_close(peft(IDS).logits, model(IDS).logits)
     assert torch.equal(back(IDS).logits, model(IDS).logits)
 
 
-def test_alpha_over_r_holds_for_each_layer_of_its_own_rank(tmp_path):
+def test_alpha_over_r_is_right_for_layers_of_different_ranks(tmp_path):
     base = tiny.classifier("bert")
     paths = find_targets(base)
     model = copy.deepcopy(base)
@@ -119,24 +119,24 @@ def test_another_base_model_is_refused(tmp_path):
     peft_format.save(trained(tiny.classifier("bert")), tmp_path)
     adapter = peft_format.read(tmp_path)
     with pytest.raises(RankwiseError, match="another base model.*other weights"):
-        peft_format.attach(tiny.classifier("bert", seed=5), adapter)
+        attach.attach(tiny.classifier("bert", seed=5), adapter)
     with pytest.raises(RankwiseError, match="another base model.*does not have"):
-        peft_format.attach(tiny.classifier("roberta"), adapter)
+        attach.attach(tiny.classifier("roberta"), adapter)
 
 
 def test_the_same_base_in_bfloat16_is_recognised(tmp_path):
     base = tiny.classifier("bert")
     peft_format.save(trained(base), tmp_path)
-    peft_format.attach(copy.deepcopy(base).to(torch.bfloat16), peft_format.read(tmp_path))
+    attach.attach(copy.deepcopy(base).to(torch.bfloat16), peft_format.read(tmp_path))
 
 
 def test_another_number_of_labels_is_refused(tmp_path):
     peft_format.save(trained(tiny.classifier("bert", num_labels=3)), tmp_path)
     with pytest.raises(RankwiseError, match="for 3 labels; this model has 2"):
-        peft_format.attach(tiny.classifier("bert"), peft_format.read(tmp_path))
+        attach.attach(tiny.classifier("bert"), peft_format.read(tmp_path))
 
 
-def test_damaged_and_foreign_files_are_refused_in_a_sentence(tmp_path):
+def test_damaged_and_unsupported_files_are_refused(tmp_path):
     with pytest.raises(RankwiseError, match="holds no adapter"):
         peft_format.read(tmp_path)
     peft_format.save(trained(tiny.classifier("bert")), tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 
 import rankwise
 import tiny
-from rankwise.adapters import peft_format
+from rankwise.adapters import attach, peft_format
 from rankwise.config import ModelOptions, RunConfig
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import LoRALinear, lora_layers
@@ -101,7 +101,7 @@ def test_an_adapter_trained_on_a_quantized_base_loads_on_the_base_itself(tmp_pat
     peft_format.save(model, tmp_path)
     adapter = peft_format.read(tmp_path)
     assert not adapter.fingerprint
-    assert lora_layers(peft_format.attach(tiny.classifier("bert"), adapter))
+    assert lora_layers(attach.attach(tiny.classifier("bert"), adapter))
 
 
 @bits

@@ -1,7 +1,7 @@
-"""What an adapter holds: its ranks, how they were found, and how much of each layer's update lies in how few directions.
+"""What an adapter holds: its ranks, how they were found, and how its energy is spread over components.
 
-Energy is the share of the squared singular values of s·B·A. It isn't loss: what can go without harm is told by held-out rows
-(`rankwise compress`), not by energy alone.
+The energy of a component is its share of the squared singular values of s·B·A. Energy isn't loss: which components can be pruned is
+decided on held-out rows (`rankwise compress`).
 """
 
 from pathlib import Path
@@ -11,33 +11,33 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters import peft_format
-from rankwise.adapters.export import read_loralib
-from rankwise.adapters.peft_format import Adapter
+from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.formats import loralib
 from rankwise.adapters.rank_table import draw
 from rankwise.run_folder import RunFolder
 
 ENERGIES = (0.9, 0.99, 0.999)
 ANY_ALPHA = 1.0
-"""Of a loralib checkpoint, which doesn't say its own: shares of energy are the same under any."""
+"""Stands in for the alpha of a loralib checkpoint, which doesn't hold its own: shares of energy don't depend on it."""
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """Ranks, size, energies and decisions of an adapter, as plain values.
+    """Describe an adapter as plain values: ranks, size, energies and decisions.
 
     Args:
-        folder: made here or by PEFT; or a loralib checkpoint's file.
+        folder: of an adapter made here or by PEFT; or a loralib checkpoint.
 
     Returns:
-        `rank` {module path: r}, `mean_rank`, `adapter_params` (LoRA matrices only), `effective_rank` {module path: exp of the entropy of
-        the singular values} (Roy & Vetterli 2007), `energy` {module path: share of each component, largest first}, `size_at_energy`
-        {share: components and parameters that hold it}, `decisions` as in ranks.jsonl.
+        `rank`: module path → r; `mean_rank`; `adapter_params`: entries of the LoRA matrices; `effective_rank`: module path → exp of the
+        entropy of the singular values (Roy & Vetterli 2007); `energy`: module path → share of each component, largest first;
+        `size_at_energy`: share → components and parameters that hold it; `decisions`: as in ranks.jsonl.
 
     Raises:
         RankwiseError: no adapter there.
     """
-    adapter = read_loralib(folder, None, ANY_ALPHA) if folder.is_file() else peft_format.read(folder)
+    adapter = loralib.read(folder, None, ANY_ALPHA) if folder.is_file() else peft_format.read(folder)
     run = RunFolder(folder)
-    ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}
+    ranks = adapter.ranks
     if run.finished:
         ranks = run.read_result().get("rank") or ranks
     spectra = {path: _singular_values(adapter, path) for path in adapter.lora}
@@ -72,7 +72,7 @@ def _effective_rank(values: Tensor) -> float:
 
 
 def _sizes(adapter: Adapter, spectra: dict[str, Tensor]) -> dict[str, dict[str, int]]:
-    """Components and parameters that hold a share of the energy of all layers together, the largest first."""
+    """Count the components and parameters that hold a share of the energy of all layers, taking the largest first."""
     widths = {path: A.shape[1] + B.shape[0] for path, (A, B) in adapter.lora.items()}
     energies = torch.cat([values**2 for values in spectra.values()])
     costs = torch.tensor([widths[path] for path, values in spectra.items() for _ in values])
@@ -86,22 +86,28 @@ def _sizes(adapter: Adapter, spectra: dict[str, Tensor]) -> dict[str, dict[str, 
 
 
 def describe(found: dict[str, Any]) -> list[str]:
-    """The same in words, line by line."""
+    """Describe what `inspect` found in lines of text."""
     lines = [
         f"{found['adapter']}: {found['adapter_params']:,} parameters in {sum(1 for r in found['rank'].values() if r)} of "
         f"{len(found['rank'])} layers, mean rank {found['mean_rank']:.2f}."
     ]
     lines += ["", "Rank", *draw(found["rank"])]
-    if not found["decisions"]:  # one that found its ranks has hardly more directions than are needed
+    if not found["decisions"]:  # where ranks were found, the effective rank is close to the rank
         effective = {path: round(found["effective_rank"].get(path, 0.0)) for path in found["rank"]}
-        lines += ["", "Effective rank (how many directions the update is spread over)", *draw(effective)]
+        lines += [
+            "",
+            "Effective rank (number of directions that the update is spread over)",
+            *draw(effective),
+        ]
     lines.append("")
     lines += [
         f"{100 * float(share):g} % of the energy is in {size['components']} components ({size['adapter_params']:,} parameters)."
         for share, size in found["size_at_energy"].items()
     ]
     if found["decisions"]:
-        lines += ["", "How it came about", *(decision["text"] for decision in found["decisions"])]
+        lines += ["", "Rank decisions", *(decision["text"] for decision in found["decisions"])]
     else:
-        lines += ["Energy is not loss: `rankwise compress` finds on held-out rows what can go."]
+        lines += [
+            "Energy is not loss: `rankwise compress` finds on held-out rows which components can be pruned."
+        ]
     return lines

@@ -1,4 +1,4 @@
-"""Loads and merges what was trained: an adapter on its base model, or a fully fine-tuned model."""
+"""Loads what was trained: an adapter on its base model, or a fully fine-tuned model; and merges an adapter into its base."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise.adapters import peft_format
+from rankwise.adapters import attach, peft_format
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder, make_folder
 from rankwise.models import hub, loading
@@ -19,7 +19,7 @@ from rankwise.tasks.problems import of_config
 def load(
     folder: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Loads what `save`, `rankwise train` or PEFT wrote: an adapter on its base model, or a fully fine-tuned one.
+    """Load what `save`, `rankwise train` or PEFT wrote: an adapter on its base model, or a fully fine-tuned model.
 
     Args:
         folder: holds `adapter_config.json`, or a Transformers model.
@@ -27,18 +27,18 @@ def load(
         dtype: of the base's weights.
 
     Raises:
-        RankwiseError: nothing to load there, or an adapter that doesn't fit the base.
+        RankwiseError: nothing to load there, or the adapter doesn't fit the base.
     """
     model = load_any(Path(folder), base=base, dtype=dtype)
     if not isinstance(model, PreTrainedModel):
         raise RankwiseError(
-            f"The adapter in {folder} puts virtual tokens before each row; load it with peft.PeftModel.from_pretrained."
+            f"The adapter in {folder} adds virtual tokens to each row; load it with peft.PeftModel.from_pretrained."
         )
     return model
 
 
 def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module:
-    """The same for every kind of adapter: PEFT's wrapper comes back where that adds virtual tokens."""
+    """Load any kind of adapter. PEFT's wrapper is returned where the adapter adds virtual tokens."""
     if not (folder / peft_format.CONFIG).is_file():
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
@@ -48,30 +48,36 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
     adapter = peft_format.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:
-        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
+        raise RankwiseError(
+            f"The adapter in {folder} doesn't name its base model. Name it with --model (base= in Python)."
+        )
     try:
         source = loading.locate(name)
     except RankwiseError as error:
-        why = "" if base else f" The adapter in {folder} was trained on it; say where it is now with --model."
+        why = (
+            ""
+            if base
+            else f" The adapter in {folder} was trained on it. Say where it is now with --model (base= in Python)."
+        )
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     problem = adapter.problem or ("regression" if len(labels) == 1 else "classification")
     model, _ = loading.load(source, labels, dtype=dtype, seed=0, problem=problem)
-    if adapter.foreign is not None:
+    if adapter.unsupported is not None:
         from rankwise.adapters import peft_kinds
 
         return peft_kinds.load(model, folder)
-    return peft_format.attach(model, adapter).eval()
+    return attach.attach(model, adapter).eval()
 
 
 def _unnamed_labels(config: Any, count: int | None) -> list[str]:
-    """The labels of an adapter that doesn't name them: its base's, where the number agrees."""
+    """Name the labels of an adapter that doesn't: as its base does, where the number agrees."""
     names = [config.id2label[i] for i in sorted(config.id2label)]
     return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
 
 
 def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
-    """Folds an adapter into a float32 copy of its base and writes an ordinary Transformers folder, tokenizer included.
+    """Merge an adapter into a float32 copy of its base and write an ordinary Transformers folder, tokenizer included.
 
     Raises:
         RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
@@ -87,10 +93,10 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
     adapter = peft_format.read(folder)
     model = load(folder, base=base, dtype=torch.float32)
     source = loading.locate(base or cast(str, adapter.base_model))
-    merged = cast(PreTrainedModel, peft_format.merge(model))
+    merged = cast(PreTrainedModel, attach.merge(model))
     make_folder(out)
     try:
-        # The files appear whole or not at all: a model cut short would load with weights missing.
+        # Files are moved into place whole: a model written halfway would load with weights missing.
         with TemporaryDirectory(dir=out, prefix=".merging-") as workspace, loading.quiet():
             merged.save_pretrained(workspace)
             source.tokenizer.save_pretrained(workspace)
@@ -104,7 +110,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
 
 
 def _nothing_trained(folder: Path) -> str:
-    """Why a folder can't be loaded, and what could be."""
+    """Say why a folder can't be loaded, and what could be."""
     if not folder.is_dir():
         return (
             f"There is no folder {folder}."

@@ -1,4 +1,4 @@
-"""Adapters of PEFT's other kinds (IA³, prompt tuning, AdaLoRA …): PEFT itself puts them onto their base."""
+"""Adapters of PEFT's other kinds (IA³, prompt tuning, AdaLoRA …), which PEFT itself puts onto their base."""
 
 import contextlib
 import warnings
@@ -12,15 +12,25 @@ from transformers import PreTrainedModel
 
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import train_beside
-from rankwise.models.families import body_and_heads
 from rankwise.models import loading
+from rankwise.models.families import body_and_heads
 
 
 def load(model: PreTrainedModel, folder: Path) -> nn.Module:
-    """Puts an adapter of any of PEFT's kinds that is saved in `folder` onto its base, to be run: the model, or PEFT's wrapper of it where
-    that adds virtual tokens."""
+    """Put an adapter of any of PEFT's kinds onto its base, for inference.
+
+    Args:
+        model: the base; changed in place.
+        folder: of the adapter.
+
+    Returns:
+        The model, or PEFT's wrapper of it where the adapter adds virtual tokens.
+
+    Raises:
+        RankwiseError: PEFT can't put it onto this model.
+    """
     train_beside(model, body_and_heads(model)[1])
-    with sentences(folder.name, model):
+    with peft_errors(folder.name, model):
         wrapper = PeftModel.from_pretrained(model, str(folder))
     wrapper.eval()
     inside = wrapper if wrapper.active_peft_config.is_prompt_learning else wrapper.get_base_model()
@@ -28,8 +38,8 @@ def load(model: PreTrainedModel, folder: Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def sentences(name: str, model: nn.Module) -> Iterator[None]:
-    """What PEFT refuses, as one sentence; its advice to others stays off the terminal."""
+def peft_errors(name: str, model: nn.Module) -> Iterator[None]:
+    """Turn PEFT's exceptions into a RankwiseError of one sentence, and keep its warnings off the terminal."""
     try:
         with warnings.catch_warnings(), loading.quiet():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Ranks as a small map: layers from left to right, a row for each kind of module.
+"""Ranks as a small table: layers from left to right, a row for each kind of module.
 
 layer   0   1   2   3
 query   ·   2   1   4
@@ -10,19 +10,25 @@ from collections.abc import Mapping
 
 
 def place(path: str) -> tuple[str, int]:
-    """`bert.encoder.layer.3.attention.self.query` → (`query`, 3): the kind of a module, and the layer it is in (0 where none is named)."""
+    """Split a path into the kind of a module and the layer it is in (0 where none is named).
+
+    `bert.encoder.layer.3.attention.self.query` → (`query`, 3).
+    """
     numbers = re.findall(r"\.(\d+)\.", path)
     return path.rpartition(".")[2], int(numbers[0]) if numbers else 0
 
 
 def name(path: str) -> str:
-    """The same in words: `query, layer 3`."""
+    """Write a path as `query, layer 3`."""
     kind, layer = place(path)
     return f"{kind}, layer {layer}"
 
 
 def draw(ranks: Mapping[str, int]) -> list[str]:
-    """Lines of text, the first of which numbers the layers; `·` is rank 0. A kind that a layer has twice is told apart by its path."""
+    """Draw a table in lines of text.
+
+    The first line numbers the layers; `·` is rank 0. Where a layer has two modules of one kind, rows are named by their paths.
+    """
     kinds = [place(path)[0] for path in ranks]
     places = {path: place(path) for path in ranks}
     if len(set(places.values())) < len(places):

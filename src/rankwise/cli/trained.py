@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 
@@ -219,7 +219,7 @@ def export(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
-    format: Literal["peft", "loralib"] = "peft",
+    format: str = "peft",
     uniform_rank: MaybeWhole = None,
     max_params: Annotated[int | None, Parameter(converter=_count)] = None,
     no_head: bool = False,
@@ -234,7 +234,7 @@ def export(
     Parameters
     ----------
     format
-        peft or loralib.
+        peft or loralib, or one that a plug-in adds.
     uniform_rank
         The same rank for each layer, as servers want it: cut by singular values, or filled up with zeros.
     max_params

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapters import peft_format
-from rankwise.adapters.peft_kinds import sentences
+from rankwise.adapters.peft_kinds import peft_errors
 from rankwise.models import loading
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.tasks.encoding import Encoded
@@ -169,7 +169,7 @@ def prepare(
         document["eva_config"] = EvaConfig()
     _fits(model, document, rows)
     seed_torch(config.seed, "adapter")
-    with sentences(name, model):
+    with peft_errors(name, model):
         make = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
         peft_config = make(task_type=TaskType.SEQ_CLS, modules_to_save=heads, **document)
         wrapper = cast(PeftModel, get_peft_model(model, peft_config))

@@ -11,16 +11,16 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from rankwise.adapters import peft_format
-from rankwise.models import hub, loading
-from rankwise.adapters.peft_format import Adapter
+from rankwise.adapters import attach, peft_format
+from rankwise.adapters.adapter import Adapter
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import find_targets, scale, train_beside, trained_beside
+from rankwise.models import hub, loading
 from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
-from rankwise.tasks.problems import of_config
 from rankwise.run_folder import RunFolder
+from rankwise.tasks.problems import of_config
 from rankwise.tasks.task import Task
 
 
@@ -76,10 +76,10 @@ def load(
     kept = _same_labels(adapter, task)
     adapter = replace(adapter if kept else _without_head(model, adapter), dropout=config.lora.lora_dropout)
     if _method(config) == "full":
-        peft_format.merge(peft_format.attach(model, adapter))
+        attach.merge(attach.attach(model, adapter))
     else:
         _refuse_other_adapter(model, adapter, config.lora)
-        peft_format.attach(model, adapter)
+        attach.attach(model, adapter)
         there = trained_beside(model)
         train_beside(model, [path for path in (*body_and_heads(model)[1], *new) if path not in there])
     return model, new, f"Started from the adapter in {folder}, {_head(kept)}."

@@ -1,0 +1,72 @@
+"""A LoRA adapter by itself, apart from any file format and any base model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Factors = tuple[Tensor, Tensor]
+"""A [r, d_in] and B [d_out, r] of a layer's update s·B·A."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter and what is known of its base model.
+
+    Attributes:
+        folder: folder or file that it was read from; None where it comes from a model in memory.
+        base_model: name or folder of the base model it was trained on.
+        lora: module path → A and B.
+        scaling: module path → s.
+        dropout: on the adapter's input during training.
+        trained: parameter path → value, for modules saved whole (head, new pooler).
+        modules_to_save: names of these modules.
+        label_names: of the classes, in the order of their ids; None where the file doesn't say.
+        fingerprint: identifies the base's weights (see `attach.fingerprint`); None where unknown, empty where they were quantized.
+        problem: what the head's outputs mean (see `tasks.problems`); None where the file doesn't say.
+        unsupported: why only PEFT can run it, as the end of a sentence; None where W0 + s·B·A describes it.
+        base_path: name or folder that Transformers loads the base from, where it isn't `base_model`.
+        target_modules: short names that mean exactly the layers of `lora`; None: their paths.
+        fan_in_fan_out: the layers are Conv1D, which stores its weight transposed.
+        config: fields of its adapter_config.json that stand nowhere else.
+    """
+
+    folder: Path | None
+    base_model: str | None
+    lora: dict[str, Factors]
+    scaling: dict[str, float]
+    dropout: float
+    trained: dict[str, Tensor]
+    modules_to_save: list[str]
+    label_names: list[str] | None
+    fingerprint: str | None
+    problem: str | None = None
+    unsupported: str | None = None
+    base_path: str | None = None
+    target_modules: list[str] | None = None
+    fan_in_fan_out: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Module path → r."""
+        return {path: A.shape[0] for path, (A, _) in self.lora.items()}
+
+    @property
+    def size(self) -> int:
+        """Entries of all A and B."""
+        return sum(A.numel() + B.numel() for A, B in self.lora.values())
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of outputs of its head, which are the rows of the head's last matrix; None without a head."""
+        matrices = {
+            name.split(".")[-2]: value
+            for name, value in self.trained.items()
+            if name.endswith(".weight") and value.ndim == 2
+        }
+        last = next(
+            (matrices[name] for name in ("score", "out_proj", "classifier") if name in matrices), None
+        )
+        return None if last is None else last.shape[0]

@@ -1,0 +1,200 @@
+"""An adapter meets its base model: put onto it, taken from it, and merged into it."""
+
+import hashlib
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters.adapter import Adapter, Factors
+from rankwise.errors import RankwiseError
+from rankwise.lora.inject import insert, train_beside, trained_beside
+from rankwise.lora.layer import LoRALinear, lora_layers
+from rankwise.lora.quantized import is_quantized
+from rankwise.models.families import body_and_heads
+from rankwise.tasks.problems import of_config
+
+SAMPLED = 4096
+"""Entries of each weight that a fingerprint reads."""
+
+
+def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
+    """Put an adapter's LoRA layers and head into its base model, in place, ready to be used or trained further.
+
+    Raises:
+        RankwiseError: the model isn't the one the adapter was made for, or has another number of labels.
+    """
+    matrices = {name: module for name, module in model.named_modules() if _is_matrix(module)}
+    for path, (A, B) in adapter.lora.items():
+        if path not in matrices:
+            raise _other_base(adapter, f"it adapts {path!r}, which this model does not have")
+        base = cast(Tensor, matrices[path].weight)
+        if sorted(base.shape) != sorted((A.shape[1], B.shape[0])):
+            raise _other_base(
+                adapter, f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter"
+            )
+    _check_trained(model, adapter)
+    insert(model, adapter.ranks, adapter.scaling, dropout=adapter.dropout)
+    if adapter.fingerprint and adapter.fingerprint != fingerprint(lora_layers(model)):
+        raise _other_base(adapter, "the layers it adapts hold other weights")
+    whole = {name.rpartition(".")[0] for name in adapter.trained}
+    train_beside(
+        model,
+        [p for p in _module_paths(model, adapter.modules_to_save) if any(w.startswith(p) for w in whole)],
+    )
+    layers, parameters = lora_layers(model), dict(model.named_parameters())
+    with torch.no_grad():
+        for path, (A, B) in adapter.lora.items():
+            layers[path].lora_A.copy_(A)
+            layers[path].lora_B.copy_(B)
+        for name, value in adapter.trained.items():
+            parameters[name].copy_(value)
+    return model
+
+
+def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
+    """Take the adapter of a model made by `adapt`; the tensors are the model's own.
+
+    Layers of rank 0 are left out. Where every layer has rank 0, one stays with rank 1 and zeros, because PEFT knows no adapter
+    without layers.
+
+    Args:
+        model: has LoRA layers; its config's `id2label` gives the labels' names.
+        base_model: the base's name for `load` (`minilm`). Default: what the model was loaded from.
+
+    Raises:
+        RankwiseError: the model has no LoRA layers.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise RankwiseError("This model has no LoRA layers to save. Call rankwise.adapt(model) first.")
+    adapted = {path: layer for path, layer in layers.items() if layer.rank}
+    lora = {path: (layer.lora_A.detach(), layer.lora_B.detach()) for path, layer in adapted.items()}
+    dropout = max((getattr(layer.dropout, "p", 0.0) for layer in adapted.values()), default=0.0)
+    if not adapted:
+        path, layer = next(iter(layers.items()))
+        adapted, lora = {path: layer}, {path: _zeros(layer)}
+    # PEFT makes its own copy of a classifier's head and expects it in the file, trained or not.
+    saved = list(dict.fromkeys([*body_and_heads(model)[1], *trained_beside(model)]))
+    config = getattr(model, "config", None)
+    base_path = getattr(config, "_name_or_path", None) or None
+    return Adapter(
+        folder=None,
+        base_model=base_model or base_path,
+        base_path=base_path or base_model,
+        lora=lora,
+        scaling={path: layer.scaling for path, layer in adapted.items()},
+        dropout=dropout,
+        trained={
+            f"{path}.{name}": value
+            for path in saved
+            for name, value in model.get_submodule(path).state_dict().items()
+        },
+        modules_to_save=saved,
+        label_names=label_names(model),
+        fingerprint=fingerprint(adapted),
+        problem=of_config(config).name,
+        target_modules=_short_names(model, list(adapted)),
+        fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
+    )
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Names of a model's classes, in the order of their ids."""
+    labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return [labels[i] for i in sorted(labels)]
+
+
+def fingerprint(layers: dict[str, LoRALinear]) -> str:
+    """Identify the frozen weights under the LoRA layers, whatever dtype they were loaded in; empty where they are quantized.
+
+    SHA-256 over up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16.
+    """
+    if any(is_quantized(layer) for layer in layers.values()):
+        return ""
+    digest = hashlib.sha256()
+    for path, layer in layers.items():
+        weight = layer.weight.detach().reshape(-1)
+        sample = weight[:: max(1, weight.numel() // SAMPLED)].to("cpu", torch.bfloat16)
+        digest.update(path.encode())
+        digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Replace every LoRA layer by an ordinary layer with W0 + s·B·A, in place: the model is a plain Transformers model again.
+
+    Load the base in float32 first if the merged model is to be kept: half precision rounds small updates away.
+    """
+    for path, layer in lora_layers(model).items():
+        parent, _, name = path.rpartition(".")
+        layer.merge()
+        setattr(model.get_submodule(parent), name, _plain(layer))
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if getattr(hook, "__name__", "") == "_cast_input":
+                del module._forward_pre_hooks[key]
+    return model
+
+
+def _zeros(layer: LoRALinear) -> Factors:
+    """An update of rank 1 that does nothing."""
+    return layer.lora_A.new_zeros(1, layer.in_features), layer.lora_B.new_zeros(layer.out_features, 1)
+
+
+def _short_names(model: nn.Module, paths: list[str]) -> list[str] | None:
+    """`["query", "value"]` where those names mean exactly these layers and no others."""
+    names = {path.rpartition(".")[2] for path in paths}
+    matched = [
+        path
+        for path, module in model.named_modules()
+        if path.rpartition(".")[2] in names and _is_matrix(module)
+    ]
+    return sorted(names) if sorted(matched) == sorted(paths) else None
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _check_trained(model: nn.Module, adapter: Adapter) -> None:
+    parameters = dict(model.named_parameters())
+    for name, value in adapter.trained.items():
+        if name not in parameters:
+            raise _other_base(adapter, f"it holds {name!r}, which this model does not have")
+        here, there = list(parameters[name].shape), list(value.shape)
+        if here != there:
+            if here[1:] == there[1:]:
+                raise RankwiseError(
+                    f"The adapter in {adapter.folder} is for {there[0]} labels; this model has {here[0]}."
+                )
+            raise _other_base(adapter, f"{name} is {here} here, {there} in the adapter")
+
+
+def _other_base(adapter: Adapter, why: str) -> RankwiseError:
+    remedy = (
+        f" It was made for {adapter.base_model}: name that with --model (base= in Python)."
+        if adapter.base_model
+        else ""
+    )
+    return RankwiseError(f"The adapter in {adapter.folder} belongs to another base model: {why}.{remedy}")
+
+
+def _module_paths(model: nn.Module, names: list[str]) -> list[str]:
+    """Paths of the modules that PEFT's `modules_to_save` names (a path, or the end of one)."""
+    return [path for path, _ in model.named_modules() if path and any(path.endswith(name) for name in names)]
+
+
+def _plain(layer: LoRALinear) -> nn.Module:
+    """An ordinary layer with a LoRA layer's base weight and bias."""
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        if layer.fan_in_fan_out:
+            plain: nn.Module = Conv1D(layer.out_features, layer.in_features)
+        else:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    plain.register_parameter("weight", layer.weight)
+    plain.register_parameter("bias", layer.bias)
+    return plain.train(layer.training)
