@@ -25,6 +25,7 @@ from rankwise.tasks import registry
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.load import load_split
 from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.splits import stratified_split
 
 LEFT, MANY = {"sst2": 22_000, "qqp": 0}, 8_000
@@ -50,7 +51,9 @@ def split(task: str, data: Path | None, work: Path, most: int | None = None) -> 
         left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
         kept, held_out = (rows.select(left[at : at + MANY]) for at in (0, MANY))
     else:
-        kept, held_out = stratified_split(rows, min(0.1, 1000 / len(rows)))
+        kept, held_out = stratified_split(
+            rows, min(0.1, 1000 / len(rows)), OBJECTIVES[registry.named(task).problem]
+        )
     (work / task).mkdir(parents=True, exist_ok=True)
     for name, part in (("train", kept), ("held_out", held_out)):
         if most is not None:

@@ -16,6 +16,7 @@ from rankwise.config import DataOptions, RunConfig, TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.load import load_dataset, load_split
+from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.rows import read_rows
 from rankwise.tasks.splits import Dataset, stratified_split
@@ -357,7 +358,11 @@ def test_the_split_is_a_partition_that_keeps_like_texts_together(rows, share, ra
     def split(order: list[int]) -> tuple[Rows, Rows]:
         chosen = [rows[i] for i in order]
         labels = np.array([label for _, label in chosen], dtype=np.int64)
-        return stratified_split(Rows([text for text, _ in chosen], None, labels, np.array(order)), share)
+        return stratified_split(
+            Rows([text for text, _ in chosen], None, labels, np.array(order)),
+            share,
+            OBJECTIVES["classification"],
+        )
 
     order = list(range(len(rows)))
     train, validation = split(order)

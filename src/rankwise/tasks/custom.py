@@ -1,4 +1,4 @@
-"""A table of one's own: what is to be learned from it, and which of its rows are kept for validation.
+"""Your own table: what is to be learned from it, and which of its rows are kept for validation.
 
 reviews.csv | part-*.csv | --dataset owner/name ─► Table ─► Task (columns, problem, label names) ─► Dataset
 """
@@ -7,25 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.config import ProblemName, TableOptions
+from rankwise.config import TableOptions
 from rankwise.errors import RankwiseError
+from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.problems import PROBLEMS
-from rankwise.tasks.rows import has_text, in_order, labels_of, number, read_rows, rows_of, shown
+from rankwise.tasks.objectives import number
+from rankwise.tasks.rows import has_text, in_order, labels_of, read_rows, rows_of, shown
 from rankwise.tasks.splits import Dataset, same_row, stratified_split
 from rankwise.tasks.tables import Table, read_tables
 from rankwise.tasks.task import Task
 
 VALIDATION = 0.2
 VALIDATION_ROWS = 2000
-"""Validation rows where none are named: this share of a table's rows, and about this many at most."""
+"""Validation rows if none are given: this share of a table's rows, and about this many at most."""
 LARGE = 100.0
-"""Numbers beyond this are far from what a new head says at first."""
+"""Numbers beyond this are far from what a new head predicts at first."""
 
 
 def load_table(options: TableOptions) -> Dataset:
-    """Training and validation rows of a run on files, or on a data set of the hub.
+    """Return training and validation rows of a run on files, or on a data set of the hub.
 
     Raises:
         RankwiseError: they can't be read, or can't be trained on.
@@ -39,13 +40,13 @@ def load_table(options: TableOptions) -> Dataset:
 
 
 def load_dataset_split(options: TableOptions, task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
-    """Labelled rows of another split of the data set that a run was trained on."""
+    """Return labelled rows of another split of the data set that a run was trained on, and notes."""
     assert options.dataset is not None
     return rows_of(read_dataset(options.dataset, options.dataset_config, split)[split], task, labelled=True)
 
 
 def name_of(options: TableOptions) -> str:
-    """What a run on this table calls its task."""
+    """Return the name of the task of a run on this table."""
     if options.dataset is not None:
         return "-".join(filter(None, [Path(options.dataset).name, options.dataset_config]))
     assert options.train_file is not None
@@ -53,7 +54,7 @@ def name_of(options: TableOptions) -> str:
 
 
 def _train_and_validation(options: TableOptions, splits: dict[str, Table]) -> tuple[str, str | None]:
-    """Names of the splits to train and to validate on, None where rows are to be split off."""
+    """Return the names of the splits to train and to validate on; None if rows are to be split off."""
     train, validation = options.train_split or "train", options.validation_split
     for asked, flag in ((train, "--train-split"), (validation, "--validation-split")):
         if asked is not None and asked not in splits:
@@ -80,7 +81,9 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
                 f"{table.name}: a score on them shows memory, not learning.",
             )
         return Dataset(task, train, {"validation": held_out}, notes + more)
-    train, held_out = stratified_split(train, min(VALIDATION, VALIDATION_ROWS / len(train)))
+    train, held_out = stratified_split(
+        train, min(VALIDATION, VALIDATION_ROWS / len(train)), objectives.named(task.problem)
+    )
     if not len(held_out):
         raise RankwiseError(
             f"{table.name} is too small to split validation rows off; give some with --validation."
@@ -94,7 +97,7 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
 
 
 def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
-    """The task, its label names filled in, and what was taken for it where nobody said."""
+    """Return the task with its label names, and notes on what was inferred."""
     column, *others = columns = options.label or ("label",)
     problem = options.problem or _problem(table, columns)
     if others and problem != "multi-label":
@@ -107,7 +110,7 @@ def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
         text_pair=options.text_pair,
         label=None if others else column,
         label_names=columns,
-        metrics=PROBLEMS[problem].metrics,
+        metrics=objectives.named(problem).metrics,
         source=table.name,
         problem=problem,
     )
@@ -115,8 +118,8 @@ def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
     return task, _taken(table, task, options)
 
 
-def _problem(table: Table, columns: tuple[str, ...]) -> ProblemName:
-    """What the labels look like: several columns or lists are sets of labels, numbers with fractions are numbers, all else is classes."""
+def _problem(table: Table, columns: tuple[str, ...]) -> str:
+    """Infer the problem: several columns or lists are multi-label, numbers with fractions regression, all else classification."""
     column, *others = columns
     if others:
         return "multi-label"
@@ -136,7 +139,7 @@ def _problem(table: Table, columns: tuple[str, ...]) -> ProblemName:
 
 
 def _label_names(table: Table, task: Task) -> tuple[str, ...]:
-    """The classes or labels that rows with a text have; the column of a number."""
+    """Return the names of the classes or labels of rows with a text; for numbers, that of the column."""
     if task.label is None:
         return task.label_names
     labels = [
@@ -144,13 +147,12 @@ def _label_names(table: Table, task: Task) -> tuple[str, ...]:
         for label, there in zip(labels_of(table, task), has_text(table, task), strict=True)
         if there and label is not None
     ]
-    if task.problem == "regression":
+    objective = objectives.named(task.problem)
+    if not objective.fewest_names:
         _refuse_constant(table, task, labels)
         return task.label_names
-    names: tuple[str, ...] = in_order(
-        name for label in labels for name in ([label] if isinstance(label, str) else label)
-    )
-    if len(names) < (2 if task.problem == "classification" else 1):
+    names = in_order(name for label in labels for name in objective.names_in(label))
+    if len(names) < objective.fewest_names:
         found = f"only the label {names[0]!r}" if names else "no row with both text and label"
         raise RankwiseError(
             f"{table.name} has {found} in column {task.label!r}; training takes two classes or more."
@@ -165,7 +167,7 @@ def _refuse_constant(table: Table, task: Task, numbers: list[Any]) -> None:
 
 
 def _taken(table: Table, task: Task, options: TableOptions) -> tuple[str, ...]:
-    """What the labels were taken for, and how to have them taken otherwise."""
+    """Return a note on what the labels were taken for, and how to choose otherwise."""
     if task.problem == "regression":
         numbers = [n for n in labels_of(table, task) if n is not None]
         low, high = min(numbers), max(numbers)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.problems import Labels
+from rankwise.tasks.objectives import Labels
 
 if TYPE_CHECKING:
     import transformers  # for its types alone: the grid's own process reads tasks and needs no tokenizer
@@ -39,7 +39,7 @@ class Rows:
     Attributes:
         text: one text a row.
         text_pair: the second text of each row, where the task has pairs.
-        labels: in the form of their problem (see `problems`), or None for prediction.
+        labels: in the form of their objective (see `objectives`), or None for prediction.
         idx: the row's identity: what predictions.parquet calls idx.
     """
 
@@ -69,7 +69,7 @@ class Encoded:
         input_ids: row i is input_ids[offsets[i]:offsets[i + 1]].
         offsets: where each row begins, and the end of the last.
         token_type_ids: which text of a pair a token belongs to; only where the tokenizer makes them.
-        labels: in the form of their problem (see `problems`), or None for prediction.
+        labels: in the form of their objective (see `objectives`), or None for prediction.
         idx: the rows' identities.
         n_truncated: texts (or pairs) that were longer than the limit when the split was encoded.
     """

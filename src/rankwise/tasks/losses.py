@@ -1,112 +1,102 @@
-"""The loss that fits the labels (see `problems`), by example, and its class weights in training.
+"""The losses that objectives are made of, by example: functions of logits and labels.
 
-labels int64 [rows]              cross-entropy
-labels float32 [rows, labels]    binary cross-entropy, the mean over labels
-labels float32 [rows]            squared error
+cross_entropy            logits [rows, classes]   labels int64 [rows]
+binary_cross_entropy     logits [rows, labels]    labels float [rows, labels] of 0s and 1s
+squared_error            logits [rows, 1]         labels float [rows]
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
-import numpy as np
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from rankwise.errors import RankwiseError, nearest
-from rankwise.tasks.problems import MULTI_LABEL, REGRESSION, problem_of
 
-
-def example_losses(
-    logits: Float[Tensor, "rows outputs"], labels: Tensor, weights: Float[Tensor, "outputs"] | None = None
+def cross_entropy(
+    logits: Float[Tensor, "rows outputs"],
+    labels: Int64[Tensor, "rows"],
+    weights: Float[Tensor, "outputs"] | None = None,
 ) -> Float[Tensor, "rows"]:
-    """The loss of each row.
-
-    Args:
-        logits: float32 or wider.
-        labels: int64 [rows], float [rows, outputs] of 0s and 1s, or float [rows].
-        weights: of classes they multiply the loss of a class's rows; of labels, what the rows that have a label add to the loss.
-    """
-    if labels.ndim == 2:
-        each = F.binary_cross_entropy_with_logits(
-            logits, labels.to(logits.dtype), pos_weight=weights, reduction="none"
-        )
-        return each.mean(dim=1)
-    if labels.is_floating_point():
-        return (logits.squeeze(1) - labels).square()
+    """Return the cross-entropy of each row; `weights` multiply the loss of a class's rows."""
     return F.cross_entropy(logits, labels, weight=weights, reduction="none")
 
 
-def calibrated_losses(
-    logits: Float[Tensor, "rows outputs"], labels: Tensor, weights: Float[Tensor, "outputs"] | None = None
+def binary_cross_entropy(
+    logits: Float[Tensor, "rows outputs"],
+    labels: Float[Tensor, "rows outputs"],
+    weights: Float[Tensor, "outputs"] | None = None,
 ) -> Float[Tensor, "rows"]:
-    """The loss of each row at the temperature that is best for all of them together (Guo et al. 2017, section 4.2); of numbers the loss
-    as it is.
+    """Return each row's binary cross-entropy, the mean over labels; `weights` multiply what a row that has a label adds."""
+    each = F.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), pos_weight=weights, reduction="none"
+    )
+    return each.mean(dim=1)
 
-    It is blind to how sure a classifier is of itself, and sees what accuracy sees, without accuracy's steps.
+
+def squared_error(logits: Float[Tensor, "rows 1"], labels: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    """Return the squared error of each row."""
+    return (logits.squeeze(1) - labels).square()
+
+
+def calibrated(
+    losses: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    logits: Float[Tensor, "rows outputs"],
+    labels: Tensor,
+    weights: Float[Tensor, "outputs"] | None = None,
+) -> Float[Tensor, "rows"]:
+    """Return the loss of each row at the one temperature that minimises the mean over all rows.
+
+    So how confident a classifier is doesn't count. The loss then measures what accuracy measures, without accuracy's steps.
+    Source: Guo et al. 2017, section 4.2.
+
+    Args:
+        losses: (logits, labels, weights) → loss of each row.
+        logits: of all rows.
+        labels: of the same rows.
+        weights: for `losses`.
     """
-    if labels.is_floating_point() and labels.ndim == 1:
-        return example_losses(logits, labels)
     logits, weights = logits.double(), None if weights is None else weights.double()
 
     def mean(log_scale: float) -> float:
-        return example_losses(logits * math.exp(log_scale), labels, weights).mean().item()
+        return losses(logits * math.exp(log_scale), labels, weights).mean().item()
 
     log_scale = minimize_scalar(mean, bounds=(-4.0, 4.0), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
-    return example_losses(logits * math.exp(log_scale), labels, weights)
+    return losses(logits * math.exp(log_scale), labels, weights)
 
 
-def mean_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean loss of logits [rows, outputs] against labels, unweighted."""
-    return example_losses(torch.from_numpy(logits), torch.from_numpy(labels)).mean().item()
+# Until their callers hold an objective.
 
 
-def class_weights(spec: str, names: Sequence[str], labels: np.ndarray) -> Float[Tensor, "outputs"]:
-    """Weights of the training loss.
+def _of(labels: Tensor):
+    from rankwise.tasks import objectives
 
-    Args:
-        spec: `balanced`, or `name=weight,…`, where classes that are not named have 1. Balanced makes all classes count the same:
-            n / (classes · rows of the class), as scikit-learn; of a label, rows without it / rows with it.
-        names: of the classes, in the order of their ids.
-        labels: of the training rows.
-
-    Raises:
-        RankwiseError: regression, an unknown name, no number above 0, or a class that no training row has.
-    """
-    problem = problem_of(labels)
-    if problem is REGRESSION:
-        raise RankwiseError("--class-weights is for classes, and this is regression. Leave it out.")
-    if spec.strip() != "balanced":
-        return torch.tensor(_given(spec, names), dtype=torch.float32)
-    with_it = labels.sum(axis=0) if problem is MULTI_LABEL else np.bincount(labels, minlength=len(names))
-    without = len(labels) - with_it
-    for rows, lacking in ((with_it, "no training row has it"), (without, "every training row has it")):
-        if not rows.all():
-            raise RankwiseError(
-                f"--class-weights balanced has no weight for {names[int(np.argmin(rows))]!r}: {lacking}. Give weights by name."
-            )
-    weights = without / with_it if problem is MULTI_LABEL else len(labels) / (len(names) * with_it)
-    return torch.tensor(weights, dtype=torch.float32)
+    kind = (
+        "multi-label"
+        if labels.ndim == 2
+        else "regression"
+        if labels.is_floating_point()
+        else "classification"
+    )
+    return objectives.OBJECTIVES[kind]
 
 
-def _given(spec: str, names: Sequence[str]) -> list[float]:
-    weights = dict.fromkeys(names, 1.0)
-    for part in spec.split(","):
-        name, equals, text = part.strip().rpartition("=")
-        if not equals:
-            raise RankwiseError(
-                f"--class-weights takes balanced, or weights by name such as {names[0]}=2, not {part.strip()!r}."
-            )
-        if name not in weights:
-            raise RankwiseError(f"--class-weights: there is no class {name!r}.{nearest(name, names)}")
-        try:
-            weights[name] = float(text)
-        except ValueError:
-            weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
-            raise RankwiseError(
-                f"--class-weights: the weight of {name} must be a number above 0; it is {text!r}."
-            )
-    return list(weights.values())
+def example_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    return _of(labels).example_losses(logits, labels, weights)
+
+
+def calibrated_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    return _of(labels).calibrated_losses(logits, labels, weights)
+
+
+def mean_loss(logits, labels) -> float:
+    import torch
+
+    return _of(torch.from_numpy(labels)).mean_loss(logits, labels)
+
+
+def class_weights(spec, names, labels) -> Tensor:
+    import torch
+
+    return _of(torch.from_numpy(labels)).class_weights(spec, names, labels)

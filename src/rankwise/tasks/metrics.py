@@ -1,36 +1,25 @@
-"""Scores of a model from its logits, by scikit-learn and SciPy.
+"""Scores of predictions, by scikit-learn and SciPy. To add a metric, put it into `METRICS` and name it in its objective.
 
-logits [rows, outputs] ─► predictions in the labels' form ─► {"accuracy": …, "f1": …}
+labels, predictions (both in the objective's form) ─► {"accuracy": …, "f1": …}
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from rankwise.errors import RankwiseError, nearest
-from rankwise.tasks.problems import problem_of
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 """(labels, predictions) → a number; higher is better."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A score, and the problems whose labels and predictions it compares."""
-
-    score: Score
-    problems: tuple[str, ...]
-
-
 def _defined(score: Score) -> Score:
-    """0, without a warning, where a score is not defined: one class alone, or a column that doesn't vary, shows no relation."""
+    """Make a score 0, without a warning, where it is undefined: for one class alone, or a column that doesn't vary."""
 
     def defined(labels: np.ndarray, predictions: np.ndarray) -> float:
         with warnings.catch_warnings():
@@ -53,41 +42,51 @@ def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
     return cast(float, spearmanr(labels, predictions)[0])
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy_score, ("classification", "multi-label")),
-    "f1": Metric(_f1("binary"), ("classification",)),
-    "mcc": Metric(_defined(matthews_corrcoef), ("classification",)),
-    "micro_f1": Metric(_f1("micro"), ("classification", "multi-label")),
-    "macro_f1": Metric(_f1("macro"), ("classification", "multi-label")),
-    "pearson": Metric(_defined(_pearson), ("regression",)),
-    "spearman": Metric(_defined(_spearman), ("regression",)),
+METRICS: dict[str, Score] = {
+    "accuracy": accuracy_score,
+    "f1": _f1("binary"),
+    "mcc": _defined(matthews_corrcoef),
+    "micro_f1": _f1("micro"),
+    "macro_f1": _f1("macro"),
+    "pearson": _defined(_pearson),
+    "spearman": _defined(_spearman),
 }
-"""By name. `f1` is class 1's; `accuracy` of several labels asks for all of a row's labels and no other."""
+"""By name. `f1` is that of class 1. With several labels, `accuracy` is the share of rows whose labels are all right."""
 
 
-def score(
-    metrics: Sequence[str], labels: np.ndarray, logits: Float[np.ndarray, "rows outputs"]
+def scores(
+    metrics: Sequence[str],
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    *,
+    problem: str,
+    fitting: Collection[str],
 ) -> dict[str, float]:
-    """The named metrics, in the order asked for; by custom the first is the headline.
+    """Return the named metrics, in the order asked for.
 
     Args:
-        metrics: names out of `METRICS`.
-        labels: in one of the three forms of `problems`.
-        logits: of the same rows.
+        metrics: names in `METRICS`.
+        labels: in an objective's form.
+        predictions: in the same form, of the same rows.
+        problem: name of the objective, for the message.
+        fitting: names of the metrics that it has.
 
     Raises:
-        RankwiseError: no metric has that name, or it is none for such labels.
+        RankwiseError: there is no metric of that name, or it is none of this objective's.
     """
-    problem = problem_of(labels)
-    predictions = problem.predict(logits)
-    scores = {}
+    found = {}
     for name in metrics:
         if name not in METRICS:
             raise RankwiseError(f"There is no metric {name!r}.{nearest(name, METRICS)}")
-        if problem.name not in METRICS[name].problems:
-            fitting = [other for other, metric in METRICS.items() if problem.name in metric.problems]
-            raise RankwiseError(
-                f"{name} is no metric of {problem.name}. Those that are: {', '.join(fitting)}."
-            )
-        scores[name] = float(METRICS[name].score(labels, predictions))
-    return scores
+        if name not in fitting:
+            those = ", ".join(other for other in METRICS if other in fitting)
+            raise RankwiseError(f"{name} is no metric of {problem}. Those that are: {those}.")
+        found[name] = float(METRICS[name](labels, predictions))
+    return found
+
+
+def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Until its callers hold an objective."""
+    from rankwise.tasks.problems import problem_of
+
+    return problem_of(labels).score(metrics, labels, logits)

@@ -10,6 +10,7 @@ import numpy as np
 from rankwise.downloads import MOVIES
 from rankwise.errors import RankwiseError, nearest
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.splits import stratified_split
 
 NEUTRAL = 0.3
@@ -28,7 +29,9 @@ def load_movies(split: str, folder: Path | None = None) -> tuple[Rows, tuple[str
     idx, ratings, texts = zip(*(line.split("\t") for line in lines), strict=True)
     rating = np.array(ratings, dtype=float)
     rows = Rows(list(texts), None, (rating > 0).astype(np.int64), np.array(idx, dtype=np.int64))
-    train, validation = stratified_split(rows.select(np.flatnonzero(np.abs(rating) >= NEUTRAL)), VALIDATION)
+    train, validation = stratified_split(
+        rows.select(np.flatnonzero(np.abs(rating) >= NEUTRAL)), VALIDATION, OBJECTIVES["classification"]
+    )
     splits = {"train": train, "validation": validation}
     if split not in splits:
         raise RankwiseError(f"movies has no split {split!r}.{nearest(split, splits)}")

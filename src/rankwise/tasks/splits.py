@@ -1,7 +1,7 @@
-"""What one run trains and evaluates on, and splits that are the same for everybody.
+"""What one run trains and evaluates on, and splits that are the same for every run.
 
-A split is drawn by a hash of the text: no seed, nothing that changes with a library's version, and texts that differ only in case or
-punctuation stay together.
+A row's side is decided by a hash of its text. So a split depends on no seed and on no library's version, and texts that differ only in case
+or punctuation stay on the same side.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.problems import strata
+from rankwise.tasks.objectives import Objective
 from rankwise.tasks.task import Task
 
 
@@ -24,7 +24,7 @@ class Dataset:
         task: with its label names filled in.
         train: training rows, in the order that every method shares.
         validation: `validation` first, the headline (mnli's matched); mnli may add `validation_mismatched`.
-        notes: sentences for the log: what was left out, shared, or differs from the published data.
+        notes: sentences for the log: which rows were left out or are in both parts, and what differs from the published data.
     """
 
     task: Task
@@ -33,15 +33,16 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
 
 
-def stratified_split(rows: Rows, share: float) -> tuple[Rows, Rows]:
-    """A fixed split into training and validation rows, the same share of each class (of all rows where labels aren't classes).
+def stratified_split(rows: Rows, share: float, objective: Objective) -> tuple[Rows, Rows]:
+    """Return a fixed split into training and validation rows, with the same share of each of the objective's strata.
 
     Args:
         rows: labelled.
-        share: of each class that goes to validation; a class of two texts or more gives at least one.
+        share: of each stratum that goes to validation; a stratum of two texts or more gives at least one.
+        objective: says what the strata are: the classes, or all rows as one.
     """
     assert rows.labels is not None
-    classes = strata(rows.labels)
+    classes = objective.strata(rows.labels)
     keys = np.array([hashlib.sha256(key.encode()).digest()[:16] for key in _loose_keys(rows)], dtype="S16")
     held_out = np.zeros(len(rows), dtype=bool)
     for label in np.unique(classes):
@@ -53,19 +54,19 @@ def stratified_split(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
 
 def same_row(train: Rows, validation: Rows) -> int:
-    """Validation rows whose text (or pair) is one of the training rows', label or not."""
+    """Return the number of validation rows whose text (or pair) is also in training, whatever the labels."""
     known = set(_keys(train))
     return sum(key in known for key in _keys(validation))
 
 
 def _keys(rows: Rows) -> list[tuple[Any, ...]]:
-    """What makes two rows the same row: the text or the pair, without white space around it."""
+    """Return what makes two rows the same row: the text or the pair, without surrounding white space."""
     columns = [rows.text] if rows.text_pair is None else [rows.text, rows.text_pair]
     return [tuple(text.strip() for text in row) for row in zip(*columns, strict=True)]
 
 
 def _loose_keys(rows: Rows) -> list[str]:
-    """The same but for case and punctuation, unless nothing else is there."""
+    """Return the same without case and punctuation, unless a text has nothing else."""
     return [
         "\t".join(re.sub(r"\W+", " ", text.casefold()).strip() or text for text in row) for row in _keys(rows)
     ]

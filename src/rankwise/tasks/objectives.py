@@ -1,0 +1,463 @@
+"""Objectives: what a model learns from its labels. To add one, write a subclass of `Objective` and put it into `OBJECTIVES`.
+
+    classification   logits [rows, classes]   labels int64 [rows]              cross-entropy          predicts the highest logit
+    multi-label      logits [rows, labels]    labels float32 [rows, labels]    binary cross-entropy   predicts every logit above 0
+    regression       logits [rows, 1]         labels float32 [rows]            squared error          predicts the logit itself
+
+An objective owns everything that differs between them: the labels' form in a table, in Python and as numbers, the loss, the prediction, the
+metrics, and what Transformers and PEFT call it. The rest of the code holds an `Objective` and never asks which one it is.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from rankwise.errors import RankwiseError, nearest
+
+if TYPE_CHECKING:
+    import torch  # for its types alone: the grid's own process reads tasks and needs no torch
+
+Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
+
+
+class OddLabel(ValueError):
+    """A label that has no meaning for an objective.
+
+    Attributes:
+        value: the label, or the part of it that is wrong.
+        expected: what a label looks like, as a clause of a sentence.
+    """
+
+    def __init__(self, value: Any, expected: str) -> None:
+        super().__init__(f"{value!r:.60}; {expected}")
+        self.value, self.expected = value, expected
+
+
+class Objective(ABC):
+    """What a model learns from its labels.
+
+    Attributes:
+        name: as in `--problem`, and in `run.json`.
+        problem_type: its name in the config of a Transformers model.
+        task_type: its name in the config of a PEFT adapter.
+        metrics: names in `metrics.METRICS` that your own tables are scored with, the headline first.
+        more_metrics: further ones that can be asked for.
+        fewest_names: names that a table's labels have at least. 0 if labels aren't made of names.
+    """
+
+    name: str
+    problem_type: str
+    task_type: str = "SEQ_CLS"
+    metrics: tuple[str, ...]
+    more_metrics: tuple[str, ...] = ()
+    fewest_names: int
+
+    # ── The labels of a table ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def parse(self, value: Any) -> Any:
+        """Return the label that a table's cell holds, None for an empty cell.
+
+        Raises:
+            OddLabel: the cell holds something else.
+        """
+
+    def names_in(self, label: Any) -> tuple[str, ...]:
+        """Return the names that a parsed label is made of."""
+        return ()
+
+    @abstractmethod
+    def encode(self, labels: Sequence[Any], ids: Mapping[str, int], outputs: int) -> Labels:
+        """Return parsed labels as numbers.
+
+        Args:
+            labels: from `parse`, without None.
+            ids: name → number of the output. Every name of the labels is there.
+            outputs: number of outputs of the head.
+        """
+
+    @abstractmethod
+    def from_python(self, value: Any, names: Sequence[str]) -> Any:
+        """Return the label of one row given in Python, as NumPy stores it.
+
+        Args:
+            value: a name or id, a list of names or of 0s and 1s, or a number.
+            names: of the head's outputs, in order.
+
+        Raises:
+            OddLabel: `value` is no label.
+        """
+
+    # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def example_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        """Return the loss of each row, float [rows].
+
+        Args:
+            logits: float32 or wider [rows, outputs].
+            labels: of the same rows.
+            weights: float32 [outputs], from `class_weights`. None counts all classes alike.
+        """
+
+    @abstractmethod
+    def calibrated_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        """Return the loss of each row, without what a model's confidence contributes: what held-out evidence is made of.
+
+        The arguments are those of `example_losses`. See `losses.calibrated`.
+        """
+
+    def mean_loss(self, logits: np.ndarray, labels: Labels) -> float:
+        """Return the mean loss of logits [rows, outputs], every class counted alike."""
+        import torch
+
+        return self.example_losses(torch.from_numpy(logits), torch.from_numpy(labels)).mean().item()
+
+    def class_weights(self, spec: str, names: Sequence[str], labels: Labels) -> "torch.Tensor":
+        """Return the weights of the training loss, float32 [outputs].
+
+        Args:
+            spec: `balanced`, or `name=weight,…`, where classes that are not named have 1. Balanced weights make all classes count the
+                same: n / (classes · rows of the class), as in scikit-learn. For several labels: rows without it / rows with it.
+            names: of the classes, in the order of their ids.
+            labels: of the training rows.
+
+        Raises:
+            RankwiseError: an objective without classes, an unknown name, a weight that is no number above 0, or a class without rows.
+        """
+        import torch
+
+        if spec.strip() == "balanced":
+            return torch.tensor(self._balanced(names, labels), dtype=torch.float32)
+        return torch.tensor(_given_weights(spec, names), dtype=torch.float32)
+
+    def _balanced(self, names: Sequence[str], labels: Labels) -> np.ndarray:
+        raise NotImplementedError
+
+    def strata(self, labels: Labels) -> Int64[np.ndarray, "rows"]:
+        """Return the group of each row; a split into training and validation rows keeps the groups' shares."""
+        return np.zeros(len(labels), dtype=np.int64)
+
+    # ── Predictions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def predict(self, logits: np.ndarray) -> Labels:
+        """Return the predictions of logits [rows, outputs], in the labels' form."""
+
+    @abstractmethod
+    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+        """Return predictions as columns of a table, and a summary of them.
+
+        The columns are `label`, and for classes and labels `probability_<name>` and `logit_<name>`. The summary counts each name, or has
+        the `lowest`, `mean` and `highest` number.
+        """
+
+    def score(self, metrics: Sequence[str], labels: Labels, logits: np.ndarray) -> dict[str, float]:
+        """Return the named metrics of logits [rows, outputs], in the order asked for.
+
+        Raises:
+            RankwiseError: there is no metric of that name, or it is none for this objective.
+        """
+        from rankwise.tasks.metrics import scores
+
+        fitting = (*self.metrics, *self.more_metrics)
+        return scores(metrics, labels, self.predict(logits), problem=self.name, fitting=fitting)
+
+    @abstractmethod
+    def describe(self, names: Sequence[str]) -> str:
+        """Return what a model with these outputs does, as a sentence for its card."""
+
+
+class Classification(Objective):
+    """One class a row."""
+
+    name = "classification"
+    problem_type = "single_label_classification"
+    metrics = ("accuracy", "mcc")
+    more_metrics = ("f1", "micro_f1", "macro_f1")
+    fewest_names = 2
+
+    def parse(self, value: Any) -> str | None:
+        return class_name(value)
+
+    def names_in(self, label: str) -> tuple[str, ...]:
+        return (label,)
+
+    def encode(self, labels: Sequence[str], ids: Mapping[str, int], outputs: int) -> Labels:
+        return np.array([ids[name] for name in labels], dtype=np.int64)
+
+    def from_python(self, value: Any, names: Sequence[str]) -> np.int64:
+        if isinstance(value, str) and value in names:
+            return np.int64(list(names).index(value))
+        if isinstance(value, int | np.integer) and 0 <= int(value) < len(names):
+            return np.int64(value)
+        raise OddLabel(value, f"the model knows {_quoted(names)}")
+
+    def example_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.cross_entropy(logits, labels, weights)
+
+    def calibrated_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.calibrated(losses.cross_entropy, logits, labels, weights)
+
+    def _balanced(self, names: Sequence[str], labels: Labels) -> np.ndarray:
+        with_it = np.bincount(labels, minlength=len(names))
+        _refuse_missing(names, with_it, len(labels) - with_it)
+        return len(labels) / (len(names) * with_it)
+
+    def strata(self, labels: Labels) -> Int64[np.ndarray, "rows"]:
+        return labels
+
+    def predict(self, logits: np.ndarray) -> Labels:
+        return logits.argmax(axis=1)
+
+    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+        from scipy.special import softmax
+
+        said, labels = self.predict(logits), _as_numbers(names)
+        counts = np.bincount(said, minlength=len(names))
+        columns = _of_each_name(names, softmax(logits, axis=1), logits)
+        return {"label": [labels[i] for i in said], **columns}, _counted(names, counts)
+
+    def describe(self, names: Sequence[str]) -> str:
+        return f"Classifies text as {', '.join(names)}."
+
+
+class MultiLabel(Objective):
+    """Any number of labels a row."""
+
+    name = "multi-label"
+    problem_type = "multi_label_classification"
+    metrics = ("micro_f1", "macro_f1", "accuracy")
+    fewest_names = 1
+
+    def parse(self, value: Any) -> tuple[str, ...] | None:
+        if value is None or value == "":
+            return None
+        if not isinstance(value, list):
+            several = "a column of 0s and 1s for each: --label toxic insult"
+            raise OddLabel(value, f"several labels are a list in each row (JSONL, Parquet), or {several}")
+        names = tuple(name for one in value if (name := class_name(one)) is not None)
+        if len(names) < len(value) or len(set(names)) < len(names):
+            raise OddLabel(value, "a list names the labels that a row has, each once")
+        return names
+
+    def names_in(self, label: tuple[str, ...]) -> tuple[str, ...]:
+        return label
+
+    def encode(self, labels: Sequence[tuple[str, ...]], ids: Mapping[str, int], outputs: int) -> Labels:
+        hot = np.zeros((len(labels), outputs), dtype=np.float32)
+        for row, names in enumerate(labels):
+            hot[row, [ids[name] for name in names]] = 1
+        return hot
+
+    def from_python(self, value: Any, names: Sequence[str]) -> np.ndarray:
+        if isinstance(value, list | tuple | np.ndarray):
+            labels = list(value)
+            if all(isinstance(label, str) and label in names for label in labels):
+                return np.isin(names, labels).astype(np.float32)
+            if len(labels) == len(names) and all(label in (0, 1) for label in labels):
+                return np.array(labels, dtype=np.float32)
+        lists = f"a list of names out of {_quoted(names)}, or of as many 0s and 1s"
+        raise OddLabel(value, f"several labels are {lists}")
+
+    def example_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.binary_cross_entropy(logits, labels, weights)
+
+    def calibrated_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.calibrated(losses.binary_cross_entropy, logits, labels, weights)
+
+    def _balanced(self, names: Sequence[str], labels: Labels) -> np.ndarray:
+        with_it = labels.sum(axis=0)
+        without = len(labels) - with_it
+        _refuse_missing(names, with_it, without)
+        return without / with_it
+
+    def predict(self, logits: np.ndarray) -> Labels:
+        return (logits > 0).astype(np.float32)
+
+    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+        from scipy.special import expit
+
+        said, labels = self.predict(logits), _as_numbers(names)
+        columns = _of_each_name(names, expit(logits), logits)
+        lists = [[labels[i] for i in np.flatnonzero(row)] for row in said]
+        return {"label": lists, **columns}, _counted(names, said.sum(axis=0))
+
+    def describe(self, names: Sequence[str]) -> str:
+        return f"Says which of these hold of a text: {', '.join(names)}."
+
+
+class Regression(Objective):
+    """A number a row."""
+
+    name = "regression"
+    problem_type = "regression"
+    metrics = ("pearson", "spearman")
+    fewest_names = 0
+
+    def parse(self, value: Any) -> float | None:
+        if value is None or value == "" or value != value:
+            return None
+        found = number(value)
+        if found is None:
+            raise OddLabel(value, "regression takes numbers")
+        return found
+
+    def encode(self, labels: Sequence[float], ids: Mapping[str, int], outputs: int) -> Labels:
+        return np.array(labels, dtype=np.float32)
+
+    def from_python(self, value: Any, names: Sequence[str]) -> np.float32:
+        if isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value):
+            return np.float32(value)
+        raise OddLabel(value, "regression takes numbers")
+
+    def example_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.squared_error(logits, labels)
+
+    def calibrated_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        return self.example_losses(logits, labels)
+
+    def class_weights(self, spec: str, names: Sequence[str], labels: Labels) -> "torch.Tensor":
+        raise RankwiseError("--class-weights is for classes, and this is regression. Leave it out.")
+
+    def predict(self, logits: np.ndarray) -> Labels:
+        return logits[:, 0].astype(np.float32)
+
+    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+        said = self.predict(logits)
+        low, mean, high = (float(f(said)) for f in (np.min, np.mean, np.max))
+        return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
+
+    def describe(self, names: Sequence[str]) -> str:
+        return f"Says a number of a text: {', '.join(names)}."
+
+
+OBJECTIVES: dict[str, Objective] = {o.name: o for o in (Classification(), MultiLabel(), Regression())}
+"""By name."""
+
+
+def named(name: str) -> Objective:
+    """Return the objective of that name.
+
+    Raises:
+        RankwiseError: there is none; the message gives the nearest.
+    """
+    if name not in OBJECTIVES:
+        raise RankwiseError(f"There is no problem {name!r}.{nearest(name, OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def of_config(config: object) -> Objective:
+    """Return the objective that a Transformers config says its model is for. Without a word about it, one output is a number."""
+    said = getattr(config, "problem_type", None)
+    found = next((o for o in OBJECTIVES.values() if o.problem_type == said), None)
+    return found or OBJECTIVES["regression" if getattr(config, "num_labels", 2) == 1 else "classification"]
+
+
+# ── What they share ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def class_name(value: Any) -> str | None:
+    """Return the name of a class as a cell holds it, None for an empty cell.
+
+    Whole floating-point numbers are read as integers: a column of integers becomes one of floats when a value is missing.
+    """
+    if isinstance(value, float) and (np.isnan(value) or value.is_integer()):
+        value = None if np.isnan(value) else int(value)
+    if not isinstance(value, str | int | float | None):
+        raise OddLabel(value, "labels are strings or numbers")
+    return None if value is None else str(value).strip() or None
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a file may hold it, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        return None
+    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+        return None
+    return float(value) if np.isfinite(float(value)) else None
+
+
+def all_integers(names: Iterable[str]) -> bool:
+    """Whether all names are integers, so that they are sorted by size and not by spelling."""
+    return all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names)
+
+
+def _as_numbers(names: Sequence[str]) -> list[Any]:
+    """Return names as integers if all of them are, so that a column of integers comes back as one."""
+    whole = all_integers(names) and all(name == str(int(name)) for name in names)
+    return [int(name) for name in names] if whole else list(names)
+
+
+def _of_each_name(names: Sequence[str], probabilities: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    columns = {f"probability_{name}": probabilities[:, i] for i, name in enumerate(names)}
+    return columns | {f"logit_{name}": logits[:, i] for i, name in enumerate(names)}
+
+
+def _counted(names: Sequence[str], counts: np.ndarray) -> dict[str, float]:
+    return {name: int(n) for name, n in zip(names, counts, strict=True)}
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return json.dumps(list(names))
+
+
+def _refuse_missing(names: Sequence[str], with_it: np.ndarray, without: np.ndarray) -> None:
+    for rows, lacking in ((with_it, "no training row has it"), (without, "every training row has it")):
+        if not rows.all():
+            raise RankwiseError(
+                f"--class-weights balanced has no weight for {names[int(np.argmin(rows))]!r}: {lacking}. Give weights by name."
+            )
+
+
+def _given_weights(spec: str, names: Sequence[str]) -> list[float]:
+    weights = dict.fromkeys(names, 1.0)
+    for part in spec.split(","):
+        name, equals, text = part.strip().rpartition("=")
+        if not equals:
+            raise RankwiseError(
+                f"--class-weights takes balanced, or weights by name such as {names[0]}=2, not {part.strip()!r}."
+            )
+        if name not in weights:
+            raise RankwiseError(f"--class-weights: there is no class {name!r}.{nearest(name, names)}")
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            raise RankwiseError(
+                f"--class-weights: the weight of {name} must be a number above 0; it is {text!r}."
+            )
+    return list(weights.values())
