@@ -22,7 +22,8 @@ from transformers import LlamaConfig
 from rankwise import hardware
 from rankwise.bench.lengths import draw, random_rows
 from rankwise.bench.plan import Setting, Shapes, find_architecture, prepared
-from rankwise.engine.autotune import Engine
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.execution import Engine
 from rankwise.engine.measure import megabytes
 from rankwise.engine.packing import batch_order
 from rankwise.rank.controller import START_RANK
@@ -103,13 +104,9 @@ def batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -> dict[str, int]:
     """Bytes by kind at the peak of an epoch, behind a step that makes the moments."""
     training.rows = random_rows(lengths, training.model.config, np.random.default_rng(0))
-    training._stand_ins = np.arange(len(lengths))  # adaptive LoRA holds none of these rows out
-    training.compute = replace(training.compute, engine=engine, threads=engine.workers)
-    training.compute.__dict__.pop("workers", None)
-    training.batch_size, training.step_number = batch_size, 0
+    training.compute = replace(training.compute, engine=engine, threads=engine.micro_batches)
     order = batches(lengths, batch_size)
-    training.steps_per_epoch, training.steps = len(order), 10**6
-    training._epoch_batches = (0, order)
+    training.step_number, training.batches = 0, GivenBatches(order, 10**6)
     with training.compute.running(training.model):
         if not training.update.optimizer.state:
             training.step()
@@ -117,7 +114,6 @@ def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -
         with training.memory() as memory:
             for _ in order:
                 training.step()
-                training._epoch_batches = (0, order)
     return memory.peak
 
 

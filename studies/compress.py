@@ -28,7 +28,7 @@ from torch import Tensor
 
 from decisions import at_their_word
 from rankwise.adapters import compress, predict
-from rankwise.engine.training import predict_logits
+from rankwise.engine.compute import predict_logits
 from rankwise.files import cache_folder
 from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer

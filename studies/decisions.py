@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ablations import trial_name
 from rankwise.adapters import compress, predict
-from rankwise.engine.training import predict_logits
+from rankwise.engine.compute import predict_logits
 from rankwise.files import cache_folder
 from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer

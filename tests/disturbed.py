@@ -30,7 +30,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     result 0         everything is saved but the result
     """
     from rankwise import run_folder
-    from rankwise.engine.training import Training
+    from rankwise.engine import checkpoint
     from rankwise.run_folder import RunFolder
     from rankwise.runs import run
 
@@ -42,7 +42,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
         counted += 1
         return counted == int(number)
 
-    append, save, remove = RunFolder.append_steps, Training.save, run_folder.shutil.rmtree
+    append, save, remove = RunFolder.append_steps, checkpoint.save, run_folder.shutil.rmtree
 
     def append_steps(self, lines):
         at = any(line["step"] == int(number) for line in lines)
@@ -55,8 +55,8 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
         if at:
             act()
 
-    def save_half(self, folder):
-        save(self, folder)
+    def save_half(training, folder):
+        save(training, folder)
         if now():
             file = folder / "training.safetensors"
             os.truncate(file, file.stat().st_size // 2)
@@ -70,7 +70,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     if kind in ("step", "line"):
         RunFolder.append_steps = append_steps
     elif kind == "checkpoint":
-        Training.save = save_half
+        checkpoint.save = save_half
     elif kind == "replaced":
         run_folder.shutil.rmtree = rmtree
     elif kind == "evaluation":

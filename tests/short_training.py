@@ -7,7 +7,8 @@ import torch
 
 import tiny
 from rankwise.config import TrainOptions
-from rankwise.engine.training import Compute, Training
+from rankwise.engine.compute import Compute
+from rankwise.engine.training import Training
 from rankwise.lora.inject import adapt_freely
 from rankwise.tasks.encoding import Rows, encode
 
@@ -33,8 +34,8 @@ def encoded(n):
 def training(n=600, padding="packed", targets=(), dropout=0.0, start=None, **changes):
     model = tiny.classifier("bert")
     adapt_freely(model, start, targets=targets, dropout=dropout)
-    compute = Compute(torch.device("cpu"), None, padding, 64, 0)
-    return Training(model, encoded(n), replace(OPTIONS, **changes), compute, seed=0)
+    compute = Compute(device=torch.device("cpu"), padding=padding, max_length=64, pad_id=0)
+    return Training(model, encoded(n), options=replace(OPTIONS, **changes), compute=compute, seed=0)
 
 
 def run(state, until=None):

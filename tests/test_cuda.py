@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import tiny
+from rankwise.engine import checkpoint
 from rankwise.engine.attention import attend
+from rankwise.engine.compute import Compute
 from rankwise.engine.packing import pack, pad
 from rankwise.engine.pooling import packed_logits
-from rankwise.engine.training import Compute, Training
+from rankwise.engine.training import Training
 from rankwise.lora.inject import adapt, adapt_freely
 from rankwise.lora.layer import lora_layers
 from rankwise.run_folder import RunFolder
@@ -33,14 +35,14 @@ def model_of(family, dtype, device):
 
 
 def on(device, model, padding="packed", **changes):
-    compute = Compute(device, None, padding, 64, 0, threads=1)
-    return Training(model, encoded(600), replace(OPTIONS, **changes), compute, seed=0)
+    compute = Compute(device=device, padding=padding, max_length=64, pad_id=0, threads=1)
+    return Training(model, encoded(600), options=replace(OPTIONS, **changes), compute=compute, seed=0)
 
 
 def gradients(state):
     with state.compute.running(state.model.eval()):  # no dropout, whose streams differ between CPU and GPU
         (batch,) = state.compute.batches(state.model, state.rows, np.arange(24), key=(0, 0))
-        loss, found = state._gradients(batch, 24)
+        loss, found = state.gradients(batch, 24)
     return loss, [g.double().cpu() for g in found if g is not None]
 
 
@@ -60,7 +62,7 @@ def test_packed_logits_are_the_padded_ones(family, dtype, close):
     rows = encoded(40)
     which = np.arange(40)
     padded = {k: v.to(GPU) for k, v in pad(rows, which, 0).items() if k != "labels"}
-    compute = Compute(GPU, None, "packed", 64, 0)
+    compute = Compute(device=GPU, max_length=64, pad_id=0)
     with torch.no_grad():
         theirs = model(**padded).logits.float()
         with compute.running(model):
@@ -92,9 +94,9 @@ def test_a_resumed_adaptive_training_gives_the_same_ranks_and_weights(padding, t
     whole = run(fresh())
     assert 105 in {d.step for d in whole.decisions}
     run(first := fresh(), until=130)
-    first.save(tmp_path)
+    checkpoint.save(first, tmp_path)
     second = fresh()
-    second.load(tmp_path)
+    checkpoint.load(second, tmp_path)
     run(second)
     assert [d.to_json() for d in second.decisions] == [d.to_json() for d in whole.decisions]
     for (name, a), (_, b) in zip(

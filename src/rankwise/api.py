@@ -18,7 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import hardware
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
-from rankwise.engine.training import Compute, Step, Training, choose_padding, predict_logits
+from rankwise.engine.autotune import tune
+from rankwise.engine.compute import Compute, Padding, predict_logits
+from rankwise.engine.training import Step, Training
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
 from rankwise.lora.inject import find_targets
@@ -102,25 +104,27 @@ def fit(
     asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
     config = recipes.resolve(asked, method)
     lr = recipes.resolve_lr(config, method, families.width(model.config))
-    padding, why = choose_padding(model, config.train.padding or "packed")
-    settings = replace(config.train, lr=lr.value, padding=padding)
     limit = max_length or families.text_limit(model.config, tokenizer)
-    compute = _compute(model, tokenizer, padding, limit)
+    compute = _compute(model, tokenizer, limit, config.train.padding or "packed")
+    settings = replace(config.train, lr=lr.value, padding=compute.padding)
     entries = list(train)
     _say_problem(model, entries, columns.label)
     rows = _encode(entries, columns, tokenizer, limit, model, labelled=True)
     weights = None
     if settings.class_weights is not None:
         weights = class_weights(settings.class_weights, label_names(model), cast(Labels, rows.labels))
-    training = Training(model, rows, settings, compute, seed=seed, class_weights=weights)
-    engine = training.tune(memory, cache_folder())
+    training = Training(model, rows, options=settings, compute=compute, seed=seed, class_weights=weights)
+    engine = tune(training, memory=memory, cache=cache_folder())
     steps: list[Step] = []
     with training.compute.running(model):
         while not training.done:
             steps.append(training.step())
             on_step(steps[-1])
     model.eval()
-    notes = (f"{'; '.join(filter(None, [why, engine]))}.", f"Learning rate {lr.value:g} ({lr.why}).")
+    notes = (
+        f"{'; '.join(filter(None, [compute.padding_reason, engine]))}.",
+        f"Learning rate {lr.value:g} ({lr.why}).",
+    )
     notes += tuple(filter(None, [training.rank_note]))
     scores = (
         evaluate(model, tokenizer, validation, columns=columns, max_length=limit)
@@ -141,9 +145,7 @@ def predict(
     """Logits [rows, outputs] of texts, in their order; labels aren't looked at."""
     limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
-    return predict_logits(
-        model, encoded, _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
-    )
+    return predict_logits(model, encoded, _compute(model, tokenizer, limit))
 
 
 def evaluate(
@@ -158,7 +160,7 @@ def evaluate(
     """Metrics (by default those of its kind of problem) and mean loss of a model on labelled rows."""
     limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
-    compute = _compute(model, tokenizer, choose_padding(model, "packed")[0], limit)
+    compute = _compute(model, tokenizer, limit)
     logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
     return score(metrics or of_config(model.config).metrics, labels, logits) | {
         "loss": mean_loss(logits, labels)
@@ -172,13 +174,20 @@ def label_names(model: nn.Module) -> list[str]:
 
 
 def _compute(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding: Any, max_length: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, padding: Padding = "packed"
 ) -> Compute:
     device = next(model.parameters()).device
     body = next(p for p in families.body_and_heads(model)[0].parameters() if p.ndim >= 2)
     dtype, _ = hardware.choose_dtype("auto", device)
-    full = body.requires_grad and body.dtype == torch.float32 and dtype != torch.float32
-    return Compute(device, dtype if full else None, padding, max_length, loading.pad_id(tokenizer))
+    full = body.requires_grad and body.dtype == torch.float32
+    return Compute.for_model(
+        model,
+        dtype=dtype,
+        frozen_base=not full,
+        padding=padding,
+        max_length=max_length,
+        pad_id=loading.pad_id(tokenizer),
+    )
 
 
 def _encode(

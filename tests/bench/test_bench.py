@@ -21,7 +21,7 @@ from rankwise.bench.measurement import resolve
 from rankwise.bench.worker import heaviest, make_plan
 from rankwise.cli import main
 from rankwise.config import to_json
-from rankwise.engine import attention, dropout, packing, training
+from rankwise.engine import attention, autotune, dropout, packing, training
 from rankwise.engine.measure import KINDS
 from rankwise.engine.packing import pad
 from rankwise.errors import RankwiseError
@@ -344,7 +344,7 @@ def test_our_lora_contenders_train_adapters_and_head_and_their_loss_falls(tiny_r
 
 PATCHED = [
     (attention, "attend"), (attention, "keep_mask"), (dropout, "keep_mask"), (lora_layer.LoRALinear, "forward"),
-    (packing.PackedBatch, "fill"), (training, "Update"), (training, "fastest"),
+    (packing.PackedBatch, "fill"), (training, "Update"), (autotune, "fastest"),
 ]  # fmt: skip
 
 

@@ -25,9 +25,10 @@ from rankwise.bench.plan import (
 )
 from rankwise.cli import main
 from rankwise.config import PlanConfig
-from rankwise.engine.autotune import Engine
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.compute import predict_logits
+from rankwise.engine.execution import Engine
 from rankwise.engine.measure import KINDS
-from rankwise.engine.training import predict_logits
 from rankwise.errors import RankwiseError
 
 LENGTHS = np.array([5, 9, 14, 30, 31, 7, 40, 12])
@@ -48,7 +49,7 @@ def measured(asked: Setting, recompute: bool) -> dict[str, int]:
     training = prepared(asked)
     training.compute = replace(training.compute, engine=Engine(recompute=recompute))
     training.rows = random_rows(LENGTHS, asked.architecture, np.random.default_rng(1))
-    training.options, training.batch_size = replace(training.options, batch_size=8), 8
+    training.batches = GivenBatches([np.arange(8)], 10**6)
     with training.compute.running(training.model):
         training.step()
         with training.memory() as memory:
@@ -117,7 +118,6 @@ def test_a_pass_over_held_out_rows_is_the_peak_where_it_takes_more_than_a_step()
     assert sum(small.values()) > sum(shapes.peak(np.full(1, 30), recompute=True).values())
     assert sum(large.values()) == sum(shapes.peak(np.full(64, 30), recompute=True).values())
     training = prepared(asked)
-    training._stand_ins = np.arange(1)
     rows = random_rows(np.full(2048 // 30, 30), asked.architecture, np.random.default_rng(1))
     with training.compute.running(training.model):
         training.step()

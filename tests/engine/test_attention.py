@@ -17,9 +17,9 @@ import tiny
 from float64 import in_float64, rows_of
 from rankwise.engine import attention
 from rankwise.engine.attention import attend, can_pack, packed
+from rankwise.engine.compute import Compute
 from rankwise.engine.packing import pack, pad
 from rankwise.engine.pooling import packed_logits
-from rankwise.engine.training import Compute
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import adapt
 from rankwise.lora.layer import lora_layers

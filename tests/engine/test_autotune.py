@@ -8,9 +8,12 @@ import torch
 
 import tiny
 from rankwise.config import TrainOptions, parse_memory
-from rankwise.engine.autotune import MARGIN, Cost, Engine, fastest
+from rankwise.engine import checkpoint
+from rankwise.engine.autotune import fastest, fixed_bytes, tune
+from rankwise.engine.compute import Compute
+from rankwise.engine.execution import MARGIN, Cost, Engine
 from rankwise.engine.measure import MB, TensorMemory
-from rankwise.engine.training import Compute, Training
+from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import adapt, adapt_freely
 from rankwise.lora.layer import lora_layers
@@ -41,13 +44,20 @@ def training(family="bert", padding="packed", engine=None, dtype=torch.float64):
     adapt(model.to(dtype), 4)
     for layer in lora_layers(model).values():
         torch.nn.init.normal_(layer.lora_B)
-    compute = Compute(torch.device("cpu"), None, padding, 48, 0, engine=engine or Engine(), threads=1)
-    return Training(model, rows(), OPTIONS, compute, seed=0)
+    compute = Compute(
+        device=torch.device("cpu"),
+        padding=padding,
+        max_length=48,
+        pad_id=0,
+        engine=engine or Engine(),
+        threads=1,
+    )
+    return Training(model, rows(), options=OPTIONS, compute=compute, seed=0)
 
 
 def gradients(state):
     with state.compute.running(state.model.train()):
-        loss = state._backward(state.batch())
+        loss = state.backward(state.batch())
     return loss, [p.grad.clone() for p in state.update.parameters]
 
 
@@ -60,21 +70,23 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "engine", [Engine(workers=2), Engine(recompute=True), Engine(workers=3, recompute=True)], ids=str
+    "engine",
+    [Engine(micro_batches=2), Engine(recompute=True), Engine(micro_batches=3, recompute=True)],
+    ids=str,
 )
 def test_parts_side_by_side_and_recomputed_layers_give_the_same_gradients_with_dropout_on(family, engine):
     assert_same(gradients(training(family, engine=engine)), gradients(training(family)))
 
 
-def limited(room):
-    return Engine(cost=Cost(base=0.0, token=1.0, score=0.0, seconds=0.0, token_seconds=0.0), room=room)
+def limited(budget):
+    return Engine(cost=Cost(base=0.0, token=1.0, score=0.0, seconds=0.0, token_seconds=0.0), budget=budget)
 
 
-@pytest.mark.parametrize("room", [1.0, 40.0, 90.0])
-def test_a_batch_cut_to_a_limit_gives_the_same_gradients(room):
-    state = training(engine=limited(room))
+@pytest.mark.parametrize("budget", [1.0, 40.0, 90.0])
+def test_a_batch_cut_to_a_limit_gives_the_same_gradients(budget):
+    state = training(engine=limited(budget))
     parts = state.compute.batches(state.model, state.rows, state.batch(), key=(0, 0))
-    assert all(len(part) == 1 or MARGIN * part.layout.padded.sum() <= room for part in parts)
+    assert all(len(part) == 1 or MARGIN * part.layout.padded.sum() <= budget for part in parts)
     assert len(parts) > 1
     assert sorted(np.concatenate([part.rows for part in parts])) == sorted(state.batch())
     assert_same(gradients(state), gradients(training()))
@@ -109,8 +121,8 @@ def wide(padding="packed"):
     model = tiny.classifier("bert")
     adapt(model, 4)
     long = rows(60, 60)
-    compute = Compute(torch.device("cpu"), None, padding, 64, 0, threads=1)
-    return Training(model, long, replace(OPTIONS, batch_size=30), compute, seed=0)
+    compute = Compute(device=torch.device("cpu"), padding=padding, max_length=64, pad_id=0, threads=1)
+    return Training(model, long, options=replace(OPTIONS, batch_size=30), compute=compute, seed=0)
 
 
 @pytest.mark.parametrize("padding", ["packed", "longest", "max_length"])
@@ -120,14 +132,16 @@ def test_a_memory_limit_is_kept_over_the_whole_run(padding, share):
     with TensorMemory() as empty:
         pass
     fast = peak(unlimited) - empty.peak_mb * MB
-    fixed = unlimited._fixed()
+    fixed = fixed_bytes(unlimited)
     del unlimited
     limit = int(fixed + share * (fast - fixed))
     state = wide(padding)
-    said = state.tune(f"{limit / 1e6:.6f}MB")
+    said = tune(state, memory=f"{limit / 1e6:.6f}MB")
     with TensorMemory() as level:
         pass
-    beside = level.peak_mb * MB - state._fixed()  # what other tests left, and moments that aren't there yet
+    beside = level.peak_mb * MB - fixed_bytes(
+        state
+    )  # what other tests left, and moments that aren't there yet
     assert peak(state) - max(0.0, beside) <= limit
     assert "to stay below" in said
 
@@ -136,47 +150,49 @@ def finding_ranks():
     """A training that may change its ranks, of a model that is small beside what full ranks would take."""
     model = tiny.classifier("bert")
     adapt_freely(model, 4)
-    compute = Compute(torch.device("cpu"), None, "packed", 64, 0, threads=1)
-    return Training(model, rows(600, 60), replace(OPTIONS, batch_size=30, epochs=3), compute, seed=0)
+    compute = Compute(device=torch.device("cpu"), max_length=64, pad_id=0, threads=1)
+    return Training(
+        model, rows(600, 60), options=replace(OPTIONS, batch_size=30, epochs=3), compute=compute, seed=0
+    )
 
 
 def test_what_layers_take_when_they_grow_is_taken_from_the_rows_of_a_part(tmp_path):
     state = finding_ranks()
-    fixed = state._fixed()
-    state.tune("2MB")
+    fixed = fixed_bytes(state)
+    tune(state, memory="2MB")
     tuned = state.compute
     most = {path: min(32, x.in_features, x.out_features) for path, x in state.rank.layers.items()}
     with state.compute.running(state.model):
         state.step()
         state.rank._resize(state.rank._changes(most))
-        state.save(tmp_path)
+        checkpoint.save(state, tmp_path)
         state.step()
-    grown = state._fixed() - fixed
+    grown = fixed_bytes(state) - fixed
     assert grown > 0.2e6
-    assert state.compute.engine == replace(tuned.engine, room=tuned.engine.room - grown)
+    assert state.compute.engine == replace(tuned.engine, budget=tuned.engine.budget - grown)
 
     resumed = finding_ranks()
     resumed.compute = tuned
-    resumed.load(tmp_path)
+    checkpoint.load(resumed, tmp_path)
     with resumed.compute.running(resumed.model):
         resumed.step()
     assert resumed.compute.engine == state.compute.engine
-    for (_, a), (_, b) in zip(state._trained(), resumed._trained(), strict=True):
+    for (_, a), (_, b) in zip(state.trained_parameters(), resumed.trained_parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_limit_too_small_for_one_row_says_what_it_takes():
     state = wide()
     with pytest.raises(
-        RankwiseError, match=r"--memory 0MB is too little: a text of \d+ tokens alone takes \d+ MB"
+        RankwiseError, match=r"memory=0MB is too little: a text of \d+ tokens alone takes \d+ MB"
     ):
-        state.tune("1KB")
+        tune(state, memory="1KB")
 
 
 def test_lean_takes_less_memory_than_fast():
     fast, lean = wide(), wide()
-    fast.tune("fast")
-    lean.tune("lean")
+    tune(fast, memory="fast")
+    tune(lean, memory="lean")
     assert lean.compute.engine.recompute
     assert peak(lean) < peak(fast)
 
@@ -223,7 +239,7 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path):
     tried = []
 
     def step(engine, which):
-        tried.append(engine.workers)
+        tried.append(engine.micro_batches)
 
     engine = fastest(step, np.arange(8), 2, tmp_path, "this machine")
     assert set(tried) == {1, 2}

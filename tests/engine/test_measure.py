@@ -9,10 +9,12 @@ from torch import nn
 
 import tiny
 from rankwise.config import TrainOptions
-from rankwise.engine.autotune import Engine
+from rankwise.engine.compute import Compute
+from rankwise.engine.execution import Engine
 from rankwise.engine.measure import KINDS, MB, PeakRss, Speed, Spread, TensorMemory, label, product_rate
-from rankwise.engine.threads import Workers
-from rankwise.engine.training import Compute, Training
+from rankwise.engine.profiling import profiled_steps
+from rankwise.engine.threads import MicroBatchThreads
+from rankwise.engine.training import Training
 from rankwise.lora.inject import adapt
 from rankwise.tasks.encoding import Encoded
 
@@ -130,7 +132,7 @@ def test_what_workers_compute_is_followed_too():
 
     with TensorMemory() as memory:
         before = memory.live_mb
-        kept = list(Workers(2).map(product, [100, 200]))
+        kept = list(MicroBatchThreads(2).map(product, [100, 200]))
         assert memory.live_mb - before == pytest.approx(300 * 1000 * 4 / MB)
         assert memory.peak_mb - before >= (300 * 1000 * 4 + 1000 * 1000 * 4) / MB
         del kept
@@ -213,17 +215,19 @@ def test_gradients_asked_for_by_autograd_grad_are_gradients():
     assert memory.peak["gradients"] == kept[0].nbytes
 
 
-@pytest.mark.parametrize("engine", [Engine(), Engine(recompute=True), Engine(workers=2)], ids=str)
+@pytest.mark.parametrize("engine", [Engine(), Engine(recompute=True), Engine(micro_batches=2)], ids=str)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_followed_step_is_the_step_it_would_have_been(method, engine):
     def losses(follow):
         model = tiny.classifier("bert")
         if method == "lora":
             adapt(model, 4)
-        compute = Compute(torch.device("cpu"), None, "packed", 64, 0, engine=engine, threads=engine.workers)
-        training = Training(model, rows(), OPTIONS, compute, seed=0)
+        compute = Compute(
+            device=torch.device("cpu"), max_length=64, pad_id=0, engine=engine, threads=engine.micro_batches
+        )
+        training = Training(model, rows(), options=OPTIONS, compute=compute, seed=0)
         with training.compute.running(model):
-            steps = [training.step(follow=follow) for _ in range(4)]
+            steps = [training.step(profile=follow) for _ in range(4)]
         return [(s.loss, s.grad_norm) for s in steps], steps, training
 
     plain, _, _ = losses(False)
@@ -241,11 +245,11 @@ def test_recomputing_moves_activations_not_weights():
         model = tiny.classifier("bert", num_hidden_layers=6)
         adapt(model, 4)
         compute = Compute(
-            torch.device("cpu"), None, "packed", 64, 0, engine=Engine(recompute=recompute), threads=1
+            device=torch.device("cpu"), max_length=64, pad_id=0, engine=Engine(recompute=recompute), threads=1
         )
-        training = Training(model, rows(), OPTIONS, compute, seed=0)
+        training = Training(model, rows(), options=OPTIONS, compute=compute, seed=0)
         with training.compute.running(model):
-            return [training.step(follow=True) for _ in range(2)][1].memory
+            return [training.step(profile=True) for _ in range(2)][1].memory
 
     fast, lean = peak(False), peak(True)
     assert lean["weights"] == fast["weights"]
@@ -254,14 +258,14 @@ def test_recomputing_moves_activations_not_weights():
 
 
 def test_steps_that_are_followed_have_the_heaviest_batch_among_them():
-    compute = Compute(torch.device("cpu"), None, "packed", 64, 0, threads=1)
-    training = Training(adapt(tiny.classifier("bert"), 4), rows(), OPTIONS, compute, seed=0)
-    watched, tokens = training.watched(), []
+    compute = Compute(device=torch.device("cpu"), max_length=64, pad_id=0, threads=1)
+    training = Training(adapt(tiny.classifier("bert"), 4), rows(), options=OPTIONS, compute=compute, seed=0)
+    profiled, tokens = profiled_steps(training.batches, training.rows, compute), []
     while not training.done:
         tokens.append(int(training.rows.lengths[training.batch()].sum()))
         training.step_number += 1
-    assert max(tokens[1:]) in [tokens[i] for i in watched]
-    assert all(0 <= i < training.steps for i in watched)
+    assert max(tokens[1:]) in [tokens[i] for i in profiled]
+    assert all(0 <= i < training.steps for i in profiled)
 
 
 def test_operations_are_those_of_the_products():

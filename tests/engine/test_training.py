@@ -8,7 +8,9 @@ import torch
 
 import tiny
 from rankwise.config import TrainOptions
-from rankwise.engine.training import Compute, Training, predict_logits
+from rankwise.engine import checkpoint
+from rankwise.engine.compute import Compute, predict_logits
+from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import adapt
 from rankwise.tasks.encoding import Rows, encode
@@ -36,8 +38,8 @@ def training(method="lora", padding="packed", seed=0, **changes):
     model = tiny.classifier("bert")
     if method == "lora":
         adapt(model, 4)
-    compute = Compute(torch.device("cpu"), None, padding, 64, 0)
-    return Training(model, rows(), replace(OPTIONS, **changes), compute, seed=seed)
+    compute = Compute(device=torch.device("cpu"), padding=padding, max_length=64, pad_id=0)
+    return Training(model, rows(), options=replace(OPTIONS, **changes), compute=compute, seed=seed)
 
 
 def run(state, until=None):
@@ -59,9 +61,9 @@ def test_a_resumed_training_equals_an_undisturbed_one_bit_for_bit(method, paddin
     losses = [step.loss for step in run(whole)]
     first = training(method, padding)
     begun = [step.loss for step in run(first, until=7)]
-    first.save(tmp_path)
+    checkpoint.save(first, tmp_path)
     second = training(method, padding)
-    second.load(tmp_path)
+    checkpoint.load(second, tmp_path)
     assert begun + [step.loss for step in run(second)] == losses
     expected = trained(whole)
     assert all(torch.equal(value, expected[name]) for name, value in trained(second).items())
@@ -79,7 +81,7 @@ def test_methods_with_the_same_seed_see_the_same_batches():
 def test_every_row_is_seen_once_an_epoch():
     state = training()
     seen = []
-    for _ in range(state.steps_per_epoch):
+    for _ in range(state.batches.steps_per_epoch):
         seen.extend(state.batch().tolist())
         state.step_number += 1
     assert sorted(seen) == list(range(60))
@@ -94,7 +96,7 @@ def test_accumulation_gives_the_whole_batchs_gradient(padding):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         with state.compute.running(state.model):
-            state._backward(state.batch())
+            state.backward(state.batch())
         return {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
 
     whole, parts = gradients(1), gradients(3)

@@ -14,8 +14,9 @@ import rankwise
 import tiny
 from rankwise.adapters import compress, inspect, predict
 from rankwise.adapters.rank_table import draw
+from rankwise.engine import checkpoint
+from rankwise.engine.compute import predict_logits
 from rankwise.engine.measure import KINDS, MB, TensorMemory
-from rankwise.engine.training import predict_logits
 from rankwise.lora.inject import adapt, adapt_freely
 from rankwise.lora.layer import lora_layers
 from rankwise.tasks.encoding import Rows
@@ -38,9 +39,9 @@ def test_ranks_fall_and_the_optimizer_goes_on(trained):
 def test_passes_over_held_out_rows_are_in_the_recorded_peak():
     state = training(batch_size=2, epochs=0.25)  # 75 steps of two short rows, decided on by 60
     with TensorMemory("cpu", state.model) as alone:
-        predict_logits(state.model, state.rows.select(state.held_out), state.compute)
+        predict_logits(state.model, state.rows.select(state.batches.held_out), state.compute)
     with state.compute.running(state.model):
-        plain = [state.step(follow=True) for _ in range(3)]
+        plain = [state.step(profile=True) for _ in range(3)]
         steps = []
         while not state.rank.done:
             steps.append(state.step())
@@ -53,7 +54,7 @@ def test_passes_over_held_out_rows_are_in_the_recorded_peak():
 
 def test_held_out_rows_are_trained_on_only_after_the_last_decision():
     state = training()
-    held = set(state.held_out.tolist())
+    held = set(state.batches.held_out.tolist())
     assert len(held) == 60
     seen = {False: set(), True: set()}
     with state.compute.running(state.model):
@@ -72,9 +73,9 @@ def test_a_resumed_run_gives_the_same_ranks_and_weights(padding, until, tmp_path
     whole = run(training(**options))
     assert {105, 210} <= {d.step for d in whole.decisions}  # before 130 and 230
     first = run(training(**options), until=until)
-    first.save(tmp_path)
+    checkpoint.save(first, tmp_path)
     second = training(**options)
-    second.load(tmp_path)
+    checkpoint.load(second, tmp_path)
     run(second)
     assert [d.to_json() for d in second.decisions] == [d.to_json() for d in whole.decisions]
     expected = dict(whole.model.named_parameters())

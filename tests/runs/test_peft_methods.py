@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 import tiny
 from rankwise import downloads
-from rankwise.runs import methods, peft_methods
+from rankwise.adapters.predict import evaluate, open_trained
 from rankwise.config import (
     DataOptions,
     LoraOptions,
@@ -21,10 +21,11 @@ from rankwise.config import (
     TrainOptions,
     to_json,
 )
+from rankwise.engine import checkpoint
 from rankwise.errors import RankwiseError
-from rankwise.runs.run import execute, prepare
-from rankwise.adapters.predict import evaluate, open_trained
 from rankwise.run_folder import RunFolder
+from rankwise.runs import methods, peft_methods
+from rankwise.runs.run import execute, prepare
 
 NAMES = ["adalora", "dora", "eva", "pissa", "vera", "ia3", "prefix", "prompt"]
 
@@ -163,9 +164,9 @@ def test_adalora_ends_at_its_budget_and_resumes_exactly(tmp_path):
         for _ in range(middle):
             halved.training.step()
     (tmp_path / "checkpoint").mkdir()
-    halved.training.save(tmp_path / "checkpoint")
+    checkpoint.save(halved.training, tmp_path / "checkpoint")
     resumed = prepare(adalora(tmp_path / "resumed", tmp_path), lambda event: None)
-    resumed.training.load(tmp_path / "checkpoint")
+    checkpoint.load(resumed.training, tmp_path / "checkpoint")
     with resumed.training.compute.running(resumed.model):
         while not resumed.training.done:
             resumed.training.step()
@@ -182,7 +183,7 @@ def test_adaloras_penalty_is_that_of_peft(tmp_path):
     alone = run.model(input_ids=ids, labels=labels).loss
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     theirs = torch.autograd.grad(with_penalty - alone, parameters, allow_unused=True)
-    for ours, expected in zip(run.training.act.gradients(parameters), theirs, strict=True):
+    for ours, expected in zip(run.training.hooks.gradients(parameters), theirs, strict=True):
         if ours is not None:
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 

@@ -23,7 +23,7 @@ from rankwise import hardware
 from rankwise.adapters import peft_format
 from rankwise.adapters.load import load_any
 from rankwise.config import RunConfig, from_json
-from rankwise.engine.training import Compute, choose_padding, predict_logits
+from rankwise.engine.compute import Compute, predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder, check_place
 from rankwise.lora import quantized
@@ -86,10 +86,11 @@ def open_trained(
     task = _task(record, folder, cast(Any, model).config)
     columns = {"text": text, "text_pair": text_pair, "label": label}
     task = replace(task, **{column: name for column, name in columns.items() if name is not None})
-    compute = Compute(
-        device=device,
-        autocast=dtype if not is_adapter and dtype != torch.float32 else None,
-        padding=choose_padding(model, facts.get("padding", "packed"))[0],
+    compute = Compute.for_model(
+        model,
+        dtype=dtype,
+        frozen_base=is_adapter,
+        padding=facts.get("padding", "packed"),
         max_length=facts.get("max_length") or families.text_limit(cast(Any, model).config, tokenizer),
         pad_id=loading.pad_id(tokenizer),
     )

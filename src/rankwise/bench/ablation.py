@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rankwise.bench import ours
 from rankwise.bench.config import BenchConfig
-from rankwise.engine import attention, dropout, packing, training
-from rankwise.engine.autotune import Engine
+from rankwise.engine import attention, autotune, dropout, packing, training
+from rankwise.engine.execution import Engine
 from rankwise.engine.optim import Update
 from rankwise.engine.packing import Layout
 from rankwise.lora import layer as lora_layer
@@ -71,7 +71,7 @@ def _both_bernoulli() -> None:
     dropout.keep_mask = attention.keep_mask = _bernoulli
 
 
-def _one_worker(step: Any, rows: Any, threads: int, cache: Any, key: str) -> Engine:
+def _one_after_the_other(step: Any, rows: Any, threads: int, cache: Any, key: str) -> Engine:
     return Engine()
 
 
@@ -82,7 +82,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "cheap dropout": _both_bernoulli,
     "a bfloat16 base": lambda: None,
     "a flat optimizer": _put(training, "Update", lambda *a, flat=False, **k: Update(*a, **k)),
-    "parts side by side": _put(training, "fastest", _one_worker),
+    "parts side by side": _put(autotune, "fastest", _one_after_the_other),
     "filling": _put(packing.PackedBatch, "fill", lambda batch: batch),
 }
 """Name of a part → what takes it out."""

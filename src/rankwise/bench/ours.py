@@ -12,8 +12,11 @@ from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.lengths import length_grouped
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
+from rankwise.engine.autotune import tune
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.compute import Compute, Padding
 from rankwise.engine.packing import batch_order
-from rankwise.engine.training import Compute, Padding, Training, choose_padding
+from rankwise.engine.training import Training
 from rankwise.rank.controller import RankController
 from rankwise.runs.methods import METHODS
 from rankwise.tasks.encoding import Encoded
@@ -34,10 +37,11 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memo
     request = RunConfig(method=method, seed=config.seed, lora=LoraOptions(rank=config.rank))
     METHODS[method].prepare(model, request, [])
     model.to(config.device)
-    compute = Compute(
-        device=torch.device(config.device),
-        autocast=dtype if not frozen_base and dtype != torch.float32 else None,
-        padding=choose_padding(model, padding)[0],
+    compute = Compute.for_model(
+        model,
+        dtype=dtype,
+        frozen_base=frozen_base,
+        padding=padding,
         max_length=architectures.longest(model.config),
         pad_id=model.config.pad_token_id,
         threads=config.threads,
@@ -64,8 +68,6 @@ class Ours:
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
         """Steps of a `Training`."""
         options = TrainOptions(
-            epochs=len(batches)
-            / -(-len(rows) // self.config.batch_size),  # one step a batch, whichever rows they hold
             batch_size=self.config.batch_size,
             lr=1e-4,
             optimizer="adamw",
@@ -75,11 +77,17 @@ class Ours:
             clip=1,
             padding=self.compute.padding,
         )
-        training = _Given(self.model, rows, options, self.compute, seed=self.config.seed)
-        training.given = batches
+        training = Training(
+            self.model,
+            rows,
+            options=options,
+            compute=self.compute,
+            seed=self.config.seed,
+            batches=GivenBatches(batches),
+        )
         if self.gathers:
             training.rank = RankController(self.model, _never, sys.maxsize, training.update)
-        training.tune(self.memory)
+        tune(training, memory=self.memory)
         for _ in batches:
             with training.compute.running(self.model):
                 training.step()
@@ -88,12 +96,3 @@ class Ours:
 
 def _never() -> torch.Tensor:
     raise AssertionError("no check is due in so few steps")
-
-
-class _Given(Training):
-    """Trains on batches that are given, not drawn."""
-
-    given: list[np.ndarray]
-
-    def batch(self) -> np.ndarray:
-        return self.given[self.step_number]

@@ -1,104 +1,109 @@
-"""How a step is run, chosen by measuring: parts side by side, and what is cut or computed twice to keep a memory limit.
+"""Choose how a training's batches are run, by measuring: micro-batches side by side, gradient checkpointing, and a memory limit.
 
-    bytes of a part = base + token · tokens + score · Σ length²        beside weights, moments and gradients, which are always there
+    a typical batch ─► gradients with 1, 2, 4 … micro-batches side by side ─► the fastest
+    a memory limit  ─► three small probes ─► `Cost`, with and without checkpointing ─► the fastest engine within the limit
 
-Everything a step keeps grows with its tokens or with the square of its rows' lengths, so three small probes fix that line, and a batch
-is cut so that its parts stay below it. Recomputing layers in backward (Chen et al. 2016, arXiv 1604.06174) lowers the line and takes
-more time; what is fastest within the limit is taken. Choices are stored with the run, because resuming is exact.
+Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) takes less memory and more time.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
+from rankwise import hardware
+from rankwise.config import parse_memory
+from rankwise.engine.execution import Cost, Engine
 from rankwise.engine.measure import MB, TensorMemory
-from rankwise.engine.packing import PackedBatch
+from rankwise.engine.profiling import heaviest_batch
+from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 
-MARGIN = 1.08
-"""What rows are taken to cost above the measured line, since rows of other lengths fill their groups differently."""
 
+def tune(training: Training, *, memory: str = "fast", cache: Path | None = None) -> str:
+    """Choose a training's engine by measuring; return what was taken, for the first lines of a run.
 
-@dataclass(frozen=True)
-class Cost:
-    """What a part of a batch takes at its peak in bytes, beside what is always there, and in seconds.
+    Args:
+        training: its `compute` gets the engine. No step is taken, and no state changes.
+        memory: `fast`, `lean` (gradient checkpointing), or a size such as `2GB`; see `config.parse_memory`.
+        cache: folder that keeps what was measured on this machine; None measures anew.
 
-    Attributes:
-        base, token, score: of the part, of each token, of each square of a row's length.
-        seconds, token_seconds: of the part, and of each token.
+    Raises:
+        RankwiseError: the size is too small for the longest row.
     """
+    compute, rows = training.compute, training.rows
+    engine, step = Engine(), partial(_compute_gradients, training)
+    if compute.device.type == "cpu" and compute.padding == "packed":
+        threads, typical = compute.threads or torch.get_num_threads(), training.batch()
+        engine = fastest(step, typical, threads, cache, _cache_key(training, typical, threads))
+    limit = parse_memory(memory)
+    if isinstance(limit, str):
+        engine = replace(engine, recompute=limit == "lean")
+    else:
+        engine = within(
+            limit,
+            step,
+            partial(compute.lengths, rows),
+            rows.lengths,
+            heaviest_batch(training.batches, rows, compute),
+            fixed_bytes(training),
+            engine.micro_batches,
+            compute.device.type,
+        )
+    training.compute = replace(compute, engine=engine)
+    return _in_words(training, memory)
 
-    base: float
-    token: float
-    score: float
-    seconds: float
-    token_seconds: float
 
-    def rows(self, lengths: np.ndarray) -> np.ndarray:
-        """Bytes of rows by their lengths, without the part's base."""
-        return MARGIN * (self.token * lengths + self.score * lengths.astype(np.float64) ** 2)
-
-    @classmethod
-    def fit(cls, probes: list[tuple[np.ndarray, float, float]]) -> "Cost":
-        """The line through probes: lengths of the rows, bytes, seconds."""
-        terms = np.array([[1.0, n.sum(), (n.astype(np.float64) ** 2).sum()] for n, _, _ in probes])
-        scale = terms.max(axis=0)
-
-        def through(values: list[float], columns: int) -> list[float]:
-            found = np.linalg.lstsq(terms[:, :columns] / scale[:columns], values, rcond=None)[0]
-            return np.maximum(found / scale[:columns], 0.0).tolist()
-
-        return cls(*through([peak for _, peak, _ in probes], 3), *through([t for _, _, t in probes], 2))
+def fixed_bytes(training: Training) -> float:
+    """Return the bytes that are always in memory: weights, their copies, and of what is trained a gradient and two moments."""
+    tensors = [*training.model.parameters(), *training.model.buffers()]
+    weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
+    return weights + 3 * training.trained_bytes + training.copies.nbytes
 
 
-@dataclass(frozen=True)
-class Engine:
-    """How a batch is run.
+def _compute_gradients(training: Training, engine: Engine, rows: np.ndarray) -> None:
+    """Compute the gradients of some rows with an engine, and forget them."""
+    compute, model, copies = replace(training.compute, engine=engine), training.model.train(), training.copies
+    with compute.running(model), copies.in_place():
+        copies.refresh()
+        batches = compute.batches(model, training.rows, rows, key=(0, 0))
+        for _, gradients in compute.micro_batch_threads.map(
+            lambda micro_batch: training.gradients(micro_batch, len(rows), compute=compute), batches
+        ):
+            training.update.add(gradients[: len(training.update.parameters)])
+    training.update.forget()
 
-    Attributes:
-        workers: parts that run side by side, each with its share of the cores.
-        recompute: layers keep their input only and run again in backward.
-        cost: of a part, where there is a limit.
-        room: bytes the rows of a part may cost then.
-    """
 
-    workers: int = 1
-    recompute: bool = False
-    cost: Cost | None = None
-    room: float = math.inf
+def _cache_key(training: Training, typical: np.ndarray, threads: int) -> str:
+    """Return what names the machine, the model and the size of a batch, up to a factor of two."""
+    compute, model = training.compute, training.model
+    dtype = compute.autocast or next(p for p in model.parameters() if p.ndim >= 2).dtype
+    octave = int(training.rows.lengths[typical].sum()).bit_length()
+    return (
+        f"{hardware.hardware(compute.device)['processor']}, {threads} threads, torch {torch.__version__}: "
+        f"{type(model).__name__} of {sum(p.numel() for p in model.parameters())}, "
+        f"{sum(p.numel() for p in training.update.parameters)} trained, {dtype}, 2^{octave} tokens"
+    )
 
-    def cut(self, batch: PackedBatch, parts: int = 1) -> list[PackedBatch]:
-        """A batch as `parts` parts at least, one a worker at least, none above the limit unless it is a single row."""
-        equal = batch.divide(max(parts, self.workers))
-        if self.cost is None or all(self.cost.rows(p.layout.padded).sum() <= self.room for p in equal):
-            return equal
-        return batch.split(self.room, self.cost.rows(batch.layout.padded))
 
-    def pieces(self, lengths: np.ndarray) -> int:
-        """How many parts rows of such lengths are cut into, at least."""
-        return 1 if self.cost is None else math.ceil(float(self.cost.rows(lengths).sum()) / self.room)
-
-    def tokens(self, most: int) -> int:
-        """Tokens of a part where nothing is kept for backward: at most `most`."""
-        return most if self.cost is None else max(1, min(most, int(self.room / (MARGIN * self.cost.token))))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for run.json."""
-        return {**asdict(self), "room": None if math.isinf(self.room) else self.room}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Engine":
-        """The inverse of `to_json`."""
-        cost = None if stored["cost"] is None else Cost(**stored["cost"])
-        room = math.inf if stored["room"] is None else stored["room"]
-        return cls(stored["workers"], stored["recompute"], cost, room)
+def _in_words(training: Training, memory: str) -> str:
+    engine, compute = training.compute.engine, training.compute
+    words = [f"{engine.micro_batches} micro-batches side by side"] if engine.micro_batches > 1 else []
+    words += ["layers recomputed in backward"] if engine.recompute else []
+    if engine.cost is not None:
+        heaviest = heaviest_batch(training.batches, training.rows, compute)
+        pieces = engine.least_micro_batches(compute.lengths(training.rows, heaviest))
+        words.append(
+            f"the heaviest batch in {max(pieces, engine.micro_batches)} micro-batches to stay below {memory}"
+        )
+    return "; ".join(words)
 
 
 Step = Callable[[Engine, np.ndarray], None]
@@ -106,20 +111,20 @@ Step = Callable[[Engine, np.ndarray], None]
 
 
 def fastest(step: Step, rows: np.ndarray, threads: int, cache: Path | None, key: str) -> Engine:
-    """As many workers as make a typical batch fastest: 1, 2, 4 … up to the threads.
+    """Return the engine with the number of micro-batches (1, 2, 4 …) that runs a typical batch fastest.
 
     Args:
-        step: runs it.
+        step: runs a batch.
         rows: of a typical batch.
-        threads: to be shared by the workers.
-        cache: folder where what was measured on this machine is kept; None measures anew.
-        key: names machine, model and size.
+        threads: CPU threads shared by micro-batches side by side.
+        cache: folder that keeps what was measured on this machine; None measures anew.
+        key: names machine, model and size in the cache.
     """
     if threads == 1 or len(rows) == 1:
         return Engine()
     file = None if cache is None else cache / "engine.json"
     if file is None:
-        return Engine(workers=_measured(step, rows, threads))
+        return Engine(micro_batches=_measured(step, rows, threads))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         try:
@@ -128,10 +133,10 @@ def fastest(step: Step, rows: np.ndarray, threads: int, cache: Path | None, key:
             known = {}
         if key not in known:
             known[key] = _measured(step, rows, threads)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            partial.replace(file)
-    return Engine(workers=known[key])
+            unfinished = file.with_suffix(".partial")
+            unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            unfinished.replace(file)
+    return Engine(micro_batches=known[key])
 
 
 def _measured(step: Step, rows: np.ndarray, threads: int, rounds: int = 4) -> int:
@@ -139,7 +144,7 @@ def _measured(step: Step, rows: np.ndarray, threads: int, rounds: int = 4) -> in
     seconds: dict[int, float] = dict.fromkeys(counts, math.inf)
     for i in range(rounds):
         for n in counts:  # in turn, so that what drifts on the machine meets all alike
-            taken = _seconds(step, Engine(workers=n), rows)
+            taken = _seconds(step, Engine(micro_batches=n), rows)
             if i:  # the first round also pays for allocation and for compiling kernels
                 seconds[n] = min(seconds[n], taken)
     return min(counts, key=lambda n: seconds[n])
@@ -151,59 +156,59 @@ def _seconds(step: Step, engine: Engine, rows: np.ndarray) -> float:
     return time.perf_counter() - started
 
 
-Seen = Callable[[np.ndarray], np.ndarray]
-"""Tokens of each row of a batch (row numbers) as the model sees them, padding included."""
+PaddedLengths = Callable[[np.ndarray], np.ndarray]
+"""Row numbers of a batch → tokens of each row as the model sees them, padding included."""
 
 
 def within(
     limit: int,
     step: Step,
-    seen: Seen,
+    padded: PaddedLengths,
     lengths: np.ndarray,
     heaviest: np.ndarray,
     fixed: float,
-    workers: int,
+    micro_batches: int,
     device: str,
 ) -> Engine:
-    """The fastest engine whose peak stays below a limit.
+    """Return the fastest engine whose peak stays below a limit.
 
     Args:
         limit: bytes of tensors.
         step: runs rows.
-        seen: what they are padded to.
+        padded: gives the lengths that rows are padded to.
         lengths: tokens of every row.
-        heaviest: rows of the run's heaviest batch.
+        heaviest: row numbers of the run's heaviest batch.
         fixed: bytes of weights, moments and gradients.
-        workers: parts side by side at most.
-        device: where tensors are counted.
+        micro_batches: side by side, at most.
+        device: type of the device whose tensors are counted.
 
     Raises:
-        RankwiseError: not even the longest row alone stays below it.
+        RankwiseError: the longest row alone takes more than the limit.
     """
-    longest = seen(np.array([lengths.argmax()]))
+    longest = padded(np.array([lengths.argmax()]))
     possible: list[tuple[float, Engine]] = []
     least = math.inf
     for recompute in (False, True):
-        cost = _cost(step, seen, lengths, recompute, device)
+        cost = _cost(step, padded, lengths, recompute, device)
         single = cost.base + float(cost.rows(longest)[0])
         least = min(least, fixed + single)
-        for n in {1, workers}:
-            room = (limit - fixed) / n - cost.base
-            if room < single - cost.base:
+        for n in {1, micro_batches}:
+            budget = (limit - fixed) / n - cost.base
+            if budget < single - cost.base:
                 continue
-            engine, tokens = Engine(n, recompute, cost, room), seen(heaviest)
-            parts = max(n, engine.pieces(tokens))
-            possible.append(((parts * cost.seconds + tokens.sum() * cost.token_seconds) / n, engine))
+            engine, tokens = Engine(n, recompute, cost, budget), padded(heaviest)
+            count = max(n, engine.least_micro_batches(tokens))
+            possible.append(((count * cost.seconds + tokens.sum() * cost.token_seconds) / n, engine))
     if not possible:
         raise RankwiseError(
-            f"--memory {limit / MB:,.0f}MB is too little: a text of {longest[0]} tokens alone takes {math.ceil(least / MB):,} MB "
-            "with this model and method. Give more, or a smaller --max-length."
+            f"memory={limit / MB:,.0f}MB is too little: a text of {longest[0]} tokens alone takes {math.ceil(least / MB):,} MB "
+            "with this model and method. Give more, or a smaller max_length=."
         )
     return min(possible, key=lambda one: one[0])[1]
 
 
-def _cost(step: Step, seen: Seen, lengths: np.ndarray, recompute: bool, device: str) -> Cost:
-    """Probes of one long row, of four, and of as many tokens in short rows."""
+def _cost(step: Step, padded: PaddedLengths, lengths: np.ndarray, recompute: bool, device: str) -> Cost:
+    """Fit the cost to three probes: the longest row, the four longest, and as many tokens in short rows."""
     by_length = np.argsort(-lengths, kind="stable")
     long = by_length[:4]
     short = by_length[::-1]
@@ -215,5 +220,5 @@ def _cost(step: Step, seen: Seen, lengths: np.ndarray, recompute: bool, device: 
             level = memory.live_mb
             step(engine, rows)
         peak = (memory.peak_mb - level) * MB
-        probes.append((seen(rows), peak, min(_seconds(step, engine, rows) for _ in range(2))))
+        probes.append((padded(rows), peak, min(_seconds(step, engine, rows) for _ in range(2))))
     return Cost.fit(probes)

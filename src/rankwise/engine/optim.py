@@ -50,8 +50,9 @@ class Update:
         *,
         beta2: float = BETA2,
         flat: bool = False,
+        clipping: bool = True,
     ) -> None:
-        self.parameters, self.flat = list(parameters), flat
+        self.parameters, self.flat, self.clipping = list(parameters), flat, clipping
         self._slabs: list[Slab] = []
         self.kept: dict[nn.Parameter, Tensor] = {}
         """Memory of gradients: to take it anew every step costs more than adding."""
@@ -123,7 +124,7 @@ class Update:
         Source: Adafactor's update clipping (Shazeer & Stern 2018, section 6) in AdamW (Wortsman et al. 2023, algorithm 2).
         """
         state = self.optimizer.state[slab.values]
-        if not state or slab.values.grad is None:
+        if not self.clipping or not state or slab.values.grad is None:
             return None  # in the first step v̂ is g²
         group = next(g for g in self.optimizer.param_groups if g["params"][0] is slab.values)
         beta2, eps = group["betas"][1], group["eps"]

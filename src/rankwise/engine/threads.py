@@ -1,7 +1,7 @@
-"""Threads that compute side by side, each with its share of the cores.
+"""Threads that run micro-batches side by side, each on its share of the cores.
 
-A matrix product of a few hundred tokens doesn't always divide well over cores, and small operations hardly at all. Halving the batch
-instead does: every operation of a step then runs on all cores at once, with nothing to wait for but the other half.
+A matrix product of a few hundred tokens often divides badly over cores, and a small operation hardly divides at all. Dividing the
+batch works better: all cores are then busy in every operation, and wait only for the other micro-batches at the end of a step.
 """
 
 import ctypes
@@ -20,52 +20,54 @@ from torch.utils._python_dispatch import (
 )
 
 M_ARENA_MAX = -8
-"""glibc's number for that setting (malloc.h, mallopt(3))."""
+"""glibc's number for the setting of that name (malloc.h, mallopt(3))."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Workers:
-    """`count` threads, each of which gives an operation `threads` cores; one worker is the calling thread itself.
+class MicroBatchThreads:
+    """`count` threads that give each operation `cores` cores. One thread alone is the calling thread itself.
 
     Args:
-        count: how many work side by side.
-        threads: cores of each; torch's own setting where it isn't given.
+        count: threads side by side.
+        cores: of each; torch's own setting where None.
     """
 
-    def __init__(self, count: int = 1, threads: int | None = None) -> None:
-        self.count, self.threads = count, threads
+    def __init__(self, count: int = 1, cores: int | None = None) -> None:
+        self.count, self.cores = count, cores
         if count > 1:
             _share_memory()
         self._pool = ThreadPoolExecutor(count, "rankwise", self._begin) if count > 1 else None
 
     def _begin(self) -> None:
-        if self.threads:
-            torch.set_num_threads(self.threads)  # of this thread; others keep theirs
+        if self.cores:
+            torch.set_num_threads(self.cores)  # of this thread; others keep theirs
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`function` of every item, in order, as they are done; an exception of any comes out here."""
+        """Yield `function` of every item, in the items' order. An exception in a thread is raised here."""
         if self._pool is None:
             return map(function, items)
         return self._pool.map(partial(_under, _get_current_dispatch_mode_stack(), function), items)
 
 
 @cache
-def side_by_side(count: int, threads: int) -> Workers:
-    """The same workers for everybody who asks for as many: every thread keeps buffers of the math libraries for good."""
-    return Workers(count, threads)
+def micro_batch_threads(count: int, cores: int) -> MicroBatchThreads:
+    """Return the same threads to everyone who asks for as many, because math libraries keep buffers for each thread."""
+    return MicroBatchThreads(count, cores)
 
 
 @cache
 def _share_memory() -> None:
-    """Has glibc's allocator serve all threads from one heap: with one each, what one has freed is lost to the others, and a process
-    grows to twice its size. Other allocators don't need it."""
+    """Have glibc's allocator serve all threads from one heap; other allocators are left alone.
+
+    With a heap for each thread, memory that one thread frees is lost to the others, and a process grows to twice its size.
+    """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _under(modes: list[TorchDispatchMode], function: Callable[[Item], Result], item: Item) -> Result:
-    """Calls a function under the dispatch modes of the thread that asked for it: each thread has a stack of its own."""
+    """Call a function under the dispatch modes of the thread that asked for it, because each thread has its own stack."""
     with ExitStack() as stack:
         for mode in modes:
             _push_mode(mode)

@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 
 from rankwise.config import CompareConfig, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
-from rankwise.models.hub import check_start
-from rankwise.hardware import cores
-from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
 from rankwise.files import make_folder
+from rankwise.hardware import cores
+from rankwise.models.hub import check_start
+from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
 
 Command = Callable[[Path], list[str]]
 """A run folder → the command line of the process that runs it."""

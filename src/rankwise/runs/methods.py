@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from rankwise.tasks.encoding import Encoded
     from rankwise.runs.peft_methods import Peer
+    from rankwise.tasks.encoding import Encoded
 
 PEFT = "peft:"
 """Begins the name of a method that PEFT builds."""
@@ -61,7 +61,9 @@ def _bitfit(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> No
 def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
     if config.model.from_adapter:  # its layers are there already
         return
-    from rankwise.lora.inject import adapt  # here, so that method names can be checked without waiting for torch
+    from rankwise.lora.inject import (
+        adapt,  # here, so that method names can be checked without waiting for torch
+    )
 
     adapt(model, config.lora.fixed_rank, rslora=config.lora.rslora, **_adapter(config, new_modules))
 

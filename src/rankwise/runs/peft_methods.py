@@ -30,7 +30,7 @@ from rankwise.lora.inject import find_targets, train_beside
 from rankwise.models.families import body_and_heads
 from rankwise.engine.packing import pad
 from rankwise.seeding import seed_torch
-from rankwise.engine.training import total_steps
+from rankwise.engine.batch_schedule import total_steps
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora": ("ADALORA", {}),

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,30 +18,33 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise.adapters import peft_format
-from rankwise.runs import model_card, methods, recipes, warm_start
 from rankwise import hardware
-from rankwise.models import families, loading
-from rankwise.lora import quantized
-from rankwise.runs.tensorboard import Board
+from rankwise.adapters import peft_format
 from rankwise.config import RunConfig, from_json, to_json
-from rankwise.tasks.encoding import Encoded, encode
-from rankwise.files import cache_folder
-from rankwise.engine.autotune import Engine
-from rankwise.errors import RankwiseError
-from rankwise.lora.layer import lora_layers
-from rankwise.tasks.losses import class_weights, mean_loss
+from rankwise.engine import checkpoint
+from rankwise.engine.autotune import tune
+from rankwise.engine.compute import Compute, predict_logits
+from rankwise.engine.execution import Engine
 from rankwise.engine.measure import PeakRss, allocated_peak_mb, product_rate
-from rankwise.runs.methods import parse
-from rankwise.tasks.metrics import score
+from rankwise.engine.profiling import profiled_steps
+from rankwise.engine.training import Training
+from rankwise.errors import RankwiseError
+from rankwise.files import cache_folder, damaged
+from rankwise.lora import quantized
+from rankwise.lora.layer import lora_layers
+from rankwise.models import families, loading
 from rankwise.models.loading import Source
-from rankwise.tasks.problems import Labels, problem_of, strata
 from rankwise.run_folder import RunFolder
-from rankwise.files import damaged
+from rankwise.runs import methods, model_card, recipes, warm_start
+from rankwise.runs.methods import parse
+from rankwise.runs.tensorboard import Board
 from rankwise.seeding import stream_seed
+from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.load import load_dataset
+from rankwise.tasks.losses import class_weights, mean_loss
+from rankwise.tasks.metrics import score
+from rankwise.tasks.problems import Labels, problem_of, strata
 from rankwise.tasks.splits import Dataset
-from rankwise.engine.training import Compute, Training, choose_padding, predict_logits
 
 if TYPE_CHECKING:
     from rankwise.runs.peft_methods import Peer
@@ -90,12 +94,12 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         versions=hardware.versions(),
         hardware=hardware.hardware(training.compute.device),
     )
-    checkpoint = folder.checkpoint
-    if checkpoint is not None:
+    stored = folder.checkpoint
+    if stored is not None:
         try:
-            training.load(checkpoint)
+            checkpoint.load(training, stored)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise damaged(checkpoint, error, "Remove it to begin this run anew.") from None
+            raise damaged(stored, error, "Remove it to begin this run anew.") from None
         run.notes.append(f"Continued from step {training.step_number}.")
     stopping = Stopping(config.train.patience)
     stopping.load(folder, training.step_number)
@@ -165,38 +169,43 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
         quantized.quantize(model, config.model.base_bits)
     trained: nn.Module = model if peer is None else peer.model.to(device)
     lr = recipes.resolve_lr(config, method_name, families.width(source.config))
-    padding, padding_why = choose_padding(trained, facts.get("padding") or config.train.padding or "packed")
-    config = replace(
-        config,
-        train=replace(config.train, lr=lr.value, padding=padding),
-        model=replace(config.model, model=source.name),
-    )
-    compute = Compute(
-        device=device,
-        autocast=dtype if not method.frozen_base and dtype != torch.float32 else None,
-        padding=padding,
+    compute = Compute.for_model(
+        trained,
+        dtype=dtype,
+        frozen_base=method.frozen_base,
+        padding=facts.get("padding") or config.train.padding or "packed",
         max_length=source.max_length,
         pad_id=loading.pad_id(source.tokenizer),
         threads=threads,
+    )
+    config = replace(
+        config,
+        train=replace(config.train, lr=lr.value, padding=compute.padding),
+        model=replace(config.model, model=source.name),
     )
     weights = None
     if config.train.class_weights is not None:
         weights = class_weights(config.train.class_weights, dataset.task.label_names, _labels(train))
     training = Training(
-        trained, train, config.train, compute, seed=config.seed, act=None if peer is None else peer.act,
+        trained,
+        train,
+        options=config.train,
+        compute=compute,
+        seed=config.seed,
+        hooks=None if peer is None else peer.act,
         class_weights=weights,
-    )  # fmt: skip
+    )
     if facts.get("engine"):
         training.compute = replace(compute, engine=Engine.from_json(facts["engine"]))
         engine_why = "run as this run began"
     else:
-        engine_why = training.tune(config.model.memory, cache)
+        engine_why = tune(training, memory=config.model.memory, cache=cache)
     dtype_name = str(dtype).removeprefix("torch.")
     notes = [
         f"{source.name} on {device.type}, {threads} thread{'s' * (threads != 1)}, {dtype_name} ({why}); "
         f"{_bits(config.model.base_bits)}"
-        f"{'; '.join(filter(None, [padding_why, engine_why]))}.",
-        f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batch_size} rows.",
+        f"{'; '.join(filter(None, [compute.padding_reason, engine_why]))}.",
+        f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batches.batch_size} rows.",
         f"{len(train):,} training rows, {len(next(iter(validation.values()))):,} validation rows.",
         *filter(None, [started, training.rank_note, _said(weights, dataset.task.label_names)]),
         *dataset.notes,
@@ -208,7 +217,7 @@ def prepare(folder: RunFolder, emit: Emit) -> Prepared:
     facts = {
         "threads": threads,
         "dtype": dtype_name,
-        "padding": padding,
+        "padding": compute.padding,
         "max_length": source.max_length,
         "engine": training.compute.engine.to_json(),
         "learning_rate_from": lr.why,
@@ -281,14 +290,16 @@ class Stopping:
 
 def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> None:
     training, config = run.training, run.config.train
-    watched = training.watched()  # first: the time it takes has nothing that a checkpoint would save
+    profiled = profiled_steps(
+        training.batches, training.rows, training.compute
+    )  # first: the time it takes has nothing that a checkpoint would save
     pace = _Pace()
     told = len(training.decisions)
     if training.rank is not None and not folder.read_ranks():
         folder.append_ranks([training.rank.beginning()])
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
-            step = training.step(follow=training.step_number in watched)
+            step = training.step(profile=training.step_number in profiled)
         line: dict[str, Any] = {
             "step": step.step,
             "loss": step.loss,
@@ -304,7 +315,7 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
             line["flops"] = step.flops
         if config.evaluate_every and step.step % config.evaluate_every == 0:
             line["validation"] = _evaluate(run, next(iter(run.validation)), emit)[1]
-        if run.held_out is not None and step.step % training.steps_per_epoch == 0:
+        if run.held_out is not None and step.step % training.batches.steps_per_epoch == 0:
             logits = predict_logits(run.model, run.held_out, training.compute)
             line["held_out_loss"] = mean_loss(logits, _labels(run.held_out))
             stopping.add(step.step, line["held_out_loss"])
@@ -335,7 +346,7 @@ def _progress(training: Training, loss: float) -> dict[str, Any]:
 
 def _checkpoint(training: Training, folder: RunFolder) -> float:
     started = time.perf_counter()
-    folder.replace_checkpoint(training.save)
+    folder.replace_checkpoint(partial(checkpoint.save, training))
     return time.perf_counter() - started
 
 

@@ -8,8 +8,11 @@ from rankwise.runs.grid import die_with_parent
 
 def main() -> None:
     die_with_parent()
-    from rankwise.runs.run import describe, execute  # after the watch has begun: torch takes seconds to import
     from rankwise.run_folder import RunFolder
+    from rankwise.runs.run import (  # after the watch has begun: torch takes seconds to import
+        describe,
+        execute,
+    )
 
     try:
         execute(RunFolder(sys.argv[1]), lambda event: print(describe(event), flush=True))

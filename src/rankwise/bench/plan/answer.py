@@ -18,8 +18,8 @@ from rankwise.bench.plan.seconds import epoch_seconds
 from rankwise.bench.plan.shapes import Setting, Shapes, packs
 from rankwise.bench.plan.sizes import Sizes, heaviest
 from rankwise.config import PlanConfig, parse_memory
+from rankwise.engine.compute import Padding
 from rankwise.engine.measure import MB, Spread, megabytes
-from rankwise.engine.training import Padding
 from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
 from rankwise.models import hub, loading

@@ -7,7 +7,8 @@ import numpy as np
 
 from rankwise.bench.lengths import random_rows
 from rankwise.bench.plan.shapes import Setting, prepared, reduced
-from rankwise.engine.autotune import Engine
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.execution import Engine
 from rankwise.engine.packing import batch_order
 
 
@@ -37,7 +38,7 @@ def _step_seconds(setting: Setting, lengths: np.ndarray, layers: int, recompute:
     training = prepared(replace(setting, architecture=reduced(setting.architecture, layers)))
     training.compute = replace(training.compute, engine=Engine(recompute=recompute), threads=None)
     training.rows = random_rows(lengths, setting.architecture, np.random.default_rng(0))
-    training.steps, taken = 10**6, []
+    training.batches, taken = GivenBatches([np.arange(len(lengths))], 10**6), []
     with training.compute.running(training.model):
         while len(taken) < 5:
             taken.append(training.step().seconds)

@@ -23,9 +23,11 @@ from rankwise.bench import architectures
 from rankwise.bench.lengths import random_rows
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.engine import attention, dropout
-from rankwise.engine.autotune import Engine
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.compute import Compute, Padding
+from rankwise.engine.execution import Engine
 from rankwise.engine.measure import KINDS, Speed, TensorMemory
-from rankwise.engine.training import Compute, Padding, Training
+from rankwise.engine.training import Training
 from rankwise.lora import quantized
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
@@ -194,11 +196,9 @@ class Shapes:
 
     def _moments(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))
-        training.step_number, training.options = 0, replace(training.options, batch_size=len(lengths))
+        training.step_number, training.batches = 0, GivenBatches([np.arange(len(lengths))], sys.maxsize)
         with shapes_only(self._fake):
             training.rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
-            training._epoch_batches = (0, [np.arange(len(lengths))])
-            training._stand_ins = np.arange(len(lengths))
             memory = training.memory()
             training.speed = marks = _Marks(memory)
             with memory, training.compute.running(training.model):
@@ -269,10 +269,12 @@ def prepared(setting: Setting) -> Training:
         )
     if setting.base_bits is not None and method.frozen_base:
         quantized.quantize(model, setting.base_bits)
-    compute = Compute(
-        device=torch.device("cpu"),
-        autocast=setting.dtype if not method.frozen_base and setting.dtype != torch.float32 else None,
+    compute = Compute.for_model(
+        model,
+        dtype=setting.dtype,
+        frozen_base=method.frozen_base,
         padding=setting.padding,
+        verify=False,
         max_length=architectures.longest(setting.architecture),
         pad_id=setting.architecture.pad_token_id,
         threads=1,
@@ -282,10 +284,9 @@ def prepared(setting: Setting) -> Training:
         weight_decay=0.0, clip=1.0,
     )  # fmt: skip
     rows = random_rows(np.array([1]), setting.architecture, np.random.default_rng(0))
-    training = Training(model, rows, options, compute, seed=0)
-    training.steps = (
-        sys.maxsize
-    )  # no step is the last, after which adapters are brought into their final form
+    # no step is the last, after which adapters are brought into their final form
+    batches = GivenBatches([np.arange(1)], sys.maxsize)
+    training = Training(model, rows, options=options, compute=compute, seed=0, batches=batches)
     if found:  # it watches the layers; no decision is due in a step
         training.rank = controller = RankController(model, torch.Tensor, sys.maxsize, training.update)
         for path, layer in controller.layers.items():

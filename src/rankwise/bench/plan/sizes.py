@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rankwise.bench.plan.shapes import Setting, Shapes, largest
+from rankwise.engine.compute import FORWARD_TOKENS
 from rankwise.engine.measure import KINDS
 from rankwise.engine.packing import batch_order, filling, length_groups, token_batches
-from rankwise.engine.training import FORWARD_TOKENS
 from rankwise.models import families
 from rankwise.seeding import stream_seed
 

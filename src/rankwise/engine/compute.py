@@ -1,0 +1,274 @@
+"""How a model is run: where, in which number type, packed or padded, in how many micro-batches side by side.
+
+    row numbers ─► Compute.batches ─► PackedBatch | PaddedBatch [on the device] ─► Compute.logits ─► logits [rows, outputs]
+
+`Compute.for_model` builds it for training, evaluation and prediction alike, so all three run a model in the same way.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankwise.engine.attention import can_pack, packed
+from rankwise.engine.dropout import Key
+from rankwise.engine.execution import Engine
+from rankwise.engine.measure import recomputed
+from rankwise.engine.packing import PackedBatch, pack, pad, token_batches
+from rankwise.engine.pooling import packed_logits
+from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
+from rankwise.errors import RankwiseError
+from rankwise.tasks.encoding import Encoded
+
+Padding = Literal["packed", "longest", "max_length"]
+FORWARD_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Tokens a batch that keeps nothing for backward, at most. On a GPU, smaller batches would spend their time starting kernels."""
+FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels on a GPU. cuDNN's, which PyTorch prefers on some, are planned anew for every shape of a batch."""
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Rows of a batch as padded model inputs.
+
+    Attributes:
+        inputs: `input_ids`, `attention_mask` and where there are any `token_type_ids`, int64 [rows, length].
+        labels: of the rows, or None.
+        rows: their numbers.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model is run. `Compute.for_model` makes one.
+
+    Attributes:
+        device: of the model and its batches.
+        max_length: tokens that `max_length` pads to.
+        pad_id: token id that fills padding.
+        autocast: dtype of the products where trained weights stay in float32, or None.
+        padding: `packed`, `longest` or `max_length`.
+        padding_reason: why that padding was taken, for the first lines of a run.
+        engine: how a batch is divided and run.
+        threads: CPU threads in all; torch's own setting where None.
+    """
+
+    device: torch.device
+    max_length: int
+    pad_id: int
+    autocast: torch.dtype | None = None
+    padding: Padding = "packed"
+    padding_reason: str = ""
+    engine: Engine = field(default_factory=Engine)
+    threads: int | None = None
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        *,
+        dtype: torch.dtype,
+        frozen_base: bool,
+        max_length: int,
+        pad_id: int,
+        padding: Padding = "packed",
+        verify: bool = True,
+        threads: int | None = None,
+    ) -> "Compute":
+        """Return how to run a model on the device it is on, packed where that is asked for and possible.
+
+        Args:
+            model: a Transformers sequence classifier.
+            dtype: of the matrix products.
+            frozen_base: the base model is frozen and stays in its own dtype. Otherwise its weights stay in float32 and
+                products are autocast to `dtype`.
+            max_length: tokens that `max_length` pads to.
+            pad_id: token id that fills padding.
+            padding: asked for.
+            verify: where `packed` is asked for, run a few rows to find out whether the model can.
+            threads: CPU threads in all; torch's own setting where None.
+        """
+        taken, reason = choose_padding(model, padding) if verify else (padding, "")
+        return cls(
+            device=next(model.parameters()).device,
+            autocast=None if frozen_base or dtype == torch.float32 else dtype,
+            padding=taken,
+            padding_reason=reason,
+            max_length=max_length,
+            pad_id=pad_id,
+            threads=threads,
+        )
+
+    @cached_property
+    def micro_batch_threads(self) -> MicroBatchThreads:
+        """The threads that micro-batches run on, side by side."""
+        count = self.engine.micro_batches
+        return micro_batch_threads(count, max(1, (self.threads or torch.get_num_threads()) // count))
+
+    def batches(
+        self,
+        model: nn.Module,
+        rows: Encoded,
+        which: np.ndarray,
+        *,
+        key: Key | None = None,
+        micro_batches: int = 1,
+    ) -> list[PackedBatch] | list[PaddedBatch]:
+        """Return some rows as model inputs on the device, in `micro_batches` micro-batches or more.
+
+        Args:
+            model: whose inputs they will be.
+            rows: token ids of all rows.
+            which: numbers of the rows wanted.
+            key: names dropout's random stream where rows are packed.
+            micro_batches: of about equal size, at least; fewer where there are fewer rows.
+        """
+        if self.padding == "packed":
+            batches = self.engine.divide(pack(rows, which, model=model, key=key), micro_batches)
+            return [
+                (batch.fill() if self.device.type == "cpu" else batch).to(self.device) for batch in batches
+            ]
+        to = self.max_length if self.padding == "max_length" else "longest"
+        asked = max(micro_batches, self.engine.least_micro_batches(self.lengths(rows, which)))
+        return [
+            self._padded(pad(rows, some, self.pad_id, to), some)
+            for some in np.array_split(which, min(asked, len(which)))
+        ]
+
+    def lengths(self, rows: Encoded, which: np.ndarray) -> np.ndarray:
+        """Return the tokens of each row of a batch as the model sees them, padding included."""
+        lengths = rows.lengths[which]
+        if self.padding == "packed":
+            return lengths
+        return np.full_like(lengths, self.max_length if self.padding == "max_length" else lengths.max())
+
+    def _padded(self, batch: dict[str, Tensor], rows: np.ndarray) -> PaddedBatch:
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows)
+
+    def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Float[Tensor, "rows outputs"]:
+        """Return logits in float32 (float64 of a float64 model), in the order of the batch's rows and labels.
+
+        Call it inside `running(model)`.
+        """
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits = (
+                packed_logits(model, batch)
+                if isinstance(batch, PackedBatch)
+                else model(**batch.inputs).logits
+            )
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @contextlib.contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        """Switch a model to packed attention, and to gradient checkpointing where the engine says so, for a block of code.
+
+        Raises:
+            RankwiseError: the model doesn't support gradient checkpointing.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.device.type == "cuda":
+                stack.enter_context(sdpa_kernel(FOR_ANY_SHAPE))
+            if self.padding == "packed":
+                stack.enter_context(packed(model))
+            if self.engine.recompute:
+                # Packed on a CPU, dropout draws its masks from the batch's key and needs no random state.
+                keyed = self.padding == "packed" and self.device.type == "cpu"
+                stack.enter_context(_gradient_checkpointing(model, keep_random_state=not keyed))
+            yield
+
+
+@contextlib.contextmanager
+def _gradient_checkpointing(model: nn.Module, *, keep_random_state: bool) -> Iterator[None]:
+    """Have layers run again in backward instead of keeping their activations, in training, for a block of code.
+
+    Raises:
+        RankwiseError: the model has no layers that can.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise RankwiseError(
+            f"{type(model).__name__} can't recompute its layers, which memory=lean or a small memory= asks for. "
+            "Take memory=fast."
+        )
+    again = partial(
+        checkpoint,
+        use_reentrant=False,
+        preserve_rng_state=keep_random_state,
+        determinism_check="none",
+        context_fn=lambda: (contextlib.nullcontext(), recomputed()),
+    )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        setattr(layer, "_gradient_checkpointing_func", again)  # noqa: B010 (a function, as types see it)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
+
+
+def choose_padding(model: nn.Module, asked: Padding) -> tuple[Padding, str]:
+    """Return the padding asked for, or `longest` where a model can't be packed; and why, for the first lines of a run."""
+    if asked != "packed":
+        return asked, f"padding {asked}, as asked for"
+    possible, reason = can_pack(model)
+    if possible:
+        return "packed", "packed: no padding"
+    return "longest", f"padded to the longest of a batch: {reason}"
+
+
+def predict_logits(
+    model: nn.Module,
+    rows: Encoded,
+    compute: Compute,
+    *,
+    max_tokens: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> np.ndarray:
+    """Return logits of every row, float32 [rows, outputs], in the rows' own order.
+
+    Args:
+        model: left in eval mode.
+        rows: token ids; their labels aren't used.
+        compute: how the model is run.
+        max_tokens: tokens a batch, padding included; rows of similar length share one. Default: `FORWARD_TOKENS`.
+        on_progress: called with (rows done, of all) after each batch.
+
+    Raises:
+        RankwiseError: there are no rows.
+    """
+    if len(rows) == 0:
+        raise RankwiseError("There are no rows to run the model on.")
+    model.eval()
+    done, result = 0, np.empty(0)
+
+    @torch.no_grad()
+    def run(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        (batch,) = whole.batches(model, rows, which)
+        return batch.rows, whole.logits(model, batch).cpu().numpy()
+
+    whole = replace(compute, engine=Engine())
+    most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])
+    batches = token_batches(rows.lengths, compute.engine.forward_tokens(most))
+    with compute.running(model):
+        for some, logits in compute.micro_batch_threads.map(run, batches):
+            if done == 0:
+                result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
+            result[some] = logits
+            done += len(some)
+            on_progress(done, len(rows))
+    return result

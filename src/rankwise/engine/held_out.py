@@ -1,0 +1,46 @@
+"""What deciding ranks adds to a training: rows held out of it, and tensors that collect statistics in backward."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from rankwise.engine.batch_schedule import BatchSchedule
+from rankwise.lora.layer import lora_layers
+from rankwise.rank.controller import RankController, held_out_rows, settle
+
+
+def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
+    """Hold out rows to decide ranks on, where a model's ranks are to be found and there is enough data.
+
+    With too little data, layers keep a safe rank instead.
+
+    Args:
+        model: its LoRA layers collect statistics where their ranks are to be found.
+        batches: of the training; the rows are held out of them.
+
+    Returns:
+        What was done, in a sentence; empty where no ranks are to be found.
+    """
+    layers = [layer for layer in lora_layers(model).values() if layer.moments is not None]
+    if not layers:
+        return ""
+    n = held_out_rows(batches.rows, batches.steps * batches.batch_size, batches.steps)
+    if n:
+        batches.hold_out(n)
+        return (
+            f"Ranks start at {layers[0].rank}; {n:,} training rows decide them and are trained on afterwards."
+        )
+    settle(layers)
+    little = f"{batches.rows:,} rows, {batches.steps} steps"
+    return f"Too little to find ranks on ({little}): every layer keeps rank {layers[0].rank}."
+
+
+def collectors(rank: RankController | None) -> list[Tensor]:
+    """Return the tensors whose gradients are the layers' statistics (`LoRALinear.moments`)."""
+    return [] if rank is None else [cast(Tensor, layer.moments) for layer in rank.layers.values()]
+
+
+def statistics(rank: RankController | None) -> list[Tensor]:
+    """Return those tensors, their gradients, and the statistics summed up over steps."""
+    found = [t for c in collectors(rank) for t in (c, c.grad) if t is not None]
+    return found if rank is None else [*found, *rank.moments.values()]
