@@ -1,11 +1,13 @@
-"""What a row's loss is where ranks are decided."""
+"""The loss of a row that held-out evidence is made of."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rankwise.tasks.losses import calibrated_losses, example_losses
+from rankwise.tasks.objectives import OBJECTIVES
+
+CLASSES, LABELS, NUMBERS = (OBJECTIVES[name] for name in ("classification", "multi-label", "regression"))
 
 
 def noisy_classifier(rows=4000, seed=0):
@@ -16,28 +18,28 @@ def noisy_classifier(rows=4000, seed=0):
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 7.0])
-def test_calibrated_losses_are_blind_to_how_sure_a_classifier_is(factor):
+def test_calibrated_losses_do_not_depend_on_confidence(factor):
     logits, labels = noisy_classifier()
-    found = calibrated_losses(factor * logits, labels)
+    found = CLASSES.calibrated_losses(factor * logits, labels)
     truth = F.cross_entropy(logits, labels, reduction="none")
     assert found.shape == labels.shape
     assert found.mean().item() <= truth.mean().item() + 1e-9
     assert found.mean().item() == pytest.approx(truth.mean().item(), abs=1e-3)
 
 
-def test_calibrated_losses_of_logits_that_say_nothing_are_those_of_a_guess():
+def test_calibrated_losses_of_wrong_logits_are_those_of_a_guess():
     logits, labels = noisy_classifier()
-    wrong = calibrated_losses(-logits, labels).mean().item()
+    wrong = CLASSES.calibrated_losses(-logits, labels).mean().item()
     assert wrong == pytest.approx(np.log(3), rel=0.05)
 
 
-def test_calibrated_losses_of_several_labels_are_blind_to_it_too():
+def test_calibrated_multi_label_losses_do_not_depend_on_confidence():
     logits, _ = noisy_classifier()
     labels = torch.bernoulli(logits.sigmoid(), generator=torch.Generator().manual_seed(1)).float()
-    found = [calibrated_losses(factor * logits, labels).mean().item() for factor in (0.3, 1.0, 5.0)]
-    assert found == pytest.approx([example_losses(logits, labels).mean().item()] * 3, abs=1e-3)
+    found = [LABELS.calibrated_losses(factor * logits, labels).mean().item() for factor in (0.3, 1.0, 5.0)]
+    assert found == pytest.approx([LABELS.example_losses(logits, labels).mean().item()] * 3, abs=1e-3)
 
 
-def test_numbers_have_the_loss_they_have():
+def test_calibration_leaves_regression_alone():
     logits, labels = torch.randn(20, 1), torch.randn(20)
-    assert torch.equal(calibrated_losses(logits, labels), (logits[:, 0] - labels).square())
+    assert torch.equal(NUMBERS.calibrated_losses(logits, labels), (logits[:, 0] - labels).square())

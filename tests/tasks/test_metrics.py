@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.metrics import METRICS, score
+from rankwise.tasks.metrics import METRICS
+from rankwise.tasks.objectives import OBJECTIVES
+
+CLASSES, LABELS, NUMBERS = (OBJECTIVES[name] for name in ("classification", "multi-label", "regression"))
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50)
 
@@ -23,7 +26,7 @@ def test_scores_equal_their_definitions(rows):
         for label, prediction in ((1, 1), (0, 0), (0, 1), (1, 0))
     )
     norm = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
-    assert score(["accuracy", "f1", "mcc"], labels, logits_for(predictions)) == pytest.approx(
+    assert CLASSES.score(["accuracy", "f1", "mcc"], labels, logits_for(predictions)) == pytest.approx(
         {
             "accuracy": (tp + tn) / len(rows),
             "f1": 2 * tp / (2 * tp + fp + fn) if tp else 0.0,
@@ -33,12 +36,12 @@ def test_scores_equal_their_definitions(rows):
 
 
 def test_the_headline_comes_first():
-    assert list(score(["f1", "accuracy"], np.array([0, 1]), logits_for([0, 1]))) == ["f1", "accuracy"]
+    assert list(CLASSES.score(["f1", "accuracy"], np.array([0, 1]), logits_for([0, 1]))) == ["f1", "accuracy"]
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest():
     with pytest.raises(RankwiseError, match="no metric 'acuracy'.* 'accuracy'") as error:
-        score(["acuracy"], np.array([0]), logits_for([0]))
+        CLASSES.score(["acuracy"], np.array([0]), logits_for([0]))
     assert all(name in str(error.value) for name in METRICS)
 
 
@@ -49,19 +52,22 @@ def test_regression_is_scored_by_correlation():
     pearson = (centred[0] @ centred[1]) / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
     ranks = [np.argsort(np.argsort(x)) for x in (labels, logits[:, 0])]
     spearman = 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum() / (5 * (25 - 1))
-    assert score(["pearson", "spearman"], labels, logits) == pytest.approx(
+    assert NUMBERS.score(["pearson", "spearman"], labels, logits) == pytest.approx(
         {"pearson": pearson, "spearman": spearman}
     )
 
 
-def test_what_does_not_vary_has_no_correlation():
+def test_a_constant_has_no_correlation():
     labels = np.array([1.0, 2.0, 3.0], dtype=np.float32)
-    assert score(["pearson", "spearman"], labels, np.ones((3, 1))) == {"pearson": 0.0, "spearman": 0.0}
-    assert score(["pearson"], labels[:1], np.ones((1, 1))) == {"pearson": 0.0}
+    assert NUMBERS.score(["pearson", "spearman"], labels, np.ones((3, 1))) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
+    assert NUMBERS.score(["pearson"], labels[:1], np.ones((1, 1))) == {"pearson": 0.0}
 
 
 @given(st.lists(st.tuples(*[st.booleans()] * 4), min_size=1, max_size=30))
-def test_several_labels_are_scored_over_all_and_by_label(rows):
+def test_multi_label_scores_equal_their_definitions(rows):
     """Two labels a row, and what is said of them."""
     table = np.array(rows, dtype=np.float32)
     labels, said = table[:, :2], table[:, 2:]
@@ -70,7 +76,7 @@ def test_several_labels_are_scored_over_all_and_by_label(rows):
     def f1(hit, off):
         return 2 * hit / (2 * hit + off) if hit else 0.0
 
-    assert score(["micro_f1", "macro_f1", "accuracy"], labels, 2 * said - 1) == pytest.approx(
+    assert LABELS.score(["micro_f1", "macro_f1", "accuracy"], labels, 2 * said - 1) == pytest.approx(
         {
             "micro_f1": f1(hits.sum(), wrong.sum()),
             "macro_f1": np.mean([f1(h, w) for h, w in zip(hits, wrong, strict=True)]),
@@ -79,8 +85,8 @@ def test_several_labels_are_scored_over_all_and_by_label(rows):
     )
 
 
-def test_a_metric_of_another_problem_is_refused_with_those_that_fit():
+def test_a_metric_of_another_objective_is_refused():
     with pytest.raises(
         RankwiseError, match="accuracy is no metric of regression. Those that are: pearson, spearman"
     ):
-        score(["accuracy"], np.array([0.5], dtype=np.float32), np.ones((1, 1)))
+        NUMBERS.score(["accuracy"], np.array([0.5], dtype=np.float32), np.ones((1, 1)))

@@ -1,0 +1,93 @@
+"""Rows from the Hugging Face hub, and from folders that the `datasets` library loads."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from rankwise.config import RunConfig, TableOptions
+from rankwise.errors import RankwiseError
+from rankwise.tasks.load import load_dataset
+
+
+class HubSplit(dict):
+    column_names = property(list)
+
+
+def test_the_hub_is_asked_without_a_folder(monkeypatch):
+    def from_hub(path, name, split):
+        assert (path, name) == ("nyu-mll/glue", "rte")
+        n = {"train": 5, "validation": 3}[split]
+        columns = {"sentence1": ["a"] * n, "sentence2": ["b"] * n, "label": [1] * n, "idx": list(range(n))}
+        return HubSplit(columns)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=from_hub))
+    dataset = load_dataset(RunConfig(task="rte"))
+    assert (len(dataset.train), len(dataset.validation["validation"])) == (5, 3)
+
+
+def test_an_unreachable_hub_points_to_a_folder(monkeypatch):
+    def from_hub(*_, **__):
+        raise ConnectionError("no route to host\nand much more")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=from_hub))
+    with pytest.raises(RankwiseError, match=r"\(no route to host\)\. Give a folder .* with --data\.$"):
+        load_dataset(RunConfig(task="rte"))
+
+
+@pytest.fixture
+def dataset_folder(tmp_path, monkeypatch) -> Path:
+    """What `datasets` loads without the hub: a folder of files by split, with classes by name."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "films"
+    folder.mkdir()
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    for split, n in (("train", 12), ("validation", 4), ("test", 6)):
+        rows = {"text": [f"{split} {i}" for i in range(n)], "label": [i % 2 if i else -1 for i in range(n)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+def test_a_data_set_is_loaded_with_its_splits_and_class_names(dataset_folder):
+    dataset = load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder))))
+    assert (dataset.task.name, dataset.task.label_names) == ("films", ("bad", "good"))
+    assert dataset.train.text == [f"train {i}" for i in range(1, 12)]  # −1 is no label
+    assert dataset.train.labels.tolist() == [i % 2 for i in range(1, 12)]
+    assert dataset.validation["validation"].text == [f"validation {i}" for i in range(1, 4)]
+    other = load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="test")))
+    assert len(other.validation["validation"]) == 5
+    with pytest.raises(
+        RankwiseError,
+        match="has no split 'dev'. It has: train, validation, test. Say which with --validation-split",
+    ):
+        load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="dev")))
+
+
+def test_an_unreachable_data_set_is_reported(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        RankwiseError, match=r"The data set nobody/nothing can't be loaded \(.*\)\. Without the hub"
+    ):
+        load_dataset(RunConfig(table=TableOptions(dataset="nobody/nothing")))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "a/b", "train_file": (Path("t.csv"),)}, "Both --dataset a/b and the file t.csv"),
+        ({"dataset_config": "x"}, "--dataset-config is for a data set, and --dataset names none"),
+        ({"dataset": "a/b", "validation": Path("v.csv")}, "name the split with --validation-split"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, says):
+    with pytest.raises(RankwiseError, match=says):
+        TableOptions(**options)
