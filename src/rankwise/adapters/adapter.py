@@ -24,7 +24,7 @@ class Adapter:
         modules_to_save: names of these modules.
         label_names: of the classes, in the order of their ids; None where the file doesn't say.
         fingerprint: identifies the base's weights (see `attach.fingerprint`); None where unknown, empty where they were quantized.
-        problem: what the head's outputs mean (see `tasks.problems`); None where the file doesn't say.
+        problem: what the head's outputs mean (see `tasks.objectives`); None where the file doesn't say.
         unsupported: why only PEFT can run it, as the end of a sentence; None where W0 + s·B·A describes it.
         base_path: name or folder that Transformers loads the base from, where it isn't `base_model`.
         target_modules: short names that mean exactly the layers of `lora`; None: their paths.

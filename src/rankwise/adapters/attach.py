@@ -12,7 +12,7 @@ from rankwise.lora.inject import insert, train_beside, trained_beside
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import is_quantized
 from rankwise.models.families import body_and_heads
-from rankwise.tasks.problems import of_config
+from rankwise.tasks.objectives import of_config
 
 SAMPLED = 4096
 """Entries of each weight that a fingerprint reads."""

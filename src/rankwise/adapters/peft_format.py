@@ -19,7 +19,7 @@ from rankwise.adapters.attach import extract, label_names
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
 from rankwise.models import hub
-from rankwise.tasks.problems import of_config
+from rankwise.tasks import objectives
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -98,7 +98,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     return {
         **adapter.config,
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": objectives.named(adapter.problem or "classification").task_type,
         "base_model_name_or_path": adapter.base_path or adapter.base_model,
         "r": r,
         "lora_alpha": alpha,
@@ -126,7 +126,7 @@ def add_metadata(folder: Path, model: nn.Module, base_model: str) -> None:
     """Add the base's name and the labels' names to the header of a file that PEFT saved."""
     config = getattr(model, "config", None)
     name = base_model or getattr(config, "_name_or_path", None)
-    metadata = _metadata(name, of_config(config).name, label_names(model))
+    metadata = _metadata(name, objectives.of_config(config).name, label_names(model))
     _write_weights(folder, safetensors.torch.load_file(folder / WEIGHTS), metadata)
 
 

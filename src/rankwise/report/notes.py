@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from rankwise.report.cells import Run
 from rankwise.report.row import Row
 from rankwise.run_folder import one_answer
-from rankwise.tasks.problems import PROBLEMS
+from rankwise.tasks.objectives import OBJECTIVES
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -17,7 +17,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "p rows: exact McNemar test over validation rows, Holm-corrected. With several seeds a row counts once, for the method "
         "that is right on it in more of them.",
     ]
-    if any(row.metric in PROBLEMS["regression"].metrics for row in rows):
+    if any(row.metric in OBJECTIVES["regression"].metrics for row in rows):
         lines.append(
             "In regression, p rows is a sign test: a row counts for the method whose prediction is nearer."
         )
