@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= runs/compare
 
+.DELETE_ON_ERROR:
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some caches and hubs are asked for at import time; nothing here needs them.
 export TOKENIZERS_PARALLELISM := false
@@ -53,10 +55,14 @@ $(VENV)/.installed-docs: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	@touch $@
 
-docs: $(VENV)/.installed-docs  ## the documentation site in site/; a warning is an error
+# What --help says, as a page.
+docs/reference/commands.md: $(VENV)/.installed-docs $(wildcard src/rankwise/cli/*.py) src/rankwise/config.py
+	@$(BIN)/python -c 'from rankwise.cli import app; print(app.generate_docs())' > $@
+
+docs: docs/reference/commands.md  ## the documentation site in site/; a warning is an error
 	@$(BIN)/zensical build --clean --strict
 
-docs-serve: $(VENV)/.installed-docs  ## the documentation site on http://localhost:8000, made again at every change
+docs-serve: docs/reference/commands.md  ## the documentation site on http://localhost:8000, made again at every change
 	@$(BIN)/zensical serve
 
 clean:  ## removes the environment and what was built, keeps runs
