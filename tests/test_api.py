@@ -184,7 +184,7 @@ def test_a_model_takes_the_settings_of_the_method_it_was_adapted_for(base, adapt
         model, tiny.tokenizer(), TRAIN[:32], options=rankwise.TrainOptions(epochs=1, batch_size=16)
     )
     assert f"recipe 'rankwise', {rate_of} at width" in " ".join(result.notes)
-    assert schedules == ["linear" if adapted else "knee"]
+    assert schedules == ["linear" if adapted else "two-phase"]
 
 
 def test_each_step_is_told_as_it_is_made(base):

@@ -144,8 +144,8 @@ class TrainOptions:
     """adamw decouples weight decay; adam adds it to the gradient."""
     beta2: float | None = None
     """Decay of the optimizer's second moments; 0.999 where the recipe doesn't say. A short training learns sooner and safer with less."""
-    schedule: Literal["linear", "cosine", "constant", "knee"] | None = None
-    """How the learning rate falls after warm-up. knee: to half the peak at four fifths of the steps, from there to zero."""
+    schedule: Literal["linear", "cosine", "constant", "two-phase"] | None = None
+    """How the learning rate falls after warm-up. two-phase: to half the peak at four fifths of the steps, from there to zero."""
     warmup: float | None = None
     """Share of the steps over which the learning rate rises to its peak."""
     warmup_steps: MaybeWhole = None

@@ -84,7 +84,7 @@ def test_weights_and_moments_are_the_bytes_one_counts_by_hand(dtype):
     size = dtype.itemsize
     buffers = 2 * 64 * 8  # position ids and token types, int64
     peak = Shapes(setting(dtype=dtype)).peak(LENGTHS)
-    # The slab rounds the 2-D stretches (all multiples of 16 here) and the bias of 2 up to 16 numbers.
+    # Flat buffers round the 2-D sections (all multiples of 16 here) and the bias of 2 up to 16 numbers.
     assert peak["weights"] == body * size + (adapters + 2 * d + 16) * 4 + buffers
     steps = 2 * 4  # a count for each of the optimizer's two tensors
     assert peak["optimizer"] == 2 * (adapters + 2 * d + 16) * 4 + steps

@@ -1,4 +1,4 @@
-"""The slab against torch's optimizer on separate tensors, and what a schedule promises."""
+"""Flat buffers against torch's optimizer on separate tensors, and what a schedule promises."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def gradients(net, step):
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("kind", ["adamw", "adam"])
 @pytest.mark.parametrize(("clip", "beta2"), [(0.0, 0.999), (0.5, 0.9)])
-def test_updates_are_torchs_and_a_slab_clips_those_of_each_parameter(kind, clip, beta2, flat):
+def test_updates_are_torchs_and_flat_buffers_clip_each_parameters(kind, clip, beta2, flat):
     """Torch's optimizer, whose learning rate for each parameter is divided by RMS(g / √v̂) where that is above 1; gradients grow."""
     ours, theirs = model(), model()
     update = Update(ours.parameters(), kind, 0.1, 0.2, beta2=beta2, flat=flat)
@@ -66,7 +66,7 @@ def test_gradients_add_up_until_a_step_and_are_then_forgotten(flat):
     assert all(not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
 
 
-def test_a_parameter_of_a_slab_stays_the_same_object_and_the_model_computes_with_it():
+def test_a_parameter_in_a_flat_buffer_stays_the_same_object():
     net = model()
     weight = net[0].weight
     update = Update(net.parameters(), "adamw", 0.1, 0.0, flat=True)
@@ -104,12 +104,12 @@ def test_the_learning_rate_rises_and_falls_to_zero_and_stays_there():
     assert {schedule_factor("constant", 10, 0.0)(i) for i in range(20)} == {1.0}
 
 
-def test_with_a_knee_half_the_learning_rate_is_left_at_four_fifths_and_falls_faster_from_there():
-    knee = schedule_factor("knee", 110, 0.0, 10)
-    assert [knee(10 + i) for i in (0, 40, 80, 90, 100, 150)] == pytest.approx(
+def test_two_phases_leave_half_the_rate_at_four_fifths_of_the_steps():
+    factor = schedule_factor("two-phase", 110, 0.0, 10)
+    assert [factor(10 + i) for i in (0, 40, 80, 90, 100, 150)] == pytest.approx(
         [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     )
-    assert knee(4) == 0.5
+    assert factor(4) == 0.5
 
 
 @pytest.mark.parametrize(("steps", "rise"), [(20, 5), (345, 50), (1000, 60)])

@@ -64,9 +64,9 @@ def test_a_tasks_setting_wins_over_the_methods_and_that_over_the_default(planted
 
 
 def test_a_method_that_is_like_another_has_its_settings_but_for_those_of_its_own(planted):
-    recipe("rankwise")["methods"]["adaptive"] = {"epochs": 5, "schedule": "knee"}
+    recipe("rankwise")["methods"]["adaptive"] = {"epochs": 5, "schedule": "two-phase"}
     found = resolve(replace(planted, task="rte"), "adaptive").train
-    assert (found.epochs, found.batch_size, found.schedule) == (5, 16, "knee")
+    assert (found.epochs, found.batch_size, found.schedule) == (5, 16, "two-phase")
     assert resolve(replace(planted, task="rte"), "lora").train.schedule == "linear"
     assert resolve(planted, "adaptive").train.epochs == 3  # a task's setting wins
 

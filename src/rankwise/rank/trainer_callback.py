@@ -30,7 +30,7 @@ class RankCallback(TrainerCallback):
     """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
 
     The last cut comes at four fifths of the steps. With half of its peak left by then, the learning rate is high enough to learn again what
-    was cut (`optim.schedule_factor("knee", …)` in a `LambdaLR`; docs/method.md has the measurements).
+    was cut (`optim.schedule_factor("two-phase", …)` in a `LambdaLR`; docs/method.md has the measurements).
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
