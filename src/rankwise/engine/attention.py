@@ -2,13 +2,13 @@
 
     with packed(model):  model(input_ids [1, tokens], position_ids, layout=Layout) ─► every attention module ─► attend(q, k, v, layout)
 
-A row attends to itself only. Rows of similar length are gathered into groups [rows · heads, length, head_dim], whose two
-products are batched matrix products around a softmax; at the lengths of text classification that beats fused kernels on a CPU
-by far, in backward above all. Boundaries travel as the keyword argument `layout`, which models hand on to their attention function
-(and which gradient checkpointing replays).
+A row attends to itself only. On a CPU, rows of similar length are gathered into groups [rows · heads, length, head_dim], and attention
+is two batched matrix products around a softmax. At the lengths of text classification this is much faster than fused kernels,
+above all in backward. Boundaries are passed as the keyword argument `layout`, which models hand on to their attention function, also
+under gradient checkpointing.
 
-On an accelerator it is the number of kernels that takes the time, so attention is one fused kernel there: varlen flash attention (Dao
-2023) in half precision without dropout, else torch's own over rows padded to the longest. Dropout is torch's there, too.
+On a GPU, starting kernels takes the time, so attention is one fused kernel there: variable-length flash attention (Dao 2023) in half
+precision without dropout, else torch's own over rows padded to the longest. Dropout is torch's there, too.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from rankwise.errors import RankwiseError
 
 NAME = "rankwise_packed"
 SOFTMAX_BLOCK = 1 << 18
-"""Scores a softmax works on at a time: their float32 copy (1 MB) then stays in the cache."""
+"""Scores that a softmax computes at a time, so that their float32 copy (1 MB) stays in the cache."""
 
 _NOT_PACKED = {
     "softcap": "a soft cap on its scores",
@@ -43,9 +43,9 @@ _NOT_PACKED = {
 
 
 class _Mode:
-    """What a model's modules share while it is packed: which module is which, and the layout now passing through.
+    """What a model's modules share while it is packed: the number of each module, and the layout of the current batch.
 
-    Each thread has its own layout, so that several can run the model side by side.
+    Each thread has its own layout, so that micro-batches can run side by side.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,17 +61,24 @@ class _Mode:
         self._here.layout = layout
 
     def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Forward pre-hook of the backbone: every call while packed must say where its rows lie."""
+        """Keep the layout that the backbone is called with (a forward pre-hook).
+
+        Raises:
+            RankwiseError: the call has none.
+        """
         if not isinstance(kwargs.get("layout"), Layout):
             raise RankwiseError(
-                "The model is in packed mode and was called without a layout. Call it through readout.packed_logits, "
+                "The model is in packed mode and was called without a layout. Call it through pooling.packed_logits, "
                 "or leave the `packed` block first."
             )
         self.layout = kwargs["layout"]
         return args, {**kwargs, "packed_mode": self}
 
     def dropout(self, module: nn.Dropout, x: Tensor) -> Tensor:
-        """Stands in for `nn.Dropout.forward`: masks keyed by module and by the token's (or row's) place in the batch."""
+        """Return x with dropout, in the place of `nn.Dropout.forward`.
+
+        Masks are keyed by the module and by the place of a token (or row) in the whole batch.
+        """
         if not module.training or module.p == 0.0:
             return x
         layout = self.layout
@@ -87,9 +94,9 @@ class _Mode:
 
 @contextlib.contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside this block `model` takes packed batches; after it, it is exactly what it was.
+    """Have a model take packed batches inside a `with` block, and restore it exactly behind the block.
 
-    Attention goes through `attend`, and in training on a CPU every `nn.Dropout` draws its mask from the batch's key. A block inside a
+    Attention is computed by `attend`. In training on a CPU, every `nn.Dropout` draws its mask from the batch's key. A block inside a
     block for the same model changes nothing.
 
     Args:
@@ -118,10 +125,9 @@ def packed(model: nn.Module) -> Iterator[None]:
 
 
 def can_pack(model: nn.Module) -> tuple[bool, str]:
-    """Whether a model can be trained packed, and if not, why, as the end of a sentence.
+    """Return whether a model can be trained packed, and if not, why, as the end of a sentence.
 
-    What a class declares is not believed alone: short rows are run packed and one by one and have to agree, and a packed
-    row has to stay the same whatever lies beside it.
+    It is tested on two short rows. Packed and alone they must give the same logits, and a packed row must not depend on the other.
     """
     hf, name = cast(Any, model), type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -143,7 +149,7 @@ def can_pack(model: nn.Module) -> tuple[bool, str]:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A few rows of tokens, as `packing.Rows`."""
+    """A few rows of tokens, see `packing.Rows`."""
 
     input_ids: np.ndarray
     offsets: np.ndarray
@@ -153,7 +159,7 @@ class _Probe:
 
 @torch.no_grad()
 def _self_check(model: nn.Module) -> tuple[bool, str]:
-    """Runs a short and a longer row packed, alone, and packed beside other tokens than each other's."""
+    """Run a short and a longer row packed, each alone, and each packed beside other tokens; return as `can_pack`."""
     hf, name = cast(Any, model), type(model).__name__
     parameter = next(model.parameters())
     rows = _probe_rows(model)
@@ -184,7 +190,7 @@ def _self_check(model: nn.Module) -> tuple[bool, str]:
 
 
 def _probe_rows(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Two rows of distinct tokens, none of them padding; the second reaches beyond a short sliding window."""
+    """Return two rows of distinct tokens without padding. The second is longer than a short sliding window."""
     windows = [w for m in model.modules() if isinstance(w := getattr(m, "sliding_window", None), int)]
     longer = max([12, *(w + 4 for w in windows if w <= 128)])
     config = cast(Any, model).config.get_text_config()
@@ -236,10 +242,14 @@ def _registered(
 
 
 def _no_mask(*, use_vmap: bool = False, mask_function: Any = None, **_: Any) -> None:
-    """The mask function that Transformers calls: boundaries aren't a mask, and a model's own overlay can't be packed."""
+    """Return no mask (Transformers' mask function), because boundaries are passed as a layout.
+
+    Raises:
+        RankwiseError: the model combines its mask with one of its own.
+    """
     if use_vmap:
         raise RankwiseError(
-            "This model lays a mask of its own over attention, which packed attention doesn't do."
+            "This model adds a mask of its own to attention, which packed attention doesn't support."
         )
 
 
@@ -259,16 +269,16 @@ def attend(
     p: float = 0.0,
     stream: Key = (),
 ) -> Float[Tensor, "1 tokens heads head_dim"]:
-    """softmax(scaling · q·kᵀ)·v within each row of a packed batch.
+    """Return softmax(scaling · q·kᵀ)·v within each row of a packed batch.
 
     Args:
         query, key, value: of all tokens; several query heads may share one key and value head.
-        layout: where the rows lie.
+        layout: boundaries of the rows.
         scaling: of the scores.
-        causal: a token sees itself and what is before it in its row.
-        window: it sees tokens less than this far away only.
+        causal: a token sees itself and the tokens before it in its row.
+        window: it sees only tokens less than this far away.
         p: dropout on the probabilities.
-        stream: names the random stream of that dropout on a CPU.
+        stream: names that dropout's random stream on a CPU.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings may promote them
     if window is not None and window >= layout.max_length:
@@ -290,7 +300,7 @@ class _Attention(torch.autograd.Function):
 
         dV = c·(P∘M)ᵀ·dO    dP = (dO·Vᵀ)∘M    dS = P∘(dP − Σ dP∘P)    dQ = s·c·dS·K    dK = s·c·dSᵀ·Q
 
-    Kept for backward: q, k, v as the model made them, and P in their dtype.
+    Kept for backward: q, k and v as the model made them, and P in their dtype.
     """
 
     @staticmethod
@@ -313,9 +323,7 @@ class _Attention(torch.autograd.Function):
         kept = []
         for group, slots, kv_slots, mask in _zip(layout, heads, kv_heads, masks):
             K, V = (_gather(x, kv_slots, group.rows * kv_heads) for x in (k, v))
-            Q = _gather(
-                q, slots, group.rows * kv_heads
-            )  # the query heads that share a key stand below each other
+            Q = _gather(q, slots, group.rows * kv_heads)  # query heads that share a key are below each other
             S = Q.new_empty(Q.shape[0], Q.shape[1], group.length)
             torch.baddbmm(S, Q, K.transpose(1, 2), beta=0, alpha=scaling, out=S)
             P = _softmax(S.view(group.rows, heads, group.length, group.length), mask)
@@ -351,7 +359,7 @@ class _Attention(torch.autograd.Function):
         for (group, slots, kv_slots, _), P in zip(_zip(layout, heads, kv_heads), kept, strict=True):
             batch = group.rows * kv_heads
             dO = _gather(do, slots, batch)
-            if slots[2] is not None:  # slots without a token take no gradient, so they give none
+            if slots[2] is not None:  # slots without a token get no gradient
                 dO.view(-1, dO.shape[-1]).index_fill_(0, slots[2], 0)
             flat = (batch, -1, group.length)
             if dv is not None:
@@ -409,7 +417,7 @@ def _product(a: Float[Tensor, "b n m"], b: Float[Tensor, "b m k"], scale: float)
 
 
 def _softmax(scores: Float[Tensor, "rows heads n n"], mask: Tensor | None) -> Float[Tensor, "rows heads n n"]:
-    """Softmax in float32 (float64 of float64), block by block; the result in the scores' dtype."""
+    """Return the softmax in the scores' dtype, computed in float32 (float64 of float64) block by block."""
     if mask is not None:
         scores.add_(mask)
     if scores.dtype in (torch.float32, torch.float64):
@@ -421,12 +429,12 @@ def _softmax(scores: Float[Tensor, "rows heads n n"], mask: Tensor | None) -> Fl
 
 
 def _blocks(scores: Float[Tensor, "rows_heads n n"], most: int) -> Sequence[Tensor]:
-    """Views of at most so many rows and heads, to be computed one after the other."""
+    """Return views of at most `most` rows and heads each, to be computed one after the other."""
     return scores.split(most)
 
 
 def _keep(layout: Layout, heads: int, p: float, stream: Key, like: Tensor) -> Tensor | None:
-    """Dropout's mask over the scores of all groups, [scores · heads]."""
+    """Return dropout's mask over the scores of all groups, [scores · heads]; None without dropout."""
     if p == 0.0:
         return None
     return keep_mask(stream, layout.first_score * heads, (layout.scores * heads,), p, like.dtype)
@@ -439,7 +447,7 @@ def _masked(P: Float[Tensor, "rows heads n n"], keep: Tensor | None, group: Any,
 
 
 def _flash(query: Tensor, p: float) -> bool:
-    """Whether the varlen kernel does it: CUDA of compute capability 8 or more, half precision, no dropout (it has none)."""
+    """Return whether the variable-length kernel can be used: CUDA capability 8 or more, half precision, no dropout."""
     if not query.is_cuda or p > 0.0 or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     return (
@@ -452,7 +460,7 @@ def _flash(query: Tensor, p: float) -> bool:
 
 @cache
 def _varlen_kernel() -> Callable[..., Any] | None:
-    """PyTorch's, from 2.11 on, where it takes a scale and a window."""
+    """Return PyTorch's variable-length kernel where it takes a scale and a window (from 2.11 on), else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -481,7 +489,7 @@ def _varlen(
 
 
 def _heads(x: Float[Tensor, "tokens kv_heads dim"], heads: int) -> Float[Tensor, "tokens heads dim"]:
-    """Each key and value head once for every query head that shares it."""
+    """Return each key or value head once for every query head that shares it."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
@@ -495,7 +503,7 @@ def _fused(
     window: int | None,
     p: float,
 ) -> Tensor:
-    """Every row padded to the longest; padding is neither seen nor looked at again."""
+    """Return attention over rows padded to the longest, without what their padding gives."""
     rows, n = len(layout), layout.whole.length
 
     def padded(x: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Cheap dropout: random 16-bit lanes compared with a threshold, drawn again from their key in backward instead of being stored.
+"""Fast dropout on a CPU: random 16-bit numbers compared with a threshold, drawn again in backward instead of being stored.
 
     key (seed, step, …, module) ─► PCG64 stream ─► 16-bit lanes ─► lane ≥ p·2¹⁶ ─► keep ─► x·keep / (1 − p)
 
-A mask is a pure function of the key and of where its first element lies in the whole batch, so how a batch is cut into
-micro-batches doesn't change it. The probability is rounded to 1/65536 and the scale belongs to the rounded one, so the
-expectation is exact. Drawing words takes a tenth of the time of `F.dropout` on a CPU, which draws one number at a time. It is for CPUs
-alone: an accelerator's own dropout is a single kernel.
+A mask depends only on the key and on the place of its first element in the whole batch. So it doesn't matter how a batch is divided
+into micro-batches. The probability is rounded to 1/65536, and the scale is that of the rounded one, so the expectation is exact.
+`F.dropout` draws one number at a time on a CPU; drawing 64-bit words takes a tenth of its time. On a GPU torch's own dropout is a
+single kernel, and is used instead.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ Key = tuple[int, ...]
 
 
 def rounded(p: float) -> tuple[int, float]:
-    """The threshold (of 65536) that realises probability `p`, and the scale that goes with it."""
+    """Return the threshold (of 65536) nearest to probability `p`, and the scale 1 / (1 − p) of the rounded probability."""
     threshold = round(p * LANES)
     return threshold, LANES / (LANES - threshold) if threshold < LANES else 0.0
 
 
 def keep_mask(key: Key, start: int, shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
-    """A mask of ones (kept) and zeros, each zero with probability `p` independently.
+    """Return a mask of ones (kept) and zeros, each zero independently with probability `p`.
 
     Args:
-        key: names the stream: non-negative integers (seed, step, module …).
-        start: the place in the stream of the mask's first element.
+        key: names the random stream: non-negative integers (seed, step, module …).
+        start: place of the mask's first element in the stream.
         shape: of the mask.
         p: probability of a zero, rounded to 1/65536.
         dtype: of the mask.
@@ -46,7 +46,7 @@ def keep_mask(key: Key, start: int, shape: Sequence[int], p: float, dtype: torch
 
 
 def _lanes(key: Key, start: int, n: int) -> Tensor:
-    """Lanes start … start + n of a stream, as int16."""
+    """Return numbers start … start + n − 1 of a stream, int16 [n]."""
     first, skip = divmod(start, _PER_WORD)
     words = (skip + n + _PER_WORD - 1) // _PER_WORD
     stream = np.random.PCG64DXSM(np.random.SeedSequence(key)).advance(first)
@@ -71,14 +71,14 @@ def _apply_mask(x: Tensor, p: float, key: Key, start: int) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, key: Key, start: int = 0) -> Tensor:
-    """Dropout in training whose mask is drawn again in backward.
+    """Return x with dropout, scaled in training, whose mask is drawn again in backward.
 
     Args:
-        x: any shape; element i takes lane start + i of the stream.
+        x: of any shape; element i takes number start + i of the stream.
         p: probability of a zero.
-        key: names the stream; see `keep_mask`.
-        start: where x begins in the stream.
+        key: names the random stream; see `keep_mask`.
+        start: place of x's first element in the stream.
 
-    Source: Srivastava et al. 2014, in the inverted form (scaled while training).
+    Source: Srivastava et al. 2014.
     """
     return cast(Tensor, _Dropout.apply(x, p, key, start)) if p > 0 else x

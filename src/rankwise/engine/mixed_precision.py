@@ -1,9 +1,9 @@
-"""Mixed precision for trained weights: float32 masters, and copies that a step computes with in the dtype of its products.
+"""Mixed precision for trained weights: float32 masters, and copies in the dtype of the matrix products.
 
     masters [float32] ── rounded once a step ──► copies [bfloat16] ── forward, backward ──► gradients [bfloat16] ──► optimizer
 
-Autocast alone rounds every weight in every part of a batch, and writes every gradient out in float32 as well. The numbers are the
-same ones. Source: Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
+Autocast alone would round every weight in every micro-batch, and would write every gradient in float32, too. The numbers are the same.
+Source: Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 
 class Copies(nn.Module):
-    """Copies of the matrices that a model's Linears multiply with; what else it trains is used as it is.
+    """Copies of the trained matrices of a model's Linear layers. Other trained weights are used as they are.
 
-    A module of its own, so that whoever follows memory finds them among the weights.
+    It is a module, so that `TensorMemory` counts the copies among the weights.
 
     Args:
         model: with its trained weights in float32.
         parameters: what is trained.
-        dtype: of the products; None takes no copies.
+        dtype: of the products; None makes no copies.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class Copies(nn.Module):
         self.nbytes = sum(copy.nbytes for copy in self._of.values())
 
     def leaves(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """What to ask gradients of in place of the parameters themselves."""
+        """Return what to ask gradients of: for each parameter its copy, or the parameter where it has none."""
         return [self._of.get(p, p) for p in parameters]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the masters anew."""
+        """Round the masters to their copies."""
         for master, copy in self._of.items():
             copy.copy_(master)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model computes with the copies, for a block of code; gradients of embeddings name the rows looked up only."""
+        """Have the model compute with the copies in a `with` block. Gradients of embeddings are sparse there."""
         for embedding in self._embeddings:
             embedding.sparse = True
         for module, master in self._places:

@@ -1,9 +1,9 @@
 """Sequences → batches without padding: all tokens of a batch end to end, with the boundaries beside them.
 
     rows   [■■■] [■■■■■] [■■]                 tokens   ■■ ■■■ ■■■■■        [1, tokens], shortest row first
-                                     ─►     cu_seqlens  0  2   5     10     boundaries, read by attention and readout only
+                                     ─►     cu_seqlens  0  2   5     10     boundaries, read by attention and pooling only
 
-Linear layers, norms and activations then pay for real tokens alone. Also here: which rows make a batch, and the padded form.
+Linear layers, norms and activations then compute real tokens only. This module also says which rows make a batch, and pads rows.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,13 +21,14 @@ from rankwise.models.families import first_position
 
 GROUP_COST = 8000
 HEAD_COST = 64
-"""What attention costs per head, in scores: `length · (length + HEAD_COST)` a row and `GROUP_COST` a group. Fitted to measured
-times of the grouped products; the optimum is flat (a factor of 3 in either costs a few percent of attention)."""
+"""Cost of attention in one head, in scores: `length · (length + HEAD_COST)` a row, and `GROUP_COST` a group.
+
+They are fitted to measured times of the grouped products. A factor of 3 in either costs a few percent of attention's time."""
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Token ids of many rows end to end, as `data.Encoded` keeps them; row i is input_ids[offsets[i]:offsets[i + 1]]."""
+    """Token ids of many rows end to end, as `Encoded` keeps them: row i is input_ids[offsets[i]:offsets[i + 1]]."""
 
     @property
     def input_ids(self) -> np.ndarray: ...
@@ -40,13 +41,13 @@ class Rows(Protocol):
 
 
 class Group(NamedTuple):
-    """Rows that attention handles in one product, each padded to `length`.
+    """Rows that attention computes in one product, each padded to the same length.
 
     Attributes:
-        first, rows: the rows, in packed order.
-        length: what each is padded to.
-        tokens: where they lie among the packed tokens.
-        scores: where they lie among the scores of one head, `length`² a row.
+        first, rows: place of the first row in packed order, and the number of rows.
+        length: tokens that each row is padded to.
+        tokens: section of the packed tokens.
+        scores: section of one head's scores, `length`² a row.
     """
 
     first: int
@@ -58,15 +59,15 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each sequence of a packed batch lies. Made once a batch, shared by every layer.
+    """Boundaries of the rows in a packed batch. Made once a batch, shared by every layer.
 
     Attributes:
         lengths: tokens of each row, ascending.
-        padded: what attention pads each row to (`length_groups`).
+        padded: tokens that attention pads each row to, see `length_groups`.
         device: of the tokens.
-        key: names the random stream of dropout.
-        first_row, first_token, first_score: what of the whole batch lies before this part of it.
-        filler: tokens behind the last row that belong to no row (`PackedBatch.fill`).
+        key: names dropout's random stream.
+        first_row, first_token, first_score: rows, tokens and scores of the whole batch before this micro-batch.
+        filler: tokens behind the last row that belong to no row, see `PackedBatch.fill`.
     """
 
     lengths: Int64[np.ndarray, "rows"]
@@ -84,32 +85,32 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Tokens of all rows, without the filler."""
         return int(self.offsets[-1])
 
     @property
     def scores(self) -> int:
-        """Attention scores of one head, padding within groups included."""
+        """Attention scores of one head, with the padding within groups."""
         return self.groups[-1].scores.stop
 
     @cached_property
     def offsets(self) -> Int64[np.ndarray, "boundaries"]:
-        """Where each row begins, and the end of the last."""
+        """The first token of each row, and the end of the last row."""
         return np.concatenate([[0], np.cumsum(self.lengths)])
 
     @cached_property
     def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
-        """`offsets` on the device, in the form variable-length kernels take."""
+        """`offsets` on the device, in the form that variable-length kernels take."""
         return torch.from_numpy(self.offsets.astype(np.int32)).to(self.device)
 
     @property
     def max_length(self) -> int:
-        """The longest row's tokens."""
+        """Tokens of the longest row."""
         return int(self.lengths[-1])
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Runs of rows padded to one length."""
+        """Consecutive rows that are padded to one length."""
         edges = [0, *(np.flatnonzero(np.diff(self.padded)) + 1).tolist(), len(self)]
         groups, score = [], 0
         for first, last in pairwise(edges):
@@ -120,11 +121,11 @@ class Layout:
         return groups
 
     def slots(self, heads: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """How each group's rows move between tokens [tokens · heads] and padded slots [rows · heads · length].
+        """Return how each group's rows move between tokens [tokens · heads] and padded slots [rows · heads · length].
 
         Returns:
-            For each group: the token of every slot, the slot of every token of the group, and the slots that hold
-            no token (None where there are none; they repeat the row's last token, so that they stay finite).
+            For each group: the token of every slot; the slot of every token of the group; and the slots that hold no token,
+            or None. Slots without a token repeat their row's last token, so that their values stay finite.
         """
         if heads not in self._made:
             made = [self._slots(group, heads) for group in self.groups]
@@ -148,12 +149,15 @@ class Layout:
     def masks(
         self, causal: bool, window: int | None, dtype: torch.dtype
     ) -> list[Float[Tensor, "..."] | None]:
-        """What is added to each group's scores [rows, heads, length, length] before softmax: 0 or −∞; None for nothing.
+        """Return the mask to add to each group's scores [rows, heads, length, length] before softmax: 0 or −∞.
 
         Args:
-            causal: a token sees itself and what is before it.
-            window: it sees tokens less than this far away only.
+            causal: a token sees itself and the tokens before it.
+            window: it sees only tokens less than this far away.
             dtype: of the scores.
+
+        Returns:
+            A mask for each group, or None where every token sees every other.
         """
         wanted = (causal, window, dtype)
         if wanted not in self._made:
@@ -166,7 +170,7 @@ class Layout:
         seen = np.ones((1, group.length, group.length), dtype=bool)
         if window is not None:
             seen &= np.abs(apart) < window
-        if causal:  # what follows a row's last token is never seen, so its padding needs no mask
+        if causal:  # no token sees what follows its row, so padding needs no mask
             seen &= apart >= 0
         else:
             real = place < self.lengths[group.first : group.first + group.rows, None]
@@ -178,25 +182,25 @@ class Layout:
 
     @cached_property
     def whole(self) -> Group:
-        """All rows padded to the longest, rounded up to a multiple of 8 as fused kernels like it."""
+        """All rows as one group, padded to the longest and up to a multiple of 8, which suits fused kernels."""
         length = -(-self.max_length // 8) * 8
         return Group(0, len(self), length, slice(0, self.tokens), slice(0, len(self) * length**2))
 
     @cached_property
     def places(self) -> Int64[Tensor, "tokens"]:
-        """Where each token lies among the padded slots of `whole`, [rows · length]."""
+        """The slot of each token in `whole`, [rows · length]."""
         begin = np.arange(len(self)) * self.whole.length - self.offsets[:-1]
         return torch.from_numpy(np.arange(self.tokens) + np.repeat(begin, self.lengths)).to(self.device)
 
     def whole_mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
-        """As `masks`, for `whole`."""
+        """Return the mask of `masks` for the group `whole`."""
         wanted = ("whole", causal, window, dtype)
         if wanted not in self._made:
             self._made[wanted] = self._mask(self.whole, causal, window, dtype)
         return self._made[wanted]
 
-    def part(self, first: int, last: int) -> "Layout":
-        """The layout of rows first … last alone, which keep their padding and their place in the random stream."""
+    def section(self, first: int, last: int) -> "Layout":
+        """Return the layout of rows first … last − 1 alone. They keep their padding and their place in the random stream."""
         before = self.padded[:first]
         return replace(
             self,
@@ -209,19 +213,18 @@ class Layout:
         )
 
     def to(self, device: torch.device) -> "Layout":
-        """The same layout for tokens on another device."""
+        """Return the same layout for tokens on another device."""
         return self if device == self.device else replace(self, device=device, _made={})
 
 
 def length_groups(lengths: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
-    """The length each row is padded to in attention: the partition of the sorted lengths that costs least in all.
+    """Return the length that attention pads each row to, so that all groups together cost least.
 
-    Only a few lengths occur (multiples of 4, 8 or 16), because matrix kernels are compiled for each shape they meet.
+    Lengths are rounded up to multiples of 4, 8 or 16, because matrix kernels are compiled for each shape that occurs.
+    The best partition is found by dynamic programming over the distinct lengths: c(j) = min_i c(i) + cost of one group i … j.
 
     Args:
-        lengths: ascending.
-
-    Source: dynamic programming over the distinct lengths, c(j) = min_i c(i) + cost of one group i … j.
+        lengths: tokens of each row, ascending.
     """
     quantum = np.select([lengths <= 16, lengths <= 64], [4, 8], 16)
     distinct, counts = np.unique(-(-lengths // quantum) * quantum, return_counts=True)
@@ -242,16 +245,16 @@ def length_groups(lengths: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of a batch as one sequence of tokens, and where each row lies in it.
+    """Rows of a batch as one sequence of tokens, and their boundaries.
 
     Attributes:
         input_ids, position_ids: of each token; positions start anew in every row, at the family's first position.
-        token_type_ids: where the tokenizer makes them.
+        token_type_ids: of each token, where the tokenizer makes them.
         layout: the boundaries.
-        order: the place in the packed order of each row, in the order they were asked for.
-        by_length: its inverse: which of them lies at each place.
-        rows: the numbers of the rows; `labels` and logits stand in this order.
-        labels: of the rows, in the form of their problem (see `problems`).
+        order: place of each row in packed order, in the order of `rows`.
+        by_length: the inverse of `order`: which of the rows is at each place.
+        rows: numbers of the rows; labels and logits are in this order.
+        labels: of the rows, in the form of their objective (see `tasks.objectives`).
     """
 
     input_ids: Int64[Tensor, "1 tokens"]
@@ -268,19 +271,19 @@ class PackedBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Tokens of all rows, without the filler."""
         return self.layout.tokens
 
     @property
     def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
-        """Where each row begins among the tokens, and the end of the last."""
+        """The first token of each row, and the end of the last row."""
         return self.layout.cu_seqlens
 
     def fill(self) -> "PackedBatch":
-        """The same batch with some tokens behind the last row that nobody looks at, so that few numbers of tokens occur.
+        """Return the same batch with unused tokens behind the last row, so that fewer numbers of tokens occur.
 
-        A CPU's matrix kernels are compiled for each number of tokens they meet, which takes longer than running them once.
-        With at most 16 numbers between n and 2n they are soon all there; 3 % more tokens are computed.
+        A CPU's matrix kernels are compiled for each number of tokens, which takes longer than running them once. With filler,
+        at most 16 numbers occur between n and 2n. About 3 % more tokens are computed.
         """
         filler = filling(self.tokens)
         ids, positions, types = (
@@ -293,7 +296,7 @@ class PackedBatch:
         return replace(self, input_ids=ids, position_ids=positions, token_type_ids=types, layout=layout)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         device = torch.device(device)
         moved = {
             name: None if (value := getattr(self, name)) is None else value.to(device)
@@ -301,44 +304,44 @@ class PackedBatch:
         }
         return replace(self, layout=self.layout.to(device), **moved)
 
-    def divide(self, parts: int) -> list["PackedBatch"]:
-        """About equal parts by tokens, shortest rows first; fewer where there are fewer rows.
+    def divide(self, count: int) -> list["PackedBatch"]:
+        """Return `count` micro-batches with about equal tokens, shortest rows first; fewer where there are fewer rows.
 
-        Dropout falls on a row as it would in the whole batch, so the sum of the parts' gradients, each of the sum over
-        its rows, is the whole batch's gradient.
+        Dropout's masks are those of the whole batch. So the micro-batches' gradients of their summed losses add up to the whole
+        batch's.
         """
-        if parts <= 1:
+        if count <= 1:
             return [self]
         ends = self.layout.offsets[1:]
-        wanted = self.tokens * np.arange(1, parts) / parts
-        cuts = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
-        return self._parts(np.unique(np.concatenate([[0], cuts, [len(self)]])).tolist())
+        wanted = self.tokens * np.arange(1, count) / count
+        nearest = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
+        return self._sections(np.unique(np.concatenate([[0], nearest, [len(self)]])).tolist())
 
     def split(self, most: float, costs: np.ndarray | None = None) -> list["PackedBatch"]:
-        """Parts that cost at most `most` (or have one row) each, as `divide` makes them.
+        """Return micro-batches, as `divide` makes them, that each cost at most `most` or have a single row.
 
         Args:
-            most: of a part.
-            costs: of each row, in packed order; its tokens where not given.
+            most: cost of a micro-batch.
+            costs: of each row, in packed order. Default: its tokens.
         """
         upto = np.concatenate([[0], np.cumsum(self.layout.lengths if costs is None else costs)])
         edges = [0]
         while edges[-1] < len(self):
             last = int(np.searchsorted(upto, upto[edges[-1]] + most, side="right")) - 1
             edges.append(max(last, edges[-1] + 1))
-        return self._parts(edges)
+        return self._sections(edges)
 
-    def _parts(self, edges: list[int]) -> list["PackedBatch"]:
-        return [self._part(first, last, self.by_length[first:last]) for first, last in pairwise(edges)]
+    def _sections(self, edges: list[int]) -> list["PackedBatch"]:
+        return [self._section(first, last, self.by_length[first:last]) for first, last in pairwise(edges)]
 
-    def _part(self, first: int, last: int, which: Int64[np.ndarray, "some"]) -> "PackedBatch":
+    def _section(self, first: int, last: int, which: Int64[np.ndarray, "some"]) -> "PackedBatch":
         tokens = slice(int(self.layout.offsets[first]), int(self.layout.offsets[last]))
         chosen = torch.from_numpy(which).to(self.order.device)
         return PackedBatch(
             input_ids=self.input_ids[:, tokens],
             position_ids=self.position_ids[:, tokens],
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, tokens],
-            layout=self.layout.part(first, last),
+            layout=self.layout.section(first, last),
             order=torch.arange(last - first, device=self.order.device),
             by_length=np.arange(last - first),
             rows=self.rows[which],
@@ -347,21 +350,20 @@ class PackedBatch:
 
 
 def filling(tokens: int) -> int:
-    """Tokens that `PackedBatch.fill` adds to so many."""
+    """Return how many unused tokens `PackedBatch.fill` adds to so many."""
     return -tokens % max(8, 1 << max(0, (tokens // 16).bit_length() - 1))
 
 
 def pack(
     encoded: Rows, rows: Int[np.ndarray, "rows"], *, model: nn.Module | None = None, key: Key | None = None
 ) -> PackedBatch:
-    """Packs rows into one sequence of tokens.
+    """Pack rows into one sequence of tokens.
 
     Args:
-        encoded: where the rows are.
-        rows: their numbers, at least one.
+        encoded: token ids of all rows.
+        rows: numbers of the rows wanted, at least one.
         model: for its family's position ids; without it positions start at 0.
-        key: names the random stream that dropout draws from, e.g. (seed, step). Without it one is drawn from torch's
-            own generator.
+        key: names dropout's random stream, e.g. (seed, step). Default: drawn from torch's own generator.
     """
     rows = np.asarray(rows, dtype=np.int64)
     lengths = encoded.offsets[rows + 1] - encoded.offsets[rows]
@@ -394,16 +396,16 @@ def pad(
     pad_id: int,
     padding: Literal["longest"] | int = "longest",
 ) -> dict[str, Tensor]:
-    """The same rows in the padded form every Transformers model takes.
+    """Pad rows to the form that every Transformers model takes.
 
     Args:
-        encoded: where the rows are.
-        rows: their numbers.
+        encoded: token ids of all rows.
+        rows: numbers of the rows wanted.
         pad_id: fills `input_ids` behind a row's end.
         padding: to the longest of these rows, or to this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask`, `token_type_ids` where there are any, int64 [rows, length]; and `labels`.
+        `input_ids`, `attention_mask` and where there are any `token_type_ids`, int64 [rows, length]; and `labels`.
 
     Raises:
         ValueError: a row is longer than the length asked for.
@@ -428,36 +430,36 @@ def _long(values: np.ndarray) -> Tensor:
 
 
 def _as_stored(labels: np.ndarray) -> Tensor:
-    """Labels as a tensor: class ids int64, numbers and sets of labels float32."""
+    """Return labels as a tensor: class ids int64, numbers and sets of labels float32."""
     return torch.from_numpy(labels) if labels.dtype.kind == "f" else _long(labels)
 
 
 def batch_order(
     lengths: Int64[np.ndarray, "rows"], batch_size: int, *, seed: int, group_by_length: bool = False
 ) -> list[Int64[np.ndarray, "batch"]]:
-    """The batches of one epoch: every row once, at random.
+    """Return the batches of one epoch: every row once, in random order.
 
     Args:
         lengths: tokens of each row.
         batch_size: rows a batch; the last may have fewer.
         seed: of this epoch's order.
-        group_by_length: batches of rows of similar length, as padded training wants: sorted by length within stretches
-            of 50 batches, as Transformers' Trainer does, the batches then shuffled.
+        group_by_length: put rows of similar length into a batch, as padded training wants. Blocks of 50 batches are sorted by
+            length, as Transformers' Trainer does, and the batches are shuffled.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     if group_by_length:
-        stretch = 50 * batch_size
-        stretches = [order[i : i + stretch] for i in range(0, len(order), stretch)]
-        order = np.concatenate([s[np.argsort(-lengths[s], kind="stable")] for s in stretches] or [order])
+        size = 50 * batch_size
+        blocks = [order[i : i + size] for i in range(0, len(order), size)]
+        order = np.concatenate([b[np.argsort(-lengths[b], kind="stable")] for b in blocks] or [order])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))] if group_by_length else batches
 
 
 def token_batches(lengths: Int64[np.ndarray, "rows"], max_tokens: int) -> list[Int64[np.ndarray, "batch"]]:
-    """Every row once, sorted by length, in batches of at most `max_tokens` tokens with padding counted (or one row).
+    """Return every row once, sorted by length, in batches of at most `max_tokens` tokens or a single row, for evaluation.
 
-    For evaluation: packed or padded, such batches cost the same memory.
+    Padding counts, so that packed and padded batches take the same memory.
     """
     order = np.argsort(lengths, kind="stable")
     ascending = lengths[order]

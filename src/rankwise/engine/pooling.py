@@ -1,9 +1,9 @@
-"""The pooled token of each packed sequence, for every family.
+"""Pooling of packed sequences: one token for each row, for every family.
 
     hidden states [1, tokens, d] ── boundaries ──► [rows, 1, d] (first token, mean, or last token) ──► the model's own pooler and head
 
-Encoders keep their own forward: what leaves the encoder is swapped for one token a row, which is what poolers and heads look at
-(`hidden[:, 0]`). Causal models have a bare `score` on the last token, looked for as Transformers does it.
+Encoders keep their own forward. A hook replaces the encoder's output by one token a row, because poolers and heads read `hidden[:, 0]`
+only. Causal models have a bare `score` on the last token, which is found as Transformers finds it.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from rankwise.engine.packing import Layout, PackedBatch
 
 
 def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows classes"]:
-    """Logits of a packed batch, in the order of `batch.rows`. Call it inside `attention.packed(model)`.
+    """Return logits of a packed batch, in the order of `batch.rows`. Call it inside `attention.packed(model)`.
 
     Args:
         model: a Transformers sequence classifier.
@@ -44,19 +44,19 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows c
 
 
 def pool_rows(model: nn.Module, layout: Callable[[], Layout]) -> RemovableHandle | None:
-    """Swaps what leaves the encoder of a packed model, [1, tokens, d], for [rows, 1, d].
+    """Have a packed model's encoder return [rows, 1, d] instead of [1, tokens, d].
 
     Args:
         model: a Transformers sequence classifier.
-        layout: gives the layout that is now passing through.
+        layout: returns the layout of the current batch.
 
     Returns:
-        What undoes it; None for causal models, whose rows are pooled by `packed_logits`.
+        A handle whose `remove` undoes it; None for causal models, whose rows `packed_logits` pools.
     """
     if hasattr(model, "score"):
         return None
     hf = cast(Any, model)
-    # ModernBERT says how its head pools; where there is an `encoder`, BERT's pooler stands behind it.
+    # ModernBERT's config says how its head pools. In other families the pooler is behind the `encoder`.
     mean = getattr(hf.config, "classifier_pooling", "cls") == "mean"
 
     def swap(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -76,7 +76,7 @@ def _mean(hidden: Float[Tensor, "tokens d"], layout: Layout) -> Float[Tensor, "r
 
 
 def _last(batch: PackedBatch, pad_id: int | None) -> Tensor:
-    """The last token of each row that isn't `pad_id` (which may be the end-of-text token)."""
+    """Return the last token of each row that isn't `pad_id`, which may be the end-of-text token."""
     first, end = batch.cu_seqlens[:-1], batch.cu_seqlens[1:]
     if pad_id is None:
         return end - 1

@@ -1,7 +1,8 @@
 """What training takes: time and its shares, floating-point operations, and memory by kind.
 
-speed.py   rows and tokens a second, seconds a step, where they go     memory.py   bytes of live tensors, by kind; resident memory
-flops.py   the rate of this machine's matrix products
+speed.py    rows and tokens a second, seconds a step and their shares
+memory.py   bytes of live tensors by kind; resident memory
+flops.py    operations, and the rate of this machine's matrix products
 """
 
 from rankwise.engine.measure.flops import product_rate

@@ -1,6 +1,6 @@
-"""Floating-point operations: what a dispatched operation takes, and what this machine's matrix products reach.
+"""Floating-point operations: the count of a dispatched operation, and the rate of this machine's matrix products.
 
-An operation's count is PyTorch's own (`torch.utils.flop_counter`), which sees matrix products only: everything else is memory traffic.
+The count is PyTorch's own (`torch.utils.flop_counter`). It counts matrix products only; everything else is memory traffic.
 """
 
 import json
@@ -14,18 +14,18 @@ from filelock import FileLock
 from torch.utils.flop_counter import addmm_flop, flop_registry
 
 COUNTS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.addmm_: addmm_flop}
-"""Operation → what counts it; the in-place form is the one that PyTorch leaves out and a LoRA layer uses."""
+"""Operation → its counter. PyTorch has none for the in-place form that a LoRA layer uses."""
 
 
 _known: dict[Any, int] = {}
 
 
 def flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Floating-point operations (a multiplication and an addition are two) of one dispatched operation."""
+    """Return the floating-point operations of one dispatched operation; a multiplication and an addition are two."""
     count = COUNTS.get(func._overloadpacket)
     if count is None:
         return 0
-    # PyTorch's counters take their time, and products of the same shapes come again and again.
+    # PyTorch's counters are slow, and products of the same shapes are frequent.
     key = func, _shapes((args, tuple(kwargs.items()), result))
     if key not in _known:
         _known[key] = cast(Any, count)(*args, **kwargs, out_val=result)
@@ -33,19 +33,19 @@ def flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def _shapes(thing: Any) -> Any:
-    """Arguments with shapes in the place of tensors."""
+    """Return arguments with each tensor replaced by its shape."""
     if isinstance(thing, torch.Tensor):
         return thing.shape
     return tuple(map(_shapes, thing)) if isinstance(thing, (list, tuple)) else thing
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, key: str, cache: Path | None = None) -> float:
-    """Floating-point operations a second that large square matrix products reach here.
+    """Return the floating-point operations a second that large square matrix products reach on this machine.
 
     Args:
         device, dtype: of the matrices.
-        key: names machine and threads.
-        cache: folder where what was measured is kept; None measures anew.
+        key: names machine and threads in the cache.
+        cache: folder that keeps what was measured; None measures anew.
     """
     if cache is None:
         return _measured(device, dtype)
@@ -58,15 +58,15 @@ def product_rate(device: torch.device, dtype: torch.dtype, key: str, cache: Path
             known = {}
         if key not in known:
             known[key] = _measured(device, dtype)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            partial.replace(file)
+            unfinished = file.with_suffix(".partial")
+            unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            unfinished.replace(file)
     return known[key]
 
 
 @torch.no_grad()
 def _measured(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """The best of products of `n` × `n`, larger on a GPU, where small ones don't fill it."""
+    """Return the best rate of products of n × n matrices within some seconds; n is larger on a GPU, to fill it."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.full((n, n), 0.01, device=device, dtype=dtype) for _ in range(2))
     out, best, begun = torch.empty_like(a), 0.0, time.perf_counter()

@@ -1,12 +1,12 @@
-"""Memory of training: the bytes of live tensors by kind, and resident memory as a check beside them.
+"""Memory of training: the bytes of live tensors by kind, and resident memory beside them as a check.
 
-    weights      parameters, their copies, and buffers           activations  what backward reads of what was made before it
-    gradients    of what is trained, a part's own included       batch        token ids, positions, labels, boundaries, masks
-    optimizer    its moments and step counts                     workspace    everything else, gone again within the step
+    weights      parameters, their copies, and buffers          activations  made before backward, and read by it
+    gradients    of what is trained, in every micro-batch       batch        token ids, positions, labels, boundaries, masks
+    optimizer    its moments and step counts                    workspace    everything else; it is freed within the step
 
-Every storage has one kind, so the kinds of a peak add up to it to the byte (1 MB = 10⁶ bytes). A kind is settled when the
-block ends, from what a storage has been through. Recomputed layers make activations, as in forward. Half-precision copies of trained
-weights that are kept between steps (`mixed.Copies`) are weights; those that autocast makes for one step are activations.
+Every storage has one kind, so the kinds of a peak add up to it exactly (1 MB = 10⁶ bytes). The kind is decided when the block ends, by
+how a storage was used. What recomputed layers make are activations, as in forward. Half-precision copies of trained weights that are
+kept between steps (`mixed_precision.Copies`) are weights; those that autocast makes for one step are activations.
 """
 
 import contextlib
@@ -36,11 +36,10 @@ _FORWARD, _READ = 1, 2  # first seen outside of backward; read by backward
 
 
 class PeakRss:
-    """High-water mark of this process's resident memory above its level at construction, which comes before
-    the model's.
+    """Peak of this process's resident memory above its level at construction, which is before the model is loaded.
 
-    On Linux the mark itself is reset at construction, so an earlier peak does not hide the model's. Where a
-    system can't reset it, an earlier peak (imports) is the least that is reported.
+    On Linux the peak is reset at construction, so an earlier peak doesn't hide the model's. Where it can't be reset, the result is
+    never below an earlier peak (of imports).
     """
 
     def __init__(self) -> None:
@@ -50,13 +49,13 @@ class PeakRss:
 
     @property
     def mb(self) -> float | None:
-        """Megabytes above the level so far; None where the system doesn't tell."""
+        """Peak so far in MB above the level at construction; None where the system doesn't report it."""
         peak = _resident("VmHWM")
         return None if peak is None or self._level is None else max(0, peak - self._level) / MB
 
 
 def _resident(field: str) -> int | None:
-    """A field of /proc/self/status in bytes; elsewhere the process's peak, whichever field is asked for."""
+    """Return a field of /proc/self/status in bytes. Without /proc, return the process's peak for any field."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -72,17 +71,16 @@ def _resident(field: str) -> int | None:
 
 
 class TensorMemory(TorchDispatchMode):
-    """Follows the bytes of live tensors of one device while it is active: `with TensorMemory() as memory:
-    ...; memory.peak_mb`.
+    """Follow the bytes of live tensors on one device: `with TensorMemory() as memory: ...; memory.peak_mb`.
 
-    A storage counts once, however many views it has, and for as long as anything holds it, autograd's saved tensors
-    included. Scratch space inside a kernel is not a tensor and is not seen. Following every operation slows small ones down:
-    time and memory are measured in separate steps. What `Workers` compute is followed too.
+    A storage counts once, however many views it has, and as long as anything holds it, autograd included. Scratch memory inside a
+    kernel is no tensor and isn't counted. Operations in `MicroBatchThreads` are followed, too. Following slows small operations
+    down, so time is measured in other steps.
 
     Args:
-        device: whose memory. On CUDA the total of a peak is the allocator's, and what tensors don't explain is workspace.
-        holders: modules and optimizers whose tensors are there from the start. Without any, every tensor alive counts from the
-            start, and every module and optimizer alive says what its tensors are.
+        device: whose memory is counted. On CUDA the total of a peak is the allocator's; memory that no tracked tensor accounts for
+            is reported as workspace.
+        holders: modules and optimizers whose tensors count from the start. Default: every tensor, module and optimizer alive.
     """
 
     def __init__(self, device: torch.device | str = "cpu", *holders: nn.Module | Optimizer) -> None:
@@ -93,11 +91,11 @@ class TensorMemory(TorchDispatchMode):
         self._holders = holders
         self._live: dict[
             int, tuple[int, weakref.ref[Any]]
-        ] = {}  # address → number, and what tells of its end
+        ] = {}  # address → number, and a reference that reports when it is freed
         self._sizes: list[int] = []  # by number
         self._flags = bytearray()
         self._labels: dict[int, str] = {}
-        self._number, self._change = array("q"), array("q")  # one entry an event: a storage appears or goes
+        self._number, self._change = array("q"), array("q")  # one entry an event: a storage is made or freed
         self._begun = 0
         self._total = 0
         self._peak = 0
@@ -109,7 +107,7 @@ class TensorMemory(TorchDispatchMode):
         holders: Iterable[Any] = self._holders
         if not self._holders:
             alive = [(thing, type(thing)) for thing in gc.get_objects()]
-            # isinstance would ask lazy proxies for their class, and so import things
+            # isinstance would ask lazy proxies for their class, which imports modules
             holders = [thing for thing, kind in alive if issubclass(kind, nn.Module | Optimizer)]
             for tensor in _tensors(thing for thing, kind in alive if issubclass(kind, Tensor)):
                 self._follow(tensor)
@@ -127,12 +125,12 @@ class TensorMemory(TorchDispatchMode):
             self._allocated = torch.cuda.max_memory_allocated(self.device)
         for hook in self._hooks:
             hook.remove()
-        for optimizer in self._optimizers:  # its first step makes its state
+        for optimizer in self._optimizers:  # the first step makes the state
             self.label("optimizer", list(optimizer.state.values()))
         self._hooks, self._holders, self._live = [], (), {}
 
     def _held(self, holder: nn.Module | Optimizer) -> Sequence[Tensor]:
-        """Labels what a holder holds, and returns what of it has gradients to come."""
+        """Label the tensors of a module or optimizer, and return those that will have gradients."""
         if isinstance(holder, Optimizer):
             trained = [p for group in holder.param_groups for p in group["params"]]
             self.label("optimizer", list(holder.state.values()))
@@ -144,11 +142,11 @@ class TensorMemory(TorchDispatchMode):
         return trained
 
     def label(self, kind: str, *things: Any) -> None:
-        """Says of which kind tensors are; what was said first holds.
+        """Set the kind of tensors. A kind that was set before stays.
 
         Args:
             kind: one of `KINDS`.
-            things: tensors, or collections and dataclasses that hold some.
+            things: tensors, or collections and dataclasses that contain some.
         """
         with self._lock:
             for tensor in _tensors(things):
@@ -158,21 +156,21 @@ class TensorMemory(TorchDispatchMode):
 
     @property
     def peak_mb(self) -> float:
-        """The largest total since the block began."""
+        """The largest total in MB since the block began."""
         if self.device.type == "cuda":
             return (self._allocated or torch.cuda.max_memory_allocated(self.device)) / MB
         return self._peak / MB
 
     @property
     def live_mb(self) -> float:
-        """The total now."""
+        """The total in MB now."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device) / MB
         return self._total / MB
 
     @property
     def peak(self) -> dict[str, int]:
-        """Bytes by kind when the total was largest; they add up to it."""
+        """Bytes by kind when the total was largest, which they add up to."""
         levels = self.trace()[self._begun :]
         kinds = levels[levels.sum(axis=1).argmax()].tolist() if len(levels) else [0] * len(KINDS)
         found: dict[str, int] = dict(zip(KINDS, kinds, strict=True))
@@ -180,7 +178,7 @@ class TensorMemory(TorchDispatchMode):
         return found
 
     def trace(self) -> Int64[np.ndarray, "events kinds"]:
-        """Bytes by kind after each storage that appeared or went, from the start of the block."""
+        """Return the bytes by kind after each storage that was made or freed, from the start of the block."""
         with self._lock:
             numbers, changes = np.array(self._number), np.array(self._change)
             kinds = np.array([KINDS.index(self._kind(n)) for n in range(len(self._sizes))], dtype=np.int64)
@@ -191,7 +189,7 @@ class TensorMemory(TorchDispatchMode):
 
     @property
     def events(self) -> int:
-        """How many rows the trace has by now."""
+        """Rows of the trace so far."""
         return len(self._number)
 
     def _kind(self, number: int) -> str:
@@ -201,24 +199,22 @@ class TensorMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        # PyTorch's own way to know (`torch.utils.module_tracker`): a backward pass of this thread has a number.
+        # A backward pass of this thread has a task id (as in `torch.utils.module_tracker`).
         backward = torch._C._current_graph_task_id() != -1 and not getattr(_recomputing, "now", False)
         with self._lock:
             for tensor in _tensors((*args, *kwargs.values())):
                 number = self._follow(tensor, backward)
                 if backward and number is not None:
                     self._flags[number] |= _READ
-            if (
-                func is not torch.ops.prim.device.default
-            ):  # tensors without values are asked for it very often
+            if func is not torch.ops.prim.device.default:  # very frequent for tensors without values
                 self.flops += flops(func, args, kwargs, result)
                 for tensor in _tensors((result,)):
                     self._follow(tensor, backward)
         return result
 
     def _follow(self, tensor: Tensor, backward: bool = False) -> int | None:
-        """The number of a tensor's storage, new if it wasn't seen before."""
-        # A storage object is unique to its memory while anything holds it, and so is a weak reference to it.
+        """Return the number of a tensor's storage, a new one for a new storage; None on another device."""
+        # A storage object is unique to its memory while anything holds it.
         storage = tensor.untyped_storage()
         address = storage._cdata
         known = self._live.get(address)
@@ -253,7 +249,7 @@ _recomputing = threading.local()
 
 @contextlib.contextmanager
 def recomputed() -> Iterator[None]:
-    """Around what runs again in backward: what it makes are activations, as in forward."""
+    """Count tensors made in a `with` block as activations, also in backward: for layers that run again there."""
     before = getattr(_recomputing, "now", False)
     _recomputing.now = True
     try:
@@ -263,19 +259,19 @@ def recomputed() -> Iterator[None]:
 
 
 def label(kind: str, *things: Any) -> None:
-    """Says of which kind tensors are to whatever follows memory in this thread; does nothing where nothing does."""
+    """Set the kind of tensors in every `TensorMemory` that is active in this thread, if any."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, TensorMemory):
             mode.label(kind, *things)
 
 
 def megabytes(peak: Mapping[str, int]) -> dict[str, float]:
-    """A peak as it is stored: MB by kind, to the byte, with their `total` first."""
+    """Return a peak as it is stored: `total` first, then each kind, in MB to the byte."""
     return {"total": sum(peak.values()) / MB} | {kind: size / MB for kind, size in peak.items()}
 
 
 def _tensors(things: Any) -> list[Tensor]:
-    """Every tensor in collections and dataclasses, however deep; of a sparse one its two parts."""
+    """Return every tensor in nested collections and dataclasses; of a sparse tensor its indices and values."""
     found: list[Tensor] = []
     for thing in things:
         if isinstance(thing, Tensor):
@@ -302,7 +298,7 @@ def _reset_allocated_peak(device: torch.device) -> None:
 
 
 def allocated_peak_mb(device: torch.device) -> float | None:
-    """The CUDA allocator's peak of this process in MB, whoever has reset its mark meanwhile; None on other devices."""
+    """Return the CUDA allocator's peak in this process in MB, also where `TensorMemory` reset it; None on other devices."""
     if device.type != "cuda":
         return None
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -1,4 +1,4 @@
-"""Rows, tokens and seconds of training steps, and what those seconds go into."""
+"""Rows, tokens and seconds of training steps, and the shares of those seconds."""
 
 import statistics
 import threading
@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and the range it was taken over."""
+    """A median and its range."""
 
     median: float
     min: float
@@ -19,15 +19,15 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
+        """Return the median, minimum and maximum of values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 class Speed:
-    """Rows and tokens per second over training steps; the clock runs from construction, or from the last
-    `start`.
+    """Rows and tokens a second over training steps. The clock runs from construction or from the last `start`.
 
     Args:
-        skip: first steps left out: they allocate, choose kernels and fill caches.
+        skip: first steps that don't count, because they also allocate, choose kernels and fill caches.
     """
 
     def __init__(self, skip: int = 0) -> None:
@@ -39,21 +39,20 @@ class Speed:
         self._mark = time.perf_counter()
 
     def start(self) -> None:
-        """Forgets the time since the last step, shares included; called after what is no training (an evaluation, a
-        checkpoint, a step that was slowed down by measuring its memory)."""
+        """Forget the time since the last step, with its shares: after an evaluation, a checkpoint, or a profiled step."""
         self._pending = {}
         self._mark = time.perf_counter()
 
     def begin(self) -> None:
-        """Begins a step: of the time since the last one only what was named counts (a rank decision, not an evaluation)."""
+        """Begin a step. Of the time since the last step, only named shares count (a rank decision, but no evaluation)."""
         self._mark = time.perf_counter() - sum(self._pending.values())
 
     def step(self, rows: int, tokens: int) -> None:
-        """Ends a step.
+        """End a step.
 
         Args:
-            rows: sequences in the step's batch.
-            tokens: their tokens, padding not counted.
+            rows: in the step's batch.
+            tokens: in the step's batch, without padding.
         """
         now = time.perf_counter()
         if self._skip:
@@ -67,11 +66,11 @@ class Speed:
 
     @contextmanager
     def share(self, name: str, side_by_side: int = 1) -> Iterator[None]:
-        """Counts the time of a block as a share of the step it lies in.
+        """Count the time of a `with` block as a share of its step.
 
         Args:
             name: of the share.
-            side_by_side: how many threads run such a block at once, so that together they count once.
+            side_by_side: threads that run such a block at the same time; together they count once.
         """
         begun = time.perf_counter()
         try:
@@ -83,12 +82,12 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        """Time in the steps that count."""
+        """Seconds of the steps that count."""
         return sum(seconds for seconds, _, _ in self._steps)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the time in the steps that count, by name; what no name was given to is `other`. Empty until a step counts."""
+        """Shares of those seconds by name, with `other` for unnamed time; empty until a step counts."""
         if not self._steps:
             return {}
         named = {name: seconds / self.seconds for name, seconds in self._shares.items()}
@@ -96,20 +95,20 @@ class Speed:
 
     @property
     def rows_per_second(self) -> float | None:
-        """None until a step counts."""
+        """Rows a second; None until a step counts."""
         return sum(rows for _, rows, _ in self._steps) / self.seconds if self._steps else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None until a step counts."""
+        """Tokens a second; None until a step counts."""
         return sum(tokens for _, _, tokens in self._steps) / self.seconds if self._steps else None
 
     @property
     def tokens_per_step(self) -> float | None:
-        """The mean, over the steps that count; None until one does."""
+        """Mean tokens of the steps that count; None until a step counts."""
         return statistics.fmean(tokens for _, _, tokens in self._steps) if self._steps else None
 
     @property
     def step_seconds(self) -> Spread | None:
-        """Seconds a step, over the steps that count."""
+        """Seconds of a step, over the steps that count; None until a step counts."""
         return Spread.of([seconds for seconds, _, _ in self._steps]) if self._steps else None
