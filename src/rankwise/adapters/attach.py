@@ -12,7 +12,7 @@ from rankwise.lora.inject import insert, train_beside, trained_beside
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import is_quantized
 from rankwise.models.families import body_and_heads
-from rankwise.tasks.objectives import of_config
+from rankwise.tasks import objectives
 
 SAMPLED = 4096
 """Entries of each weight that a fingerprint reads."""
@@ -93,7 +93,7 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         modules_to_save=saved,
         label_names=label_names(model),
         fingerprint=fingerprint(adapted),
-        problem=of_config(config).name,
+        problem=objectives.of_config(config).name,
         target_modules=_short_names(model, list(adapted)),
         fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
     )

@@ -13,7 +13,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import check_folder, make_folder
 from rankwise.models import hub, loading
 from rankwise.run_folder import RunFolder, run_folders
-from rankwise.tasks.problems import of_config
+from rankwise.tasks import objectives
 
 
 def load(
@@ -44,7 +44,9 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
             raise RankwiseError(_nothing_trained(folder))
         source = loading.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
-        return loading.load(source, labels, dtype=dtype, seed=0, problem=of_config(source.config).name)[0]
+        return loading.load(
+            source, labels, dtype=dtype, seed=0, problem=objectives.of_config(source.config).name
+        )[0]
     adapter = peft_format.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:

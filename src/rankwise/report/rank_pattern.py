@@ -1,6 +1,5 @@
 """The rank pattern: every adapted layer's rank over the steps of a run, and the evidence of each decision that changed it."""
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -161,9 +160,10 @@ def _name(parts: list[str], depth: int) -> str:
     return f"{parts[number]} {end}" if number >= 0 else end
 
 
-def _order(path: str) -> tuple[list[int], str]:
-    """Sort by layer number, then by name."""
-    return [int(part) for part in path.split(".") if part.isdigit()], re.sub(r"\d+", "", path)
+def _order(path: str) -> tuple[bool, list[int]]:
+    """Sort by layer number; modules without one, such as a pooler, come last."""
+    numbers = [int(part) for part in path.split(".") if part.isdigit()]
+    return not numbers, numbers
 
 
 def _changes(line: dict[str, Any]) -> dict[str, tuple[int, int]]:

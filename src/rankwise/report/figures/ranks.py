@@ -7,6 +7,9 @@ from rankwise.report.document import Document
 from rankwise.report.figures.plot import KINDS, Figure, plain
 from rankwise.report.rank_pattern import RankPattern, summary
 
+LEGEND_HEIGHT = 240
+"""Height of the colour bar in pixels at most."""
+
 
 def ranks(document: Document) -> list[Figure]:
     """Draw each layer's rank over the steps, with a mark and the evidence at each decision."""
@@ -29,7 +32,7 @@ def _heat(pattern: RankPattern) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": pattern.edges,
         "y": layers,
-        "z": pattern.ranks,  # the page maps them to colours on a log2 scale, as the colour bar
+        "z": pattern.ranks,  # the page maps ranks to colours on a log2 scale
         "zmin": 0,
         "zmax": math.log2(1 + max(ticks[-1], highest)),
         "hovertemplate": "%{y}: rank %{text}<extra></extra>",
@@ -40,6 +43,10 @@ def _heat(pattern: RankPattern) -> list[dict[str, Any]]:
             "tickvals": [math.log2(1 + tick) for tick in ticks],
             "ticktext": [str(tick) for tick in ticks],
             "thickness": 12,
+            "lenmode": "pixels",
+            "len": min(LEGEND_HEIGHT, _height(pattern)),
+            "y": 1,
+            "yanchor": "top",
             "outlinewidth": 0,
         },
     }
@@ -125,9 +132,14 @@ def rank_memory(document: Document) -> dict[str, Figure]:
     return made
 
 
+def _height(pattern: RankPattern) -> int:
+    """Height of all rows in pixels: 24 for each layer, 15 where there are many."""
+    return max(15, min(24, 900 // max(1, len(pattern.layers)))) * len(pattern.layers)
+
+
 def _heat_layout(pattern: RankPattern) -> dict[str, Any]:
     return {
-        "height": 90 + max(15, min(24, 900 // max(1, len(pattern.layers)))) * len(pattern.layers),
+        "height": 90 + _height(pattern),
         "showlegend": False,
         "xaxis": {
             "title": {"text": "step"},

@@ -26,9 +26,10 @@ def scores(document: Document) -> list[Figure]:
     for place, (task, rows) in enumerate(by_task(document.rows).items()):
         published = [entry for entry in document.published_scores if entry["task"] == task]
         data = [trace for y, row in enumerate(rows) for trace in _scored(row, y, style)]
-        data += [_published(entry, len(rows) + y) for y, entry in enumerate(published)]
+        methods = list(dict.fromkeys(entry["method"] for entry in published))  # one row each
+        data += [_published(entry, len(rows) + methods.index(entry["method"])) for entry in published]
         names = [label(row.method) for row in rows]
-        names += [f"{plain(entry['method'])}<br>(published)" for entry in published]
+        names += [f"{plain(method)}<br>(published)" for method in methods]
         layout = rows_layout(names, f"{rows[0].metric} in %")
         layout["xaxis"]["range"] = _range(data, 2.0)
         description = ", ".join(f"{row.method} {percent(row.score)}" for row in rows)

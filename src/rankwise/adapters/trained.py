@@ -1,0 +1,106 @@
+"""Opens a trained model as it was trained: dtype, truncation and columns come from its run folder.
+
+Evaluating a run on its own validation rows therefore gives its own score.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rankwise import hardware
+from rankwise.adapters import peft_format
+from rankwise.adapters.attach import label_names
+from rankwise.adapters.load import load_any
+from rankwise.config import RunConfig, from_json
+from rankwise.engine.compute import Compute
+from rankwise.lora import quantized
+from rankwise.models import families, loading
+from rankwise.run_folder import RunFolder
+from rankwise.tasks import objectives
+from rankwise.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier with everything needed to run it on new rows.
+
+    Attributes:
+        model: on its device, in eval mode.
+        tokenizer: the model's.
+        task: names of columns and labels, metrics.
+        compute: how batches are run.
+        config: what the run was asked for; None where rankwise didn't train it.
+        folder: where it was read from.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    compute: Compute
+    config: RunConfig | None
+    folder: Path
+
+
+def open_trained(
+    folder: Path,
+    *,
+    base: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+) -> Trained:
+    """Load what rankwise or PEFT trained.
+
+    Args:
+        folder: a run folder, a PEFT adapter, or a Transformers model.
+        base: the adapter's base model, where it isn't the one it names.
+        text: column of the text. Default for this and the other columns: the run's own.
+        text_pair: column of the second text.
+        label: column of the label.
+    """
+    run = RunFolder(folder)
+    record = run.read_run() if run.has_run else {}
+    facts = record.get("facts") or {}
+    device = hardware.choose_device("auto")
+    dtype, _ = hardware.choose_dtype(facts.get("dtype", "auto"), device)
+    is_adapter = (folder / peft_format.CONFIG).is_file()
+    model = load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32).to(device)
+    if is_adapter and facts.get("base_bits"):
+        quantized.check(device)
+        quantized.quantize(model, facts["base_bits"])
+    name = (base or peft_format.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
+    tokenizer = loading.locate(name).tokenizer
+    task = _task(record, folder, model)
+    columns = {"text": text, "text_pair": text_pair, "label": label}
+    task = replace(task, **{column: name for column, name in columns.items() if name is not None})
+    compute = Compute.for_model(
+        model,
+        dtype=dtype,
+        frozen_base=is_adapter,
+        padding=facts.get("padding", "packed"),
+        max_length=facts.get("max_length") or families.text_limit(cast(Any, model).config, tokenizer),
+        pad_id=loading.pad_id(tokenizer),
+    )
+    asked = from_json(RunConfig, record["requested"]) if record else None
+    return Trained(model, tokenizer, task, compute, asked, folder)
+
+
+def _task(record: dict[str, Any], folder: Path, model: nn.Module) -> Task:
+    """Read what a run was trained for from its record; for other models, from their config."""
+    if stored := record.get("task"):
+        return from_json(Task, stored)
+    objective = objectives.of_config(cast(Any, model).config)
+    return Task(
+        name=folder.name,
+        text="text",
+        text_pair=None,
+        label="label",
+        label_names=tuple(label_names(model)),
+        metrics=objective.metrics,
+        source=str(folder),
+        problem=objective.name,
+    )
