@@ -1,4 +1,4 @@
-"""The Python functions on ordinary Transformers models: they learn, and what they save is what Transformers and PEFT load."""
+"""The Python functions on ordinary Transformers models: models learn, and Transformers and PEFT load what is saved."""
 
 import json
 from pathlib import Path
@@ -61,13 +61,13 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     assert all(getattr(rankwise, name).__name__ == name for name in rankwise.__all__)
     with pytest.raises(AttributeError, match="no attribute 'adpat'"):
         rankwise.adpat  # noqa: B018
 
 
-def test_an_adapted_model_learns_and_its_base_does_not_change(base, fitted):
+def test_an_adapted_model_learns_and_its_base_stays(base, fitted):
     model, result = fitted
     assert result.scores["accuracy"] >= 0.95
     assert len(result.steps) == 6 * 13
@@ -78,7 +78,7 @@ def test_an_adapted_model_learns_and_its_base_does_not_change(base, fitted):
     assert all(torch.equal(p, original[name]) for name, p in frozen.items())
 
 
-def test_a_whole_model_learns_without_adapt(base):
+def test_a_full_model_learns_without_adapt(base):
     model = classifier(base)
     result = rankwise.fit(model, tiny.tokenizer(), TRAIN, HELD_OUT, options=OPTIONS)
     assert result.scores["accuracy"] >= 0.95
@@ -96,7 +96,7 @@ def test_predict_keeps_the_order_of_rows_and_equals_transformers(fitted):
     np.testing.assert_allclose(logits(model, HELD_OUT[::-1])[::-1], ours, atol=1e-6)
 
 
-def test_predict_asks_for_no_labels_and_takes_pairs(fitted):
+def test_predict_needs_no_labels_and_takes_pairs(fitted):
     columns = rankwise.Columns(text="question", text_pair="answer")
     rows = [{"question": "is the film good", "answer": "very good"}, {"question": "dull", "answer": "fine"}]
     ours = rankwise.predict(fitted[0], tiny.tokenizer(), rows, columns=columns)
@@ -111,19 +111,19 @@ def test_predict_asks_for_no_labels_and_takes_pairs(fitted):
         assert relative(ours, fitted[0](**batch).logits.numpy()) <= 1e-5
 
 
-def test_what_is_saved_loads_with_the_same_logits_and_label_names(fitted, saved):
+def test_a_saved_adapter_loads_with_its_logits_and_label_names(fitted, saved):
     loaded = rankwise.load(saved)
     np.testing.assert_array_equal(logits(loaded), logits(fitted[0]))
     assert loaded.config.id2label == LABELS
 
 
-def test_what_is_saved_loads_in_peft_with_the_same_logits(base, fitted, saved):
+def test_a_saved_adapter_loads_in_peft_with_its_logits(base, fitted, saved):
     peft = PeftModel.from_pretrained(classifier(base), saved).eval()
     texts = [row["text"] for row in HELD_OUT]
     assert relative(padded_logits(peft, texts), logits(fitted[0])) <= 1e-5
 
 
-def test_a_merged_model_is_an_ordinary_transformers_folder_with_the_same_logits(fitted, saved, tmp_path):
+def test_a_merged_model_loads_in_transformers_with_its_logits(fitted, saved, tmp_path):
     rankwise.merge(saved, tmp_path / "merged")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     texts = [row["text"] for row in HELD_OUT]
@@ -173,7 +173,7 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(base):
     ("adapted", "rate_of"),
     [({"rank": 4}, "lora"), ({"rank": 4, "targets": ["all-linear"]}, "adaptive"), ({}, "adaptive")],
 )
-def test_a_model_takes_the_settings_of_the_method_it_was_adapted_for(base, adapted, rate_of, monkeypatch):
+def test_settings_follow_the_method_a_model_was_adapted_for(base, adapted, rate_of, monkeypatch):
     schedules = []
     monkeypatch.setattr(
         "rankwise.engine.training.schedule_factor",
@@ -187,14 +187,14 @@ def test_a_model_takes_the_settings_of_the_method_it_was_adapted_for(base, adapt
     assert schedules == ["linear" if adapted else "two-phase"]
 
 
-def test_each_step_is_told_as_it_is_made(base):
-    heard = []
+def test_on_step_hears_every_step(base):
+    steps = []
     model = rankwise.adapt(classifier(base), 4)
     options = rankwise.TrainOptions(epochs=2, batch_size=16)
-    result = rankwise.fit(model, tiny.tokenizer(), TRAIN[:40], options=options, on_step=heard.append)
-    assert heard == result.steps
-    assert [step.step for step in heard] == [1, 2, 3, 4, 5, 6]
-    assert sum(step.rows for step in heard) == 80
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN[:40], options=options, on_step=steps.append)
+    assert steps == result.steps
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert sum(step.rows for step in steps) == 80
 
 
 def test_labels_are_ids_or_names(base):
@@ -225,7 +225,7 @@ def test_rows_that_cannot_be_trained_on_are_named(base, rows, says):
         rankwise.fit(model, tiny.tokenizer(), rows)
 
 
-def test_no_rows_to_predict_on_or_score_are_a_sentence(fitted):
+def test_an_empty_table_is_refused(fitted):
     with pytest.raises(RankwiseError, match="There are no rows"):
         rankwise.predict(fitted[0], tiny.tokenizer(), [])
     with pytest.raises(RankwiseError, match="There are no rows"):
@@ -243,7 +243,7 @@ def test_adapting_twice_is_refused(base):
         rankwise.adapt(rankwise.adapt(classifier(base), 4), 4)
 
 
-def test_an_adapter_that_names_no_base_asks_for_one(base, saved, tmp_path):
+def test_an_adapter_without_base_name_asks_for_one(base, saved, tmp_path):
     for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     model = PeftModel.from_pretrained(classifier(base), tmp_path)

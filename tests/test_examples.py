@@ -1,4 +1,4 @@
-"""The examples, run as a person runs them, on the embedded model's folder."""
+"""The examples, run as scripts on the embedded model's folder."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("name", ["trainer.py", "plain_loop.py"])
-def test_a_script_of_ones_own_trains_an_adapter_that_peft_loads_and_a_pipeline_runs(name, tmp_path):
+def test_an_example_trains_an_adapter_that_peft_and_pipelines_load(name, tmp_path):
     base = downloads.model_folder()
     out = run(name, tmp_path / "adapter", base)
     if name == "trainer.py":

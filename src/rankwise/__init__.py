@@ -1,6 +1,6 @@
 """rankwise: LoRA that finds its own rank, and the harness that proves it against full fine-tuning.
 
-The public names are looked up when they are first used, so that `rankwise --help` needn't wait for torch.
+Public names are imported on first use, so that `rankwise --help` does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The same things as the commands, as functions of ordinary objects: a Transformers model, a tokenizer, rows.
+"""The commands as Python functions on ordinary objects: a Transformers model, a tokenizer, rows.
 
 model = AutoModelForSequenceClassification.from_pretrained("roberta-base", num_labels=2)
 rankwise.adapt(model)
@@ -6,8 +6,7 @@ rankwise.fit(model, tokenizer, train, validation)
 rankwise.save(model, "my-adapter")
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,45 +16,34 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise import hardware
+from rankwise.adapters.attach import label_names
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute, Padding, predict_logits
 from rankwise.engine.training import Step, Training
-from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
 from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
 from rankwise.models import families, loading
 from rankwise.rank.controller import Decision
 from rankwise.runs import recipes
-from rankwise.tasks.encoding import Encoded, Rows, encode
-from rankwise.tasks.losses import class_weights, mean_loss
-from rankwise.tasks.metrics import score
-from rankwise.tasks.problems import PROBLEMS, Labels, of_config
+from rankwise.tasks import mappings, objectives
+from rankwise.tasks.encoding import Encoded, encode
+from rankwise.tasks.mappings import Columns, Table
+from rankwise.tasks.objectives import Labels
 
-Table = Iterable[Mapping[str, Any]]
-"""Rows as mappings: a list of dicts, a `datasets.Dataset`, `pyarrow.Table.to_pylist()` …"""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which keys of a row hold what."""
-
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-    """A class's name or id; a number; or a list: names of labels, or a 0 or 1 for each."""
+__all__ = ["Columns", "FitResult", "Table", "evaluate", "fit", "predict"]
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a `fit` did.
+    """The outcome of `fit`.
 
     Attributes:
-        steps: one entry an optimizer step.
-        scores: metrics on the validation rows after the last step, `loss` among them; empty without validation rows.
-        notes: what was taken (padding, dtype, learning rate), and why.
-        decisions: about ranks, where they were to be found.
+        steps: one entry for each optimizer step.
+        scores: metrics and `loss` on the validation rows after the last step; empty without validation rows.
+        notes: padding, engine and learning rate that were chosen, with the reasons.
+        decisions: about ranks, in adaptive training.
     """
 
     steps: list[Step]
@@ -70,32 +58,32 @@ def fit(
     train: Table,
     validation: Table | None = None,
     *,
-    columns: Columns = Columns(),
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
     options: TrainOptions | None = None,
     seed: int = 0,
     max_length: int | None = None,
     memory: str = "fast",
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> FitResult:
-    """Trains a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
+    """Train a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
 
-    What the labels are follows the model's `config.problem_type`, or else what Transformers takes: one output is a number (regression),
-    lists are several labels a row, all else is a class. `config.problem_type` says it afterwards.
+    The model's `config.problem_type` says what labels mean. Where it is None it is set, by Transformers' rules: one output is a number
+    (regression), a list holds several labels of a row, everything else is a class.
 
     Args:
-        model: where it is (device) and in the dtype it is in.
+        model: is trained on its own device and in its own dtype.
         tokenizer: the model's.
-        train: rows with a text and a label (see `Columns.label`).
+        train: rows with text and label (see `Columns`).
         validation: rows to score after the last step.
-        columns: the keys of text, pair and label.
-        options: what isn't set comes from the recipe.
+        columns: the keys of text, second text and label.
+        options: settings; those that are None come from the recipe.
         seed: of row order and dropout.
         max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
-        memory: `fast`, `lean` or a size such as `2GB`; as in `--memory`.
+        memory: `fast`, `lean` (gradient checkpointing) or a budget such as `2GB`.
         on_step: called after each optimizer step.
 
     Returns:
-        The steps, the final scores, and notes on what was taken.
+        The steps, the final scores, notes and rank decisions.
 
     Raises:
         RankwiseError: a row without text or a known label, nothing to train, or a loss that is not a number.
@@ -108,11 +96,13 @@ def fit(
     compute = _compute(model, tokenizer, limit, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=compute.padding)
     entries = list(train)
-    _say_problem(model, entries, columns.label)
-    rows = _encode(entries, columns, tokenizer, limit, model, labelled=True)
-    weights = None
+    _set_problem_type(model, entries, columns.label)
+    rows, weights = _encode(entries, columns, tokenizer, limit, model, labelled=True), None
     if settings.class_weights is not None:
-        weights = class_weights(settings.class_weights, label_names(model), cast(Labels, rows.labels))
+        objective = objectives.of_config(model.config)
+        weights = objective.class_weights(
+            settings.class_weights, label_names(model), cast(Labels, rows.labels)
+        )
     training = Training(model, rows, options=settings, compute=compute, seed=seed, class_weights=weights)
     engine = tune(training, memory=memory, cache=cache_folder())
     steps: list[Step] = []
@@ -139,10 +129,21 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     rows: Table,
     *,
-    columns: Columns = Columns(),
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Logits [rows, outputs] of texts, in their order; labels aren't looked at."""
+    """Compute logits [rows, outputs] of texts, in their order.
+
+    Args:
+        model: a sequence classifier.
+        tokenizer: the model's.
+        rows: with text; labels are ignored.
+        columns: the keys of text and second text.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+
+    Raises:
+        RankwiseError: no rows, or a row without text.
+    """
     limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
     return predict_logits(model, encoded, _compute(model, tokenizer, limit))
@@ -154,23 +155,31 @@ def evaluate(
     rows: Table,
     *,
     metrics: Sequence[str] | None = None,
-    columns: Columns = Columns(),
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
     max_length: int | None = None,
 ) -> dict[str, float]:
-    """Metrics (by default those of its kind of problem) and mean loss of a model on labelled rows."""
+    """Compute metrics and mean `loss` of a model on labelled rows.
+
+    Args:
+        model: a sequence classifier.
+        tokenizer: the model's.
+        rows: with text and label (see `Columns`).
+        metrics: their names. Default: those of the model's objective.
+        columns: the keys of text, second text and label.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+
+    Raises:
+        RankwiseError: no rows, a row without text or a known label, or an unknown metric.
+    """
     limit = max_length or families.text_limit(model.config, tokenizer)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
     compute = _compute(model, tokenizer, limit)
     logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
-    return score(metrics or of_config(model.config).metrics, labels, logits) | {
-        "loss": mean_loss(logits, labels)
+    objective = objectives.of_config(model.config)
+    return {
+        **objective.score(metrics or objective.metrics, labels, logits),
+        "loss": objective.mean_loss(logits, labels),
     }
-
-
-def label_names(model: nn.Module) -> list[str]:
-    """Names of the classes, in the order of their ids."""
-    names = cast(dict[int, str], cast(Any, model).config.id2label)
-    return [names[i] for i in sorted(names)]
 
 
 def _compute(
@@ -199,83 +208,24 @@ def _encode(
     *,
     labelled: bool,
 ) -> Encoded:
-    entries = list(table)
-    if not entries:
-        raise RankwiseError("There are no rows: the table is empty.")
-    text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
-    pair = (
-        [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)] if columns.text_pair else None
-    )
-    labels = None
-    if labelled:
-        read = _LABELS[of_config(model.config).name]
-        labels = np.array([read(e, columns.label, label_names(model), i) for i, e in enumerate(entries)])
-    rows = Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
+    objective = objectives.of_config(model.config) if labelled else None
+    rows = mappings.read(table, columns, objective, label_names(model))
     return encode(rows, tokenizer, max_length, None)
 
 
-def _text(entry: Mapping[str, Any], column: str, i: int) -> str:
-    if not isinstance(entry.get(column), str):
-        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
-    return entry[column]
-
-
 def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
-    """By what was adapted, and how, the method whose settings a model takes."""
+    """Say which method's settings a model is trained with, by the adapters it has."""
     layers = lora_layers(model)
     if not layers:
         return "full", LoraOptions()
-    free = any(layer.moments is not None for layer in layers.values())
+    adaptive = any(layer.moments is not None for layer in layers.values())
     everywhere = layers.keys() >= set(find_targets(model, ["all-linear"]))
-    return "adaptive" if free else "lora", LoraOptions(targets=("all-linear",) if everywhere else ())
+    return "adaptive" if adaptive else "lora", LoraOptions(targets=("all-linear",) if everywhere else ())
 
 
-def _say_problem(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
-    """Fills in what a model's config leaves open: what its outputs stand for."""
+def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
+    """Set the `problem_type` of a model whose config leaves it open."""
     if model.config.problem_type is None:
         several = bool(entries) and isinstance(entries[0].get(column), list | tuple | np.ndarray)
-        problem = PROBLEMS["multi-label"] if several else of_config(model.config)
-        model.config.problem_type = problem.problem_type
-
-
-def _class(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.int64:
-    value = entry.get(column)
-    if isinstance(value, str) and value in names:
-        return np.int64(names.index(value))
-    if isinstance(value, int | np.integer) and 0 <= int(value) < len(names):
-        return np.int64(value)
-    raise _no_label(value, column, i, f"the model knows {json.dumps(names)}")
-
-
-def _several(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.ndarray:
-    value = entry.get(column)
-    if isinstance(value, list | tuple | np.ndarray):
-        labels = list(value)
-        if all(isinstance(label, str) and label in names for label in labels):
-            return np.isin(names, labels).astype(np.float32)
-        if len(labels) == len(names) and all(label in (0, 1) for label in labels):
-            return np.array(labels, dtype=np.float32)
-    raise _no_label(
-        value,
-        column,
-        i,
-        f"several labels are a list of names out of {json.dumps(names)}, or of as many 0s and 1s",
-    )
-
-
-def _number(entry: Mapping[str, Any], column: str, names: list[str], i: int) -> np.float32:
-    value = entry.get(column)
-    if isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value):
-        return np.float32(value)
-    raise _no_label(value, column, i, "regression takes numbers")
-
-
-_LABELS: dict[str, Callable[[Mapping[str, Any], str, list[str], int], Any]] = {
-    "classification": _class,
-    "multi-label": _several,
-    "regression": _number,
-}
-
-
-def _no_label(value: Any, column: str, i: int, known: str) -> RankwiseError:
-    return RankwiseError(f"Row {i} has the label {value!r:.60} in {column!r}; {known}.")
+        objective = objectives.named("multi-label") if several else objectives.of_config(model.config)
+        model.config.problem_type = objective.problem_type
