@@ -1,9 +1,9 @@
-"""Remakes src/rankwise/bench/lengths.json: rows of each task's training split by their number of tokens.
+"""Make src/rankwise/bench/lengths.json: for each task, the rows of its training split by their number of tokens.
 
     python benchmarks/lengths.py --data ../shared/data/glue
 
-Counted with the embedded model's WordPiece tokenizer, special tokens included, cut at 512. RoBERTa's own
-vocabulary gives slightly other counts (and two more special tokens in a pair).
+Tokens are those of the embedded model's WordPiece tokenizer, special tokens included, truncated at 512. RoBERTa's vocabulary
+gives slightly other counts, and two more special tokens in a pair.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""LoRA on `movies` with the embedded model: speed beside PEFT + Trainer on the same batches, and the time to the first step.
+"""Measure LoRA on `movies` with the embedded model: speed beside PEFT + Trainer on the same batches, and the time to the first step.
 
     python benchmarks/movies.py > movies.json
 
-Both sides take the same padded batches (length-grouped, to the longest of a batch; bfloat16 where the CPU has it), taking
-turns. The first step is timed from starting `rankwise train` to the line it writes about it, caches warm: one start beforehand
-isn't counted. Prints one JSON object; what is going on goes to stderr.
+Both sides train on the same batches, grouped by length and padded to the longest row, in bfloat16 where the CPU has it. They take
+turns. The time to the first step is from starting `rankwise train` to the first line of `steps.jsonl`. One start before the timed
+ones warms the caches. The result is one JSON object on stdout; progress goes to stderr.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rankwise.engine.measure import Spread
 
 CONTENDERS = ("rankwise lora padded", "peft lora sdpa", "peft lora eager")
 PATIENCE = 300.0
-"""Seconds after which a first step no longer comes."""
+"""Seconds after which waiting for a first step ends."""
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="minilm", help="`minilm` (embedded), or a folder [%(default)s]")
-    parser.add_argument("--rows", type=int, default=1600, help="rows a repeat [%(default)s]")
+    parser.add_argument("--rows", type=int, default=1600, help="rows per repeat [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender [%(default)s]")
     parser.add_argument("--starts", type=int, default=5, help="timed starts of a run [%(default)s]")
     parser.add_argument("--threads", type=int, help="CPU threads [every core]")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def first_step(model: str, threads: int | None) -> float:
-    """Seconds from starting a run to its first step, on which it is ended."""
+    """Return the seconds from starting a run to its first step, after which the run is ended."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "rankwise", "train", "--task", "movies", "--method", "lora"]

@@ -1,11 +1,11 @@
-"""What `rankwise plan` says beside what training takes: a whole epoch of the same lengths, followed step by step.
+"""Compare the memory that `rankwise plan` predicts with the memory that training takes, over an epoch of the same lengths.
 
-    python benchmarks/plan.py minilm roberta-base gpt2 llama        stored in benchmarks/results/plan; continues
-    python benchmarks/plan.py --workers 2 minilm                    its batches in two parts side by side
-    python benchmarks/plan.py                                       the table of what is stored, put into docs/memory.md
+    python benchmarks/plan.py minilm roberta-base gpt2 llama        stores results in benchmarks/results/plan; continues
+    python benchmarks/plan.py --micro-batches 2 minilm              two micro-batches side by side
+    python benchmarks/plan.py                                       writes the table of docs/memory.md from what is stored
 
-Weights are random: memory doesn't depend on them. Tensors are counted in bytes, on one thread; a batch in two parts side by side is
-measured beside it with --workers 2, where how the parts lie to each other in time is up to the machine.
+Weights are random, because memory does not depend on them. Tensors are counted in bytes, with one thread per micro-batch. How two
+micro-batches interleave in time is up to the machine.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 
 from rankwise import hardware
 from rankwise.bench.lengths import draw, random_rows
-from rankwise.bench.plan import Setting, Shapes, find_architecture, prepared
+from rankwise.bench.plan import MemoryPlanner, Setting, build_training, find_architecture
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import megabytes
@@ -39,7 +39,7 @@ METHODS = (("full", None), ("lora", 1), ("lora", 8), ("lora", 64), ("adaptive", 
 MODES = ("fast", "lean")
 SHAPES = (("sst2", 16), ("qnli", 8), ("rte", 4))
 BATCHES = 2
-"""An epoch's: each is followed, the heaviest of them is planned for."""
+"""Batches of an epoch. Each is measured; the heaviest is planned for."""
 
 
 def main() -> None:
@@ -47,27 +47,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", help="minilm, roberta-base, gpt2, llama (a small one)")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--micro-batches", type=int, default=1, help="side by side [%(default)s]")
     asked = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in asked.models:
-        compare(name, asked.workers)
+        compare(name, asked.micro_batches)
     table()
 
 
-def compare(name: str, workers: int) -> None:
-    """Every configuration of a model that isn't stored yet, planned, measured and stored."""
+def compare(name: str, micro_batches: int) -> None:
+    """Plan, measure and store every configuration of a model that is not stored yet."""
     torch.set_num_threads(1)
-    file = RESULTS / f"{name}{f'-{workers}-workers' if workers > 1 else ''}.json"
+    file = RESULTS / f"{name}{f'-{micro_batches}-micro-batches' if micro_batches > 1 else ''}.json"
     architecture = SMALL_LLAMA if name == "llama" else find_architecture(name)
     stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
-    stored |= {"model": name, "workers": workers, "versions": hardware.versions()}
+    stored |= {"model": name, "micro_batches": micro_batches, "versions": hardware.versions()}
     stored |= {"hardware": hardware.hardware(torch.device("cpu"))}
     known = {
         tuple(row[key] for key in ("method", "rank", "lengths", "memory_mode")) for row in stored["rows"]
     }
     for method, rank in METHODS:
-        setting = Setting(architecture, method, rank or 1, torch.bfloat16, "packed", workers)
+        setting = Setting(architecture, method, rank or 1, torch.bfloat16, "packed", micro_batches)
         left = [
             (task, size, mode)
             for task, size in SHAPES
@@ -76,13 +76,13 @@ def compare(name: str, workers: int) -> None:
         ]
         if not left:
             continue
-        planner, training = Shapes(setting), prepared(replace(setting, workers=1))
+        planner, training = MemoryPlanner(setting), build_training(replace(setting, micro_batches=1))
         for task, batch_size, mode in left:
             lengths = np.minimum(draw(task, BATCHES * batch_size, np.random.default_rng(7)), 512)
             lean = mode == "lean"
             peaks = [planner.peak(lengths[batch], recompute=lean) for batch in batches(lengths, batch_size)]
             planned = max(peaks, key=lambda peak: sum(peak.values()))
-            measured = epoch(training, lengths, batch_size, Engine(workers, lean))
+            measured = epoch(training, lengths, batch_size, Engine(micro_batches, lean))
             off = sum(planned.values()) / sum(measured.values()) - 1
             stored["rows"].append(
                 {"method": method, "rank": rank, "lengths": task, "batch_size": batch_size, "memory_mode": mode,
@@ -97,12 +97,12 @@ def compare(name: str, workers: int) -> None:
 
 
 def batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The epoch's, in order."""
+    """Return the batches of the epoch, in order."""
     return batch_order(lengths, batch_size, seed=0)
 
 
 def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -> dict[str, int]:
-    """Bytes by kind at the peak of an epoch, behind a step that makes the moments."""
+    """Return bytes by kind at the peak of an epoch, after a step that makes the optimizer's state."""
     training.rows = random_rows(lengths, training.model.config, np.random.default_rng(0))
     training.compute = replace(training.compute, engine=engine, threads=engine.micro_batches)
     order = batches(lengths, batch_size)
@@ -118,7 +118,7 @@ def epoch(training: Any, lengths: np.ndarray, batch_size: int, engine: Engine) -
 
 
 def table() -> None:
-    """Puts what is stored into docs/memory.md and prints it: the range over batch shapes for each model, method and mode."""
+    """Write what is stored into docs/memory.md and print it: the range over batch shapes for each model, method and mode."""
     lines = ["| model | method | memory | measured MB | planned − measured |", "|---|---|---|---:|---:|"]
     worst = {1: 0.0, 2: 0.0}
     for file in sorted(RESULTS.glob("*.json")):
@@ -128,22 +128,24 @@ def table() -> None:
             label = row["method"] if row["rank"] is None else f"{row['method']} r={row['rank']}"
             groups.setdefault((label, row["memory_mode"]), []).append(row)
         what = stored["model"] + (
-            f", {stored['workers']} parts side by side" if stored["workers"] > 1 else ""
+            f", {stored['micro_batches']} micro-batches side by side" if stored["micro_batches"] > 1 else ""
         )
         for (label, mode), rows in groups.items():
             totals, off = (
                 [r["measured_mb"]["total"] for r in rows],
                 [round(100 * r["off"], 2) + 0.0 for r in rows],
             )
-            worst[stored["workers"]] = max(worst[stored["workers"]], *map(abs, off))
+            side_by_side = stored["micro_batches"]
+            worst[side_by_side] = max(worst[side_by_side], *map(abs, off))
             lines.append(
                 f"| {what} | {label} | {mode} | {min(totals):,.0f} – {max(totals):,.0f} | {min(off):+.2f} to {max(off):+.2f} % |"
             )
     intro = (
-        f"Over three batch shapes each ({', '.join(f'{size} rows of {task}' for task, size in SHAPES)}), an epoch of {BATCHES} batches, "
-        "random weights, one thread a part; made by `python benchmarks/plan.py minilm roberta-base gpt2 llama`, stored in "
-        "`benchmarks/results/plan/`. "
-        f"One part at a time the plan is off by {worst[1]:.2f} % at most, two side by side (`--workers 2`) by {worst[2]:.2f} %.\n\n"
+        f"Each row covers three batch shapes ({', '.join(f'{size} rows of {task}' for task, size in SHAPES)}), in an epoch of "
+        f"{BATCHES} batches with random weights and one thread per micro-batch. "
+        "`python benchmarks/plan.py minilm roberta-base gpt2 llama` measures it and stores it in `benchmarks/results/plan/`. "
+        f"The plan is off by at most {worst[1]:.2f} % with one micro-batch at a time, and by at most {worst[2]:.2f} % with two side by "
+        "side (`--micro-batches 2`).\n\n"
     )
     page = PAGE.read_text(encoding="utf-8")
     before = page[: page.index(HEADING)]

@@ -1,11 +1,11 @@
-"""How long a report of many runs takes, and its page to work in a browser.
+"""Measure how long the report of many runs takes, and how long its page takes to load in a browser.
 
     python benchmarks/report.py > report.json
 
-Makes a grid of 500 finished runs (5 tasks × 10 methods × 10 seeds; 1,000 validation rows, 500 logged steps and, in the adaptive ones,
-60 rank decisions each), then times `rankwise report` on it as a process, imports included. The page is opened in headless Chromium with
-an empty cache: `interactive` is the time until its table has sorted at a click, `drawn` until the last figure is drawn.
-Prints one JSON object.
+The grid has 500 finished runs: 5 tasks × 10 methods × 10 seeds, each with 1,000 validation rows and 500 logged steps. Adaptive runs
+have 60 rank decisions each. `rankwise report` is timed as a process, imports included. Headless Chromium opens the page with an empty
+cache. `interactive` is the time until its table has sorted after a click, `drawn` the time until the last figure is drawn. The result
+is one JSON object on stdout.
 """
 
 import argparse
@@ -50,9 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=10, help="50 runs each [%(default)s]")
-    parser.add_argument("--rows", type=int, default=1000, help="validation rows of a run [%(default)s]")
-    parser.add_argument("--steps", type=int, default=500, help="logged steps of a run [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=10, help="each has 50 runs [%(default)s]")
+    parser.add_argument("--rows", type=int, default=1000, help="validation rows per run [%(default)s]")
+    parser.add_argument("--steps", type=int, default=500, help="logged steps per run [%(default)s]")
     parser.add_argument("--repeats", type=int, default=5, help="timed reports [%(default)s]")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def make(out: Path, seeds: int, rows: int, steps: int) -> None:
-    """Run folders as a grid would leave them, with figures drawn at random."""
+    """Write run folders as a grid leaves them, with random figures."""
     chance = np.random.default_rng(0)
     for task in TASKS:
         label = chance.integers(0, 2, rows)
@@ -108,7 +108,7 @@ def make(out: Path, seeds: int, rows: int, steps: int) -> None:
 def finish(
     folder: RunFolder, config: RunConfig, label: np.ndarray, rate: float, chance: np.random.Generator
 ) -> None:
-    """One run's record, predictions and result."""
+    """Write one run's record, predictions and result."""
     full, rows = config.method == "full", len(label)
     folder.write_request(to_json(config), {"threads": 2})
     settled = resolve(config, config.method.partition(":")[0])
@@ -144,7 +144,7 @@ def finish(
 
 
 def decide(folder: RunFolder, steps: int, chance: np.random.Generator) -> None:
-    """Rank decisions as adaptive rank logs them."""
+    """Write rank decisions as adaptive rank logs them."""
     ranks = dict.fromkeys(LAYERS, 16)
     lines = [{"step": 0, "kind": "start", "accepted": True, "ranks": ranks}]
     for step in np.linspace(1, steps, 60, dtype=int).tolist():
@@ -162,7 +162,7 @@ def decide(folder: RunFolder, steps: int, chance: np.random.Generator) -> None:
 
 
 def report(out: Path) -> float:
-    """Seconds of `rankwise report`."""
+    """Return the seconds that `rankwise report` takes."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "rankwise", "report", str(out)], stdout=subprocess.DEVNULL, check=True
@@ -171,7 +171,7 @@ def report(out: Path) -> float:
 
 
 def open_page(chromium: str, file: Path) -> dict[str, float]:
-    """Seconds from asking for the page until it can be used, and until it is drawn."""
+    """Return the seconds from opening the page until it can be used, and until all figures are drawn."""
     from playwright.sync_api import sync_playwright  # a dependency of development
 
     with sync_playwright() as playwright:

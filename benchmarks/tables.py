@@ -1,6 +1,6 @@
-"""Writes the figures of docs/engine.md from what is stored in benchmarks/results: `python benchmarks/tables.py`.
+"""Write the tables of docs/engine.md from the measurements in benchmarks/results: `python benchmarks/tables.py`.
 
-What is stored is made by, for example:
+A measurement is made by, for example:
 
     rankwise bench --random-weights roberta-base --lengths qnli --rows 160 --json > benchmarks/results/qnli.json
 """
@@ -21,19 +21,20 @@ def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     before = page[: page.index(HEADING)]
     intro = (
-        f"{HEADING}\n\n`rankwise bench` makes these figures; those below are stored in `benchmarks/results/` and put here by "
-        "`python benchmarks/tables.py`. Rows/s and ratios are medians over interleaved repeats, with their range; memory is the peak of "
-        "tensor bytes over the heaviest batches of an epoch. Weights are random: speed and memory don't depend on them.\n"
+        f"{HEADING}\n\n`rankwise bench` measures this on any machine. The measurements below are stored in `benchmarks/results/`; "
+        "`python benchmarks/tables.py` writes the tables. Rows/s and ratios are medians over interleaved repeats, with their range. "
+        "Memory is the peak of tensor bytes over the heaviest batches of an epoch. Weights are random, because speed and memory do not "
+        "depend on them. `gemm lower bound` is the matrix products of a LoRA step alone.\n"
     )
     PAGE.write_text(before + intro + "".join(map(section, stored)), encoding="utf-8")
 
 
 def section(result: dict[str, Any]) -> str:
-    """One measurement in Markdown."""
+    """Return one measurement in Markdown."""
     hardware = result["hardware"]
     card = "" if hardware["device"] == "cpu" else f", {hardware['device']}"
     lines = [f"\n### {result['title']}", "", f"{hardware['processor']}, {hardware['cores']} cores{card}.", ""]
-    lines += ["| | rows/s | range | ms a step | peak MB |", "|---|---:|---:|---:|---:|"]
+    lines += ["| | rows/s | range | ms per step | peak MB |", "|---|---:|---:|---:|---:|"]
     for row in result["rows"]:
         speed = row["rows_per_second"]
         lines.append(

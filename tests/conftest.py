@@ -1,14 +1,13 @@
-"""Shapes and types in rankwise's annotations are checked wherever tests run them; and what a command tells a script."""
+"""Annotations are checked wherever tests run them, and what a command tells a script."""
 
 import json
 import os
 import signal
 
 import pytest
-from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeDecorHintPep673Exception
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+import runtime_types
 
 # Small tensors gain nothing from more, and tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,18 +20,7 @@ settings.register_profile("quick", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
 
-# An int is a float wherever one is asked for (PEP 484).
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-
-
-def check_types(function):
-    try:
-        return checked(function)
-    except BeartypeDecorHintPep673Exception:  # `Self` means nothing to a method on its own
-        return function
-
-
-install_import_hook("rankwise", "conftest.check_types")
+runtime_types.install("rankwise")
 
 
 @pytest.fixture

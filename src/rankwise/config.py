@@ -331,13 +331,13 @@ class PlanConfig:
     """Number type of frozen weights and of the matrix products. auto: bfloat16 on a card and where this CPU has it in hardware."""
     base_bits: Literal[8, 4] | None = None
     """The frozen linear layers of lora and adaptive in 8 or 4 bits."""
-    workers: Whole = 1
-    """Parts of a batch side by side, as a run's first line says. Each takes gradients of its own."""
+    micro_batches: Whole = 1
+    """Micro-batches that run side by side, as the first lines of a run say. Each has its own gradients."""
     speed: bool = False
     """Measure this machine for some seconds too, for the time an epoch takes."""
 
     def __post_init__(self) -> None:
-        _at_least(1, rank=self.rank, batch_size=self.batch_size, workers=self.workers)
+        _at_least(1, rank=self.rank, batch_size=self.batch_size, micro_batches=self.micro_batches)
         _at_least(3, max_length=self.max_length)
         for method in self.methods or ("",):
             if method not in ("full", "lora", "adaptive"):

@@ -1,8 +1,12 @@
-"""`rankwise bench`: on this machine, this model and these lengths, ours beside PEFT + Trainer, full fine-tuning and the
-floor. Each contender is a process of its own, taking turns in one run.
+"""`rankwise bench`: the speed and memory of training on this machine, ours beside PEFT + Trainer and full fine-tuning.
 
-    config.py  what is measured          coordinator.py  whose turn it is         ours.py peers.py floor.py
-    contenders.py  who takes part        worker.py  one contender's process       measurement.py results.py
+Each contender is a process of its own. They take turns within one measurement.
+
+    config.py       what is measured                     coordinator.py  starts the processes, gives them their turns
+    contenders.py   who takes part, what is compared     worker.py       one contender's process
+    ours.py  baselines.py  lower_bound.py  ablation.py   build the contenders
+    measurement.py  from a request to its result         results.py      medians, ratios, the table
+    plan/           the peak of memory before training   families.py     what `rankwise models` lists
 """
 
 from rankwise.bench.config import BenchConfig

@@ -1,4 +1,4 @@
-"""Models for a measurement: loaded, or built from their architecture alone with random weights, which needs no hub."""
+"""Models to measure: loaded with their weights, or built with random weights from an architecture alone, which needs no hub."""
 
 import json
 from functools import cache
@@ -16,15 +16,15 @@ from rankwise.models import families, loading
 
 @cache
 def known() -> dict[str, dict[str, Any]]:
-    """The shipped architectures: name → the fields of its published config.json that matter for size and speed."""
+    """Return the shipped architectures: name → the fields of its published config.json that decide size and speed."""
     return json.loads(files("rankwise.bench").joinpath("architectures.json").read_text())["models"]
 
 
 def architecture(name: str) -> Any:
-    """The Transformers config of a shipped architecture (`roberta-base`, `FacebookAI/roberta-base`) or of a folder.
+    """Return the Transformers config of a shipped architecture (`roberta-base`, `FacebookAI/roberta-base`) or of a folder.
 
     Raises:
-        RankwiseError: there is neither.
+        RankwiseError: there is no such architecture and no such folder.
     """
     if (Path(name) / "config.json").is_file():
         return AutoConfig.from_pretrained(name, local_files_only=True)
@@ -38,29 +38,34 @@ def architecture(name: str) -> Any:
 
 
 def model_config(config: BenchConfig) -> Any:
-    """The Transformers config a measurement is about, with a padding token and two classes."""
+    """Return the Transformers config of the measured model, with a padding token and two classes."""
     found = (
         architecture(config.random_weights) if config.random_weights else loading.locate(config.model).config
     )
-    if found.pad_token_id is None:  # GPT-2, Llama: any token will do, attention never sees it
-        eos = found.eos_token_id
-        found.pad_token_id = eos[0] if isinstance(eos, list) else (eos or 0)
+    give_pad_token(found)
     found.num_labels = 2
     return found
 
 
+def give_pad_token(model_config: Any) -> None:
+    """Set the padding token of a config that has none (GPT-2, Llama). Any token will do: attention never sees it."""
+    if model_config.pad_token_id is None:
+        eos = model_config.eos_token_id
+        model_config.pad_token_id = eos[0] if isinstance(eos, list) else (eos or 0)
+
+
 def longest(model_config: Any) -> int:
-    """Tokens a row may have."""
+    """Return the largest number of tokens that a row may have."""
     return families.position_limit(model_config) or families.SHORT
 
 
 def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """A sequence classifier to train.
+    """Build a sequence classifier to train.
 
     Args:
         config: says which model.
-        dtype: of every weight, from the first: no float32 copy is made on the way.
-        attention: `sdpa`, `eager`; default Transformers' own choice.
+        dtype: of every weight. No float32 copy is made on the way.
+        attention: `sdpa` or `eager`. Default: Transformers' own choice.
     """
     chosen = model_config(config)
     options: dict[str, Any] = {"dtype": dtype} | ({"attn_implementation": attention} if attention else {})

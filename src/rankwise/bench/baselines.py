@@ -1,8 +1,8 @@
-"""The peers: Transformers' Trainer, with and without PEFT's LoRA, at its best stock setting.
+"""The baselines: Transformers' Trainer, with and without PEFT's LoRA, at its best stock settings.
 
-Dynamic padding, batches of like length, fused AdamW, bfloat16 autocast (also for the variant padded to 128
-tokens, whose `run_glue` default is float32), nothing logged, saved or evaluated. All repeats are one real
-`Trainer.train()`, held up between turns.
+Settings: dynamic padding, batches of rows of similar length, fused AdamW, bfloat16 autocast. The variant padded to 128 tokens
+has autocast too, although `run_glue` defaults to float32. Nothing is logged, saved or evaluated. All repeats are one real
+`Trainer.train()` that waits between turns.
 """
 
 import tempfile
@@ -31,18 +31,20 @@ from rankwise.lora.inject import find_targets
 from rankwise.tasks.encoding import Encoded
 
 
-def enter(
+def build_runner(
     config: BenchConfig, *, lora: bool, attention: str | None = None, pad_to: int | None = None
-) -> "Peer":
-    """Builds the model in float32, as it is published, for Trainer to run under autocast.
+) -> "TrainerRunner":
+    """Build the model in float32, which Trainer runs under autocast.
 
     Args:
-        config: resolved (device and dtype are named).
-        lora: PEFT's LoRA on the layers ours adapts; otherwise full fine-tuning.
-        attention: `sdpa` or `eager`; default Transformers' own choice.
+        config: resolved, so device and dtype are named.
+        lora: PEFT's LoRA on the layers that ours adapts; otherwise full fine-tuning.
+        attention: `sdpa` or `eager`. Default: Transformers' own choice.
         pad_to: pad every row to this many tokens beforehand, as `run_glue` does by default.
     """
-    if config.device == "cuda":  # its plans, made anew for every shape of a batch, take most of the time
+    if (
+        config.device == "cuda"
+    ):  # cuDNN's attention plans anew for every shape of a batch, which takes most of the time
         torch.backends.cuda.enable_cudnn_sdp(False)
     model: Any = architectures.build(config, dtype=torch.float32, attention=attention)
     if lora:
@@ -53,26 +55,26 @@ def enter(
             target_modules=find_targets(model),
         )
         model = get_peft_model(model, adapter)
-    return Peer(config, model, pad_to)
+    return TrainerRunner(config, model, pad_to)
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A model in Trainer's hands; a `Runner`."""
+class TrainerRunner:
+    """A model trained by Transformers' Trainer; a `Runner`."""
 
     config: BenchConfig
     model: Any
     pad_to: int | None
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """As Trainer orders a large data set: by like length, or at random where all rows are padded alike."""
+        """Return batches as Trainer orders a large data set: by similar length, or at random where all rows have one length."""
         if not self.pad_to:
             return length_grouped(lengths, self.config.batch_size, seed)
         order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
         return [order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
-        """One `Trainer.train()` over all batches."""
+        """Run one `Trainer.train()` over all batches."""
         pad_token_id = self.model.config.pad_token_id
         examples: Any = _examples(rows, np.concatenate(batches), self.pad_to, pad_token_id)
         collator = default_data_collator if self.pad_to else DataCollatorWithPadding(_padder(pad_token_id))
@@ -87,7 +89,7 @@ def _arguments(config: BenchConfig, folder: str) -> TrainingArguments:
         output_dir=folder,
         num_train_epochs=1,
         per_device_train_batch_size=config.batch_size,
-        train_sampling_strategy="sequential",  # `Peer.order` has grouped the rows already
+        train_sampling_strategy="sequential",  # `TrainerRunner.order` has grouped the rows
         learning_rate=1e-4,
         bf16=config.dtype == "bfloat16",
         use_cpu=config.device == "cpu",
@@ -114,7 +116,7 @@ class _AfterStep(TrainerCallback):
 def _examples(
     rows: Encoded, order: np.ndarray, pad_to: int | None, pad_token_id: int
 ) -> list[dict[str, Any]]:
-    """Rows as Trainer takes them, in order."""
+    """Return rows as Trainer takes them, in the order given."""
     labels = rows.labels if rows.labels is not None else np.zeros(len(rows), dtype=np.int64)
     examples = []
     for row in order:
@@ -131,9 +133,9 @@ def _examples(
 
 
 def _padder(pad_token_id: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows one thing: which token pads."""
+    """Return a tokenizer that knows the padding token and nothing else."""
     only = Tokenizer(WordLevel({"<pad>": pad_token_id}, unk_token="<pad>"))
     padder = PreTrainedTokenizerFast(tokenizer_object=only, pad_token="<pad>", padding_side="right")
-    # What it advises (`__call__` instead of `pad`) does not fit token ids, and would be said on every run.
+    # Its advice to use `__call__` instead of `pad` does not apply to token ids. It would appear on every run.
     padder.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return padder

@@ -1,7 +1,7 @@
-"""Who takes part: one entry a row of the table, and what is compared with what.
+"""The contenders of `rankwise bench`, one entry a row of the table, and the ratios that are taken between them.
 
-A contender is a function of a module in this package, `enter(config, **settings)`, which builds its model and returns a
-`Runner`. Everything else (turns, clocks, memory) is the worker's.
+A contender names a module of this package. The module's `build_runner(config, **settings)` builds the model and returns a
+`Runner`. Turns, clocks and memory are the same for all contenders; `worker.py` has them.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from rankwise.tasks.encoding import Encoded
 
 @runtime_checkable
 class Runner(Protocol):
-    """A contender that has its model and is ready to train."""
+    """A contender that has built its model and is ready to train."""
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """Rows (by their lengths) into batches, by the contender's own protocol."""
+        """Divide rows, given by their lengths in tokens, into batches of row numbers by the contender's own protocol."""
         ...
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
-        """Trains one step a batch, in order, and calls `after_step` behind each."""
+        """Train one step for each batch, in order, and call `after_step` after each."""
         ...
 
 
@@ -31,11 +31,11 @@ class Contender:
     """One row of the table.
 
     Attributes:
-        module: where its `enter` is.
-        settings: keyword arguments of its `enter`.
-        max_length: rows are cut to this many tokens.
-        needs: packages it can't do without, beyond rankwise's own dependencies.
-        optional: it takes part only where it is asked for by name (a variant of ours, one part of the engine left out).
+        module: has `build_runner`.
+        settings: keyword arguments of `build_runner`.
+        max_length: longer rows are truncated to this many tokens.
+        needs: packages it needs beyond rankwise's own dependencies.
+        optional: takes part only when it is named.
     """
 
     module: str
@@ -45,38 +45,40 @@ class Contender:
     optional: bool = False
 
 
-_PEER = {"module": "rankwise.bench.baselines", "needs": ("peft", "accelerate")}
+_OURS = "rankwise.bench.ours"
+_BASELINE = {"module": "rankwise.bench.baselines", "needs": ("peft", "accelerate")}
+
+ABLATIONS = (
+    "packing",
+    "grouped attention",
+    "fused LoRA function",
+    "fast dropout masks",
+    "bfloat16 base",
+    "flat optimizer buffer",
+    "parallel micro-batches",
+    "bucketed token counts",
+)
+"""Optimizations of the engine that can be taken out, one at a time; `ablation.DISABLE` has how."""
 
 CONTENDERS: dict[str, Contender] = {
-    "rankwise lora": Contender("rankwise.bench.ours", {"method": "lora"}),
-    "rankwise lora lean": Contender("rankwise.bench.ours", {"method": "lora", "memory": "lean"}),
-    "rankwise adaptive": Contender("rankwise.bench.ours", {"method": "adaptive"}),
-    "rankwise full": Contender("rankwise.bench.ours", {"method": "full"}),
-    "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_PEER),
-    "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_PEER),
-    "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_PEER),
-    "trainer full": Contender(settings={"lora": False}, **_PEER),
-    "floor": Contender("rankwise.bench.lower_bound"),
-    "rankwise lora padded": Contender(
-        "rankwise.bench.ours", {"method": "lora", "padding": "longest"}, optional=True
-    ),
+    "rankwise lora": Contender(_OURS, {"method": "lora"}),
+    "rankwise lora lean": Contender(_OURS, {"method": "lora", "memory": "lean"}),
+    "rankwise adaptive": Contender(_OURS, {"method": "adaptive"}),
+    "rankwise full": Contender(_OURS, {"method": "full"}),
+    "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_BASELINE),
+    "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_BASELINE),
+    "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_BASELINE),
+    "trainer full": Contender(settings={"lora": False}, **_BASELINE),
+    "gemm lower bound": Contender("rankwise.bench.lower_bound"),
+    "rankwise lora padded": Contender(_OURS, {"method": "lora", "padding": "longest"}, optional=True),
 } | {
-    f"without {part}": Contender("rankwise.bench.ablation", {"without": part}, optional=True)
-    for part in (
-        "packing",
-        "grouped attention",
-        "one function for LoRA",
-        "cheap dropout",
-        "a bfloat16 base",
-        "a flat optimizer",
-        "parts side by side",
-        "filling",
-    )
+    f"without {name}": Contender("rankwise.bench.ablation", {"without": name}, optional=True)
+    for name in ABLATIONS
 }
 
 
 def standard() -> tuple[str, ...]:
-    """Who takes part where nobody is named."""
+    """Return the names of the contenders that take part when none is named."""
     return tuple(name for name, contender in CONTENDERS.items() if not contender.optional)
 
 
@@ -88,9 +90,10 @@ RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora_vs_full": ("rankwise lora", ("rankwise full",)),
     "full_vs_trainer_full": ("rankwise full", ("trainer full",)),
     "lean_vs_lora": ("rankwise lora lean", ("rankwise lora",)),
-    "step_vs_floor": ("floor", ("rankwise lora",)),  # rates turned over: the step's time over the floor's
+    # The rates are swapped, so this is the time of our step in units of the lower bound's.
+    "step_vs_lower_bound": ("gemm lower bound", ("rankwise lora",)),
 }
-"""Rows per second of the first over the second; of several, over the one with the best median."""
+"""Rows per second of the first over the second. Of several seconds, the one with the best median counts."""
 
 MEMORY_RATIOS: dict[str, tuple[str, str]] = {
     "trainer_full_vs_lora": ("trainer full", "rankwise lora"),

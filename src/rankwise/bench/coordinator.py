@@ -1,8 +1,10 @@
-"""The referee: starts each contender in a process of its own, and lets one compute at a time, turn and turn about.
+"""The coordinator of a measurement: it starts each contender in its own process and lets one compute at a time.
 
-repeat 0:  A B C D      so that what drifts on the machine (heat, neighbours) meets all alike,
-repeat 1:  B C D A      and a ratio is taken between turns that lie next to each other
-repeat 2:  C D A B
+    repeat 0:  A B C D
+    repeat 1:  B C D A      each repeat starts with the next contender
+    repeat 2:  C D A B
+
+So drift of the machine (heat, other processes) affects all contenders alike, and ratios compare turns that are close in time.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ Command = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class Progress:
-    """What is going on: `done` of `total` turns; `seconds_left` is unknown until every contender has had a turn."""
+    """Where a measurement is: `done` of `total` turns. `seconds_left` is None until every contender has had a turn."""
 
     done: int
     total: int
@@ -31,7 +33,7 @@ class Progress:
 
 @dataclass
 class Record:
-    """What one contender reported: an object a repeat, one about memory, or why it dropped out."""
+    """What one contender reported: one object per repeat, one about memory, or why it failed."""
 
     name: str
     repeats: list[dict[str, Any]] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Record:
 
 
 def worker_command(name: str) -> list[str]:
-    """The process of a real contender."""
+    """Return the command line of a real contender's process."""
     return [sys.executable, "-m", "rankwise.bench.worker"]
 
 
@@ -53,42 +55,42 @@ def compete(
     environment: dict[str, str] | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Record]:
-    """Runs a measurement. A contender that fails drops out with its reason; the others go on.
+    """Run a measurement. A contender that fails is recorded with its reason, and the others continue.
 
     Args:
-        names: the contenders.
-        config: sent to each.
-        repeats: turns of each.
-        command: starts a contender's process.
+        names: of the contenders.
+        config: sent to each contender.
+        repeats: turns of each contender.
+        command: command line of a contender's process.
         environment: variables set for each process.
-        on_progress: told before each turn, and at the end.
+        on_progress: called before each turn and at the end.
     """
     records = {name: Record(name) for name in names}
-    seats: dict[str, _Seat] = {}
-    pace = _Pace(names, repeats, on_progress)
+    running: dict[str, _Process] = {}
+    turns = _Turns(names, repeats, on_progress)
     try:
         for name in names:
-            pace.announce(f"{name}: starting and warming up")
-            seats[name] = _Seat(command(name), {"contender": name, "config": config}, environment or {})
-            _turn(seats, records[name], seats[name].listen)
-            pace.tick(name, None)
+            turns.announce(f"{name}: starting and warming up")
+            running[name] = _Process(command(name), {"contender": name, "config": config}, environment or {})
+            _take_turn(running, records[name], running[name].listen)
+            turns.tick(name, None)
         for i in range(repeats):
             for name in _rotated(names, i):
-                pace.announce(f"{name}: repeat {i + 1} of {repeats}")
-                if name in seats and (report := _turn(seats, records[name], seats[name].go)):
+                turns.announce(f"{name}: repeat {i + 1} of {repeats}")
+                if name in running and (report := _take_turn(running, records[name], running[name].go)):
                     records[name].repeats.append(report)
-                    pace.tick(name, report.get("seconds"))
+                    turns.tick(name, report.get("seconds"))
                 else:
-                    pace.tick(name, 0.0)
+                    turns.tick(name, 0.0)
         for name in names:
-            pace.announce(f"{name}: memory")
-            if name in seats and (report := _turn(seats, records[name], seats[name].go)):
+            turns.announce(f"{name}: memory")
+            if name in running and (report := _take_turn(running, records[name], running[name].go)):
                 records[name].memory = report
-            pace.tick(name, None)
-        pace.announce("done")
+            turns.tick(name, None)
+        turns.announce("done")
     finally:
-        for seat in seats.values():
-            seat.close()
+        for process in running.values():
+            process.close()
     return list(records.values())
 
 
@@ -97,26 +99,27 @@ def _rotated(names: Sequence[str], by: int) -> list[str]:
     return [*names[by:], *names[:by]]
 
 
-def _turn(
-    seats: dict[str, "_Seat"], record: Record, take: Callable[[], dict[str, Any]]
+def _take_turn(
+    running: dict[str, "_Process"], record: Record, turn: Callable[[], dict[str, Any]]
 ) -> dict[str, Any] | None:
+    """Return what a turn reports, or None where the contender failed; then its process is closed."""
     try:
-        return take()
-    except _DroppedOut as reason:
+        return turn()
+    except _FailedError as reason:
         record.failure = str(reason)
-        seats.pop(record.name).close()
+        running.pop(record.name).close()
         return None
 
 
-class _DroppedOut(Exception):
-    """A contender's process ended before its time; the last line of its log."""
+class _FailedError(Exception):
+    """A contender's process ended too early. The message is the last line of its log."""
 
 
-class _Seat:
+class _Process:
     """One contender's process."""
 
-    def __init__(self, command: list[str], order: dict[str, Any], environment: dict[str, str]) -> None:
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the seat)
+    def __init__(self, command: list[str], request: dict[str, Any], environment: dict[str, str]) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -125,34 +128,39 @@ class _Seat:
             text=True,
             env={**os.environ, **environment},
         )
-        self._say(json.dumps(order))
+        self._send(json.dumps(request))
 
     def go(self) -> dict[str, Any]:
-        """Lets it compute, until it reports."""
-        self._say("go")
+        """Let it take a turn, and return its report."""
+        self._send("go")
         return self.listen()
 
     def listen(self) -> dict[str, Any]:
+        """Return its next report.
+
+        Raises:
+            _FailedError: the process has ended.
+        """
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise self._dropped_out()
+            raise self._failure()
         return json.loads(line)
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it is gone; `listen` says so, with the reason
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; `listen` raises with the reason
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
-    def _dropped_out(self) -> _DroppedOut:
+    def _failure(self) -> _FailedError:
         code = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return _DroppedOut(lines[-1].strip() if lines else f"its process ended with code {code}")
+        return _FailedError(lines[-1].strip() if lines else f"its process ended with code {code}")
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process, whatever it is doing."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -161,8 +169,8 @@ class _Seat:
                 stream.close()  # pyright: ignore[reportOptionalMemberAccess]
 
 
-class _Pace:
-    """Counts turns, and knows from each contender's last turn how long the rest will take."""
+class _Turns:
+    """Counts turns, and estimates the time left from the last turn of each contender."""
 
     def __init__(self, names: Sequence[str], repeats: int, tell: Callable[[Progress], None]) -> None:
         self._done, self._total, self._tell = 0, len(names) * (repeats + 2), tell
@@ -170,12 +178,13 @@ class _Pace:
         self._seconds: dict[str, float] = {}
 
     def announce(self, text: str) -> None:
+        """Report progress: what happens next."""
         known = self._seconds.keys() == self._left.keys()
         left = sum(self._left[name] * seconds for name, seconds in self._seconds.items()) if known else None
         self._tell(Progress(self._done, self._total, text, left))
 
     def tick(self, name: str, repeat_seconds: float | None) -> None:
-        """A turn is over; `repeat_seconds` when it was a repeat."""
+        """Count a turn. `repeat_seconds` is its time if it was a repeat."""
         self._done += 1
         if repeat_seconds is not None:
             self._left[name] -= 1

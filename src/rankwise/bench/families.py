@@ -1,6 +1,6 @@
-"""The model families whose layers are known by name, and how each is run: what `rankwise models` lists.
+"""The model families that `rankwise models` lists: default targets, head, and whether rows are packed.
 
-Whether rows can be packed depends on the installed Transformers, so it is found out, on a small model of each family with random weights.
+Packing depends on the installed Transformers version. It is therefore tried out, on a small model of each family with random weights.
 """
 
 import warnings
@@ -23,20 +23,20 @@ SMALL: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "embedding_size": 16,
     "num_key_value_heads": 4, "head_dim": 8, "ffn_dim": 64, "word_embed_proj_dim": 32,
 }  # fmt: skip
-"""Sizes of a small model, by the names that the families' configs have for them."""
+"""Sizes of a small model, under the names that the families' configs use."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of sequence classifiers.
+class FamilyReport:
+    """What is said about a family of sequence classifiers.
 
     Attributes:
         model_type: in a model's `config.json`.
-        targets: layers that get an adapter where no targets are given.
-        pooling: the token that the head reads: `first`, `last`, or the `mean` of all.
+        targets: layers that get an adapter by default.
+        pooling: the token that the head reads: `first`, `last`, or the `mean` of all tokens.
         head: modules trained and saved whole.
         packed: rows are packed without padding.
-        why: why they aren't, as the end of a sentence.
+        why: the reason where they are not, as the end of a sentence.
     """
 
     model_type: str
@@ -47,30 +47,30 @@ class Family:
     why: str
 
 
-def families() -> Iterator[Family]:
-    """Every known family, by name."""
+def families() -> Iterator[FamilyReport]:
+    """Yield every known family, sorted by name."""
     for model_type in sorted(FAMILIES):
         yield family(model_type)
 
 
-def family(model_type: str) -> Family:
-    """What is known of a family, its packing tried out."""
+def family(model_type: str) -> FamilyReport:
+    """Describe a family, after trying whether its rows can be packed."""
     with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # sizes of no model that there is
+        warnings.simplefilter("ignore")  # about sizes that no published model has
         torch.manual_seed(0)
         config = AutoConfig.for_model(model_type, **SMALL)
         model = AutoModelForSequenceClassification.from_config(config)
-        for parameter in model.parameters():  # a fresh model's biases are zero, and would hide what they do
+        for parameter in model.parameters():  # biases of a new model are zero, and would hide an error
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         packed, why = can_pack(model)
     mean = getattr(config, "classifier_pooling", "cls") == "mean"
     pooling = "last" if hasattr(model, "score") else "mean" if mean else "first"
     targets = FAMILIES[model_type].query_value
-    return Family(model_type, targets, pooling, tuple(body_and_heads(model)[1]), packed, why)
+    return FamilyReport(model_type, targets, pooling, tuple(body_and_heads(model)[1]), packed, why)
 
 
-def show(known: Iterable[Family], file: TextIO) -> None:
-    """Prints a table of families, and below it why some are padded."""
+def show(known: Iterable[FamilyReport], file: TextIO) -> None:
+    """Print a table of families, then why some are padded."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("family", "default targets", "head on", "head", "rows"):
         table.add_column(column, no_wrap=column == "family")

@@ -1,8 +1,8 @@
-"""How long the rows of a task are, as shipped histograms, and rows of random token ids that are as long.
+"""Lengths of a task's rows, as histograms in the package, and rows of random token ids of given lengths.
 
-    lengths.json: task → {tokens: rows}      remade by `bench/lengths.py`
+    lengths.json: task → {tokens: rows}      made by `benchmarks/lengths.py`
 
-Speed and memory depend on the lengths of rows, not on their words, so a measurement needs no data set.
+Speed and memory depend on the lengths of rows, not on their words. So a measurement needs no data set.
 """
 
 import json
@@ -26,7 +26,7 @@ def _histograms() -> dict[str, dict[int, int]]:
 
 
 def histogram(name: str) -> dict[int, int]:
-    """Rows of a task's training split by their number of tokens, special tokens included; `{n: 1}` for a number n.
+    """Return {tokens: rows} of a task's training split, special tokens included, or `{n: 1}` for a number n.
 
     Raises:
         RankwiseError: `name` is neither a task nor a positive number.
@@ -43,27 +43,27 @@ def histogram(name: str) -> dict[int, int]:
 
 
 def draw(name: str, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of `rows` rows, drawn independently from a histogram (int64 [rows])."""
+    """Draw the lengths of `rows` rows independently from a histogram (int64 [rows])."""
     counts = histogram(name)
     share = np.array(list(counts.values())) / sum(counts.values())
     return rng.choice(np.array(list(counts)), size=rows, p=share)
 
 
 def epoch(name: str, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of every row of a task's training split, shuffled (int64 [rows of the task])."""
+    """Return the length of every row of a task's training split, shuffled (int64 [rows of the task])."""
     counts = histogram(name)
     return rng.permutation(np.repeat(np.array(list(counts)), list(counts.values())))
 
 
 def length_grouped(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
-    """Batches of rows of like length, as Trainer makes them of a large data set.
+    """Return batches of rows of similar length, as Trainer makes them from a large data set.
 
-    Trainer sorts within 50 batches, but within fewer when the data set is small. A repeat is small only because it is a
-    piece of a measurement, so it is sorted as a large data set would be.
+    Trainer sorts within groups of 50 batches, and within fewer when the data set is small. A repeat is small only because
+    it is a piece of a measurement, so it is sorted like a large data set.
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows a batch; the last may have fewer.
+        batch_size: rows per batch; the last may have fewer.
         seed: of the order.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -72,12 +72,12 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.n
 
 
 def random_rows(lengths: np.ndarray, model_config: Any, rng: np.random.Generator) -> Encoded:
-    """Rows of random token ids, never the padding token (which moves RoBERTa's positions), with random labels.
+    """Draw rows of random token ids with random labels. The padding token never occurs, because it moves RoBERTa's positions.
 
     Args:
         lengths: tokens of each row.
-        model_config: a Transformers config; gives the vocabulary, the padding token and the classes.
-        rng: draws them.
+        model_config: a Transformers config with the vocabulary size, the padding token and the number of classes.
+        rng: source of the random numbers.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(0, model_config.vocab_size - 1, size=offsets[-1], dtype=np.int32)

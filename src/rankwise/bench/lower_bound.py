@@ -1,11 +1,11 @@
-"""The floor of a LoRA step: its matrix products alone, at the true number of tokens, in the dtype of the run.
+"""The GEMM lower bound of a LoRA step: its matrix products alone, at the true number of tokens, in the dtype of the run.
 
     forward    X Wᵀ of every Linear,  Q Kᵀ and P V of every sequence
     backward   dY W where anything below is trained,  four products per attention,
                dY B, (dY B)A, dA, dB of every adapter
 
-No step can be faster than these with this machine's matrix products. Which products a step has is read off the model
-itself: one small forward pass records each Linear in order, and whether a gradient has to go through it.
+No step can be faster than its products with this machine's matrix library. The list of products is read off the model: one
+small forward pass records each Linear in order, and whether a gradient has to pass through it.
 """
 
 from collections import Counter
@@ -28,12 +28,12 @@ from rankwise.tasks.encoding import Encoded
 
 @dataclass(frozen=True)
 class Product:
-    """One Linear of the step.
+    """The products of one Linear.
 
     Attributes:
         weight: [d_out, d_in].
-        per_token: it is applied to every token; otherwise once a row (pooler and head).
-        needs_dx: a gradient goes on below it.
+        per_token: the Linear is applied to every token; otherwise once per row (pooler and head).
+        needs_dx: a layer before it is trained, so the gradient of its input is needed.
         adapted: it has an adapter.
         trained: its own weight is trained.
     """
@@ -45,11 +45,11 @@ class Product:
     trained: bool
 
 
-def enter(config: BenchConfig) -> "Floor":
-    """Builds the model for its shapes and weights alone.
+def build_runner(config: BenchConfig) -> "LowerBound":
+    """Build the model for its shapes and weights alone.
 
     Args:
-        config: resolved (device and dtype are named).
+        config: resolved, so device and dtype are named.
     """
     dtype = getattr(torch, config.dtype)
     model: Any = architectures.build(config, dtype=dtype)
@@ -60,18 +60,18 @@ def enter(config: BenchConfig) -> "Floor":
         if product.adapted
         for size in product.weight.shape
     }
-    return Floor(config, linears, adapters, *attention_shape(model.config))
+    return LowerBound(config, linears, adapters, *attention_shape(model.config))
 
 
 @dataclass(frozen=True)
-class Floor:
-    """The products of a step, over and over; a `Runner`.
+class LowerBound:
+    """The products of a step, computed once per batch; a `Runner`.
 
     Attributes:
-        config: as asked for.
+        config: resolved.
         linears: every Linear, in order of execution.
-        adapters: a thin matrix [rank, size] for each size an adapter has on either side.
-        heads, layers, width: of attention.
+        adapters: size → a matrix [rank, size], for each input and output size of an adapter.
+        heads, layers, width: of attention; `width` is that of one head.
     """
 
     config: BenchConfig
@@ -82,11 +82,11 @@ class Floor:
     width: int
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """Batches of rows at random: without padding nothing is gained from like lengths."""
+        """Return batches in random order, because without padding similar lengths gain nothing."""
         return batch_order(lengths, self.config.batch_size, seed=seed)
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
-        """The products of one step a batch."""
+        """Compute the products of one step for each batch."""
         for batch in batches:
             lengths = rows.lengths[batch]
             _linear_products(self.linears, self.adapters, int(lengths.sum()), len(batch))
@@ -95,7 +95,7 @@ class Floor:
 
 
 def products(model: Any) -> list[Product]:
-    """The Linears of one LoRA step (adapters on query and value, the head trained), in order of execution."""
+    """Return the Linears of a LoRA step (adapters on query and value, the head trained), in order of execution."""
     body, heads = body_and_heads(model)
     targets = set(find_targets(model))
     model.requires_grad_(False)
@@ -110,7 +110,7 @@ def products(model: Any) -> list[Product]:
         found.append(Product(weight.detach(), per_token, x.requires_grad, name in targets, trained))
 
     hooks = [m.register_forward_hook(record) for m in names if isinstance(m, nn.Linear | Conv1D)]
-    for name in targets:  # stands for its adapter: from here on a gradient is needed
+    for name in targets:  # in place of its adapter: from here on a gradient is needed
         model.get_submodule(name).weight.requires_grad_(True)
     device = next(body.parameters()).device
     tokens = torch.full((2, 3), (model.config.pad_token_id + 1) % 2, device=device)
@@ -121,18 +121,17 @@ def products(model: Any) -> list[Product]:
 
 
 def attention_shape(config: Any) -> tuple[int, int, int]:
-    """Query heads, layers and width of a head."""
+    """Return the number of query heads, the number of layers and the width of a head."""
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     return heads, layers, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 @torch.no_grad()
 def _linear_products(linears: list[Product], adapters: dict[int, Tensor], tokens: int, rows: int) -> None:
-    """Forward in order, backward in reverse. One input and one output gradient of each shape serve all
-    layers."""
-    some = linears[0].weight
+    """Compute forward in order and backward in reverse. All layers share one input and one gradient of each shape."""
+    first = linears[0].weight
     shapes = {(tokens if p.per_token else rows, size) for p in linears for size in p.weight.shape}
-    like = {shape: some.new_empty(shape).fill_(0.01) for shape in shapes}
+    like = {shape: first.new_empty(shape).fill_(0.01) for shape in shapes}
 
     def ends(product: Product) -> tuple[Tensor, Tensor]:
         n, (d_out, d_in) = tokens if product.per_token else rows, product.weight.shape
@@ -158,23 +157,23 @@ def _linear_products(linears: list[Product], adapters: dict[int, Tensor], tokens
 
 
 @torch.no_grad()
-def _attention_products(lengths: np.ndarray, floor: Floor) -> None:
-    """Six batched products a layer, for sequences of one length at a time, so that none is padded."""
-    like = floor.linears[0].weight
+def _attention_products(lengths: np.ndarray, bound: LowerBound) -> None:
+    """Compute six batched products per layer, for sequences of one length at a time, so that none is padded."""
+    like = bound.linears[0].weight
     groups = []
     for length, count in Counter(lengths.tolist()).items():
-        batch = count * floor.heads
+        batch = count * bound.heads
         groups.append(
             (
-                like.new_full((batch, length, floor.width), 0.01),
+                like.new_full((batch, length, bound.width), 0.01),
                 like.new_full((batch, length, length), 0.01),
             )
         )
-    for _ in range(floor.layers):
+    for _ in range(bound.layers):
         for q, p in groups:
             torch.bmm(q, q.transpose(1, 2))  # Q Kᵀ
             torch.bmm(p, q)  # P V
-    for _ in range(floor.layers):
+    for _ in range(bound.layers):
         for q, p in groups:
             torch.bmm(q, q.transpose(1, 2))  # dP = dO Vᵀ
             torch.bmm(p.transpose(1, 2), q)  # dV = Pᵀ dO

@@ -1,4 +1,4 @@
-"""One measurement from its request to its result."""
+"""A measurement, from its request to its result."""
 
 import importlib.util
 from collections.abc import Callable
@@ -17,20 +17,21 @@ from rankwise.errors import RankwiseError, nearest
 def bench(
     config: BenchConfig, on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, Any]:
-    """Measures, and returns what `rankwise bench --json` prints.
+    """Measure, and return what `rankwise bench --json` prints.
 
     Args:
         config: what to measure.
-        on_progress: told before each contender's turn.
+        on_progress: called before each contender's turn.
 
     Returns:
-        `rows`: name, rows_per_second {median, min, max}, tokens_per_second, step_seconds, peak_memory_mb, memory_by_kind_mb,
-        peak_rss_mb;
-        `ratios`: medians over paired repeats, above 1 where the first is faster (step_vs_floor: step time over floor),
-        with `ratio_spreads`; `memory_ratios`; `failed`: why a contender dropped out; and what was measured, where.
+        `rows`: per contender its name, rows_per_second {median, min, max}, tokens_per_second, step_seconds,
+        peak_memory_mb, memory_by_kind_mb and peak_rss_mb.
+        `ratios`: medians over paired repeats, above 1 where the first is faster; `step_vs_lower_bound` is the time of a
+        step over that of its matrix products. `ratio_spreads` has their ranges.
+        `memory_ratios`; `failed`: why a contender failed; `config`, `versions` and `hardware`.
 
     Raises:
-        RankwiseError: an unknown contender, model or length; a package is missing; nobody finished.
+        RankwiseError: a contender, model or length is unknown, a package is missing, or no contender finished.
     """
     config = resolve(config)
     records = compete(
@@ -60,10 +61,10 @@ def bench(
 
 
 def resolve(config: BenchConfig) -> BenchConfig:
-    """Every choice made: device, dtype, threads and contenders named.
+    """Return the request with device, dtype, threads and contenders filled in.
 
     Raises:
-        RankwiseError: one that can't be made.
+        RankwiseError: as `bench`.
     """
     for name in config.contenders:
         if name not in CONTENDERS:
@@ -74,15 +75,15 @@ def resolve(config: BenchConfig) -> BenchConfig:
     }
     if missing:
         raise RankwiseError(
-            f"The peers need {' and '.join(sorted(missing))}: pip install 'rankwise[peft]', or name --contenders without them."
+            f"The baselines need {' and '.join(sorted(missing))}: pip install 'rankwise[peft]', or name --contenders without them."
         )
     if min(config.rows, config.repeats, config.batch_size, config.rank, config.threads or 1) < 1:
-        raise RankwiseError("Rows, repeats, batch size, rank and threads are at least 1.")
+        raise RankwiseError("Rows, repeats, batch size, rank and threads must be at least 1.")
     lengths.histogram(config.lengths)
     longest = architectures.longest(architectures.model_config(config))
     if config.lengths.isdecimal() and int(config.lengths) > longest:
         raise RankwiseError(
-            f"{config.random_weights or config.model} takes {longest} tokens at most; --lengths {config.lengths} is more."
+            f"{config.random_weights or config.model} takes at most {longest} tokens per row; --lengths {config.lengths} is more."
         )
     device = hardware.choose_device(config.device)
     dtype, _ = hardware.choose_dtype(config.dtype, device)

@@ -1,4 +1,4 @@
-"""Ours, through the same loop as every run: `train.Training`, packed where the model allows it."""
+"""Our contenders: training by `engine.training.Training`, the loop of every run, packed where the model allows it."""
 
 import sys
 from collections.abc import Callable
@@ -22,14 +22,17 @@ from rankwise.runs.methods import METHODS
 from rankwise.tasks.encoding import Encoded
 
 
-def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memory: str = "fast") -> "Ours":
-    """Builds the model as a run of `method` does: a frozen base in the run's own dtype, otherwise float32
-    under autocast.
+def build_runner(
+    config: BenchConfig, *, method: str, padding: Padding = "packed", memory: str = "fast"
+) -> "OurRunner":
+    """Build the model as a run of `method` does.
+
+    A frozen base is in the run's dtype; weights that are trained are in float32, under autocast.
 
     Args:
-        config: resolved (device and dtype are named).
-        method: `lora`, `full`, or `adaptive`: every layer stays at the same rank, but its statistics are gathered.
-        padding: `packed` where the model allows it, or `longest`: the padded batches of the peers.
+        config: resolved, so device and dtype are named.
+        method: `lora`, `full` or `adaptive`. With `adaptive`, statistics are collected but every layer keeps its rank.
+        padding: `packed` where the model allows it, or `longest`, the padded batches of the baselines.
         memory: as in `--memory`.
     """
     dtype, frozen_base = getattr(torch, config.dtype), METHODS[method].frozen_base
@@ -46,27 +49,27 @@ def enter(config: BenchConfig, *, method: str, padding: Padding = "packed", memo
         pad_id=model.config.pad_token_id,
         threads=config.threads,
     )
-    return Ours(config, model, compute, memory, gathers=method == "adaptive")
+    return OurRunner(config, model, compute, memory, collects_statistics=method == "adaptive")
 
 
 @dataclass(frozen=True)
-class Ours:
+class OurRunner:
     """A model in our own loop; a `Runner`."""
 
     config: BenchConfig
     model: Any
     compute: Compute
     memory: str
-    gathers: bool = False
+    collects_statistics: bool = False
 
     def order(self, lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-        """At random, as a run does, where it is packed; the peers' very own batches where it is padded."""
+        """Return batches in random order, as in a run, or the very batches of the baselines when rows are padded."""
         if self.compute.padding == "packed":
             return batch_order(lengths, self.config.batch_size, seed=seed)
         return length_grouped(lengths, self.config.batch_size, seed)
 
     def train(self, rows: Encoded, batches: list[np.ndarray], after_step: Callable[[], None]) -> None:
-        """Steps of a `Training`."""
+        """Take one step of a `Training` for each batch."""
         options = TrainOptions(
             batch_size=self.config.batch_size,
             lr=1e-4,
@@ -85,7 +88,7 @@ class Ours:
             seed=self.config.seed,
             batches=GivenBatches(batches),
         )
-        if self.gathers:
+        if self.collects_statistics:
             training.rank = RankController(self.model, _never, sys.maxsize, training.update)
         tune(training, memory=self.memory)
         for _ in batches:
@@ -95,4 +98,4 @@ class Ours:
 
 
 def _never() -> torch.Tensor:
-    raise AssertionError("no check is due in so few steps")
+    raise AssertionError("no rank check is due in so few steps")

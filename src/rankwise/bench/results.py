@@ -1,7 +1,6 @@
-"""From what contenders reported to what is said about them: medians with their range, and paired ratios.
+"""From the contenders' reports to a result: medians with their range, paired ratios, and the table.
 
-A ratio is taken repeat by repeat, between turns that lie next to each other on the same rows; its median and range are
-over the repeats.
+A ratio is taken repeat by repeat, between neighbouring turns on the same rows. Its median and range are over the repeats.
 """
 
 import statistics
@@ -19,7 +18,7 @@ from rankwise.engine.measure import KINDS, Spread
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One object a contender that finished: spreads over its repeats, and memory in MB."""
+    """Return one object per contender that finished: spreads over its repeats, and memory in MB."""
     return [
         {
             "name": record.name,
@@ -36,7 +35,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def ratios(records: Iterable[Record]) -> dict[str, Spread]:
-    """Every ratio of `RATIOS` whose two sides finished, by the paired repeats."""
+    """Return every ratio of `RATIOS` whose two sides finished, over the paired repeats."""
     rates = {
         record.name: [repeat["rows_per_second"] for repeat in record.repeats]
         for record in records
@@ -52,13 +51,13 @@ def ratios(records: Iterable[Record]) -> dict[str, Spread]:
 
 
 def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
-    """Every ratio of `MEMORY_RATIOS` whose two sides finished."""
+    """Return every ratio of `MEMORY_RATIOS` whose two sides finished."""
     peaks = {record.name: record.memory["peak_memory_mb"] for record in records if record.failure is None}
     return {name: peaks[a] / peaks[b] for name, (a, b) in MEMORY_RATIOS.items() if a in peaks and b in peaks}
 
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
-    """Prints a result for people: the contenders, who dropped out, then the ratios."""
+    """Print a result for people: the contenders, those that failed, then the ratios."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, width=160)
@@ -68,7 +67,7 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     console.print()
     console.print(_memory(result))
     for name, reason in result["failed"].items():
-        console.print(Text(f"{name} dropped out: {reason}"), style="red")
+        console.print(Text(f"{name} failed: {reason}"), style="red")
     if result["ratios"] or result["memory_ratios"]:
         console.print()
         console.print(_compared(result))
@@ -98,7 +97,7 @@ def _memory(result: dict[str, Any]) -> Table:
 
 
 def _compared(result: dict[str, Any]) -> Table:
-    table = _table("above 1: the first is faster, or needs more memory", "median", "min – max")
+    table = _table("ratio (above 1: the first is faster, or takes more memory)", "median", "min – max")
     for name, ratio in result["ratios"].items():
         spread = result["ratio_spreads"][name]
         table.add_row(name, f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")

@@ -1,11 +1,11 @@
-"""One contender in a process of its own, taking turns: `python -m rankwise.bench.worker`, spoken to by `coordinator.py`.
+"""One contender's process: `python -m rankwise.bench.worker`, controlled by `coordinator.py` through lines of JSON.
 
-    stdin   {"contender", "config"}     go      go      …  go
-    stdout            ready ◄───────────┘       │          │
-                      {"rows", "tokens", ...} ◄─┘          │      after each repeat
-                      {"peak_memory_mb", "memory_by_kind_mb", "peak_rss_mb"} ◄──┘      after the heaviest batches of a whole epoch
+    stdin                       stdout
+    {"contender", "config"}  ►  {"ready"}                                    after warm-up
+    go                       ►  {"rows_per_second", "tokens_per_second", …}  after each repeat
+    go                       ►  {"peak_memory_mb", "memory_by_kind_mb", …}   after the heaviest batches of a whole epoch
 
-Between its turns a process waits for its next line and computes nothing.
+Between turns the process waits for its next line and computes nothing.
 """
 
 import json
@@ -26,50 +26,53 @@ from rankwise.config import from_json
 from rankwise.engine.measure import PeakRss, Speed, TensorMemory, label, megabytes
 from rankwise.errors import RankwiseError
 from rankwise.seeding import stream_seed
+from rankwise.tasks.encoding import Encoded
 
 WARMUP_STEPS = 3
 HEAVIEST = 2
+"""Batches kept for each measure of a batch's memory."""
 
 
 def main() -> None:
-    wire = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes to the log
+    """Read the request from stdin, and send reports to what was stdout; what libraries print goes to the log."""
+    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     asked = json.loads(sys.stdin.readline())
     try:
-        compete(asked["contender"], from_json(BenchConfig, asked["config"]), sys.stdin, wire)
+        compete(asked["contender"], from_json(BenchConfig, asked["config"]), sys.stdin, reports)
     except RankwiseError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def compete(name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO) -> None:
-    """Trains as contender `name`, one line of `stdin` a turn, one JSON object on `stdout` behind each."""
+    """Train as contender `name`: each line of `stdin` starts a turn, and one JSON object on `stdout` ends it."""
     if config.threads:
         torch.set_num_threads(config.threads)
     contender = CONTENDERS[name]
-    enter = import_module(contender.module).enter
+    build_runner = import_module(contender.module).build_runner
     rss = PeakRss()
-    runner: Runner = enter(config, **contender.settings)
-    plan = make_plan(runner, config, contender.max_length)
+    runner: Runner = build_runner(config, **contender.settings)
+    schedule = make_schedule(runner, config, contender.max_length)
     model = getattr(runner, "model", None)
-    if model is not None:  # what a model is called with is its batch, whoever calls it
+    if model is not None:  # whatever the model is called with counts as the batch
         model.register_forward_pre_hook(lambda _, *inputs: label("batch", inputs), with_kwargs=True)
-    steps = _turns(plan, config, rss, runner, stdin, stdout)
+    steps = _turns(schedule, config, rss, runner, stdin, stdout)
     next(steps)
-    runner.train(plan.rows, plan.batches, lambda: next(steps, None))
+    runner.train(schedule.rows, schedule.batches, lambda: next(steps, None))
 
 
-class Plan:
-    """What one contender trains on: warm-up, repeats, and the heaviest batches of a whole epoch, one after the other."""
+class Schedule:
+    """The batches one contender trains on, in this order: warm-up, repeats, the heaviest batches of a whole epoch."""
 
-    def __init__(self, rows: Any, parts: list[list[np.ndarray]]) -> None:
+    def __init__(self, rows: Encoded, turns: list[list[np.ndarray]]) -> None:
         self.rows = rows
-        self.warmup, *self.repeats, self.heaviest = parts
-        self.batches = [batch for part in parts for batch in part]
+        self.warmup, *self.repeats, self.heaviest = turns
+        self.batches = [batch for turn in turns for batch in turn]
 
 
-def make_plan(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Plan:
-    """The rows of every repeat are the same for all contenders; each makes batches of them by its own protocol."""
+def make_schedule(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Schedule:
+    """Draw the rows, which are the same for all contenders, and have the runner divide them into batches."""
     model_config = architectures.model_config(config)
     longest = min(architectures.longest(model_config), max_length or 10**9)
     per_repeat = -(-config.rows // config.batch_size) * config.batch_size
@@ -81,20 +84,20 @@ def make_plan(runner: Runner, config: BenchConfig, max_length: int | None = None
     whole = lengths.epoch(config.lengths, np.random.default_rng(stream_seed(config.seed, "epoch")))
     drawn.append(np.resize(whole, max(len(whole), per_repeat)))
 
-    drawn = [np.minimum(part, longest) for part in drawn]
-    parts, start = [], 0
-    for i, part in enumerate(drawn):
-        batches = runner.order(part, stream_seed(config.seed, "order", i))
+    drawn = [np.minimum(turn, longest) for turn in drawn]
+    turns, start = [], 0
+    for i, turn in enumerate(drawn):
+        batches = runner.order(turn, stream_seed(config.seed, "order", i))
         if i == len(drawn) - 1:
-            batches = heaviest([b for b in batches if len(b) == config.batch_size], part)
-        parts.append([start + batch for batch in batches])
-        start += len(part)
+            batches = heaviest([b for b in batches if len(b) == config.batch_size], turn)
+        turns.append([start + batch for batch in batches])
+        start += len(turn)
     rng = np.random.default_rng(stream_seed(config.seed, "ids"))
-    return Plan(lengths.random_rows(np.concatenate(drawn), model_config, rng), parts)
+    return Schedule(lengths.random_rows(np.concatenate(drawn), model_config, rng), turns)
 
 
 def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndarray]:
-    """The batches of an epoch in which memory can peak: with most tokens and most attention, padded or not."""
+    """Return the batches of an epoch in which memory can peak: most tokens or most attention, padded or not."""
     costs = (
         lambda n: n.sum(),
         lambda n: (n**2).sum(),
@@ -109,35 +112,35 @@ def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndar
 
 
 def _turns(
-    plan: Plan, config: BenchConfig, rss: PeakRss, runner: Runner, stdin: TextIO, stdout: TextIO
+    schedule: Schedule, config: BenchConfig, rss: PeakRss, runner: Runner, stdin: TextIO, stdout: TextIO
 ) -> Generator[None, None, None]:
-    """What happens around training steps; at each `yield` one step is trained."""
+    """Do what happens around the training steps. At each `yield`, one step is trained."""
 
-    def say(**words: Any) -> None:
-        stdout.write(json.dumps(words) + "\n")
+    def report(**values: Any) -> None:
+        stdout.write(json.dumps(values) + "\n")
         stdout.flush()
 
     def wait() -> None:
-        if not stdin.readline():  # the other side is gone
+        if not stdin.readline():  # the coordinator has ended
             raise SystemExit(1)
 
     def synchronize() -> None:
         if config.device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in plan.warmup:
+    for _ in schedule.warmup:
         yield
-    say(ready=True)
-    for repeat in plan.repeats:
+    report(ready=True)
+    for repeat in schedule.repeats:
         wait()
         synchronize()
         speed = Speed()
         for batch in repeat:
             yield
             synchronize()
-            speed.step(len(batch), int(plan.rows.lengths[batch].sum()))
+            speed.step(len(batch), int(schedule.rows.lengths[batch].sum()))
         assert speed.step_seconds
-        say(
+        report(
             rows_per_second=speed.rows_per_second,
             tokens_per_second=speed.tokens_per_second,
             step_seconds=asdict(speed.step_seconds),
@@ -145,11 +148,11 @@ def _turns(
         )
     wait()
     with TensorMemory(config.device) as memory:
-        memory.label("weights", runner)  # those that no module holds: the floor's
-        for _ in plan.heaviest:
+        memory.label("weights", runner)  # weights that no module holds, as in the lower bound
+        for _ in schedule.heaviest:
             yield
     kinds = megabytes(memory.peak)
-    say(peak_memory_mb=kinds["total"], memory_by_kind_mb=kinds, peak_rss_mb=rss.mb)
+    report(peak_memory_mb=kinds["total"], memory_by_kind_mb=kinds, peak_rss_mb=rss.mb)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A measurement while it runs: a bar with the time left in a terminal, a line a turn elsewhere."""
+"""The progress of a measurement: a bar with the time left in a terminal, otherwise one line per turn."""
 
 from typing import Self, TextIO
 
@@ -10,7 +10,7 @@ from rankwise.bench.coordinator import Progress
 
 
 class BenchProgress:
-    """Given to `bench` as its `on_progress`: `with BenchProgress(sys.stderr) as progress: bench(config, progress)`.
+    """An `on_progress` for `bench`: `with BenchProgress(sys.stderr) as progress: bench(config, progress)`.
 
     Args:
         stream: where it is shown.

@@ -16,7 +16,7 @@ Planned = Annotated[PlanConfig, Parameter(name="*")]
 def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
     """Say what fits in memory before anything is trained or downloaded: full fine-tuning, LoRA, adaptive LoRA, and at which batch size.
 
-    A training step is gone through with shapes alone, for the heaviest batch of an epoch.
+    The plan runs a training step on tensors without values, for the heaviest batch of an epoch.
 
     Example: rankwise plan --model roberta-base --task qnli --batch-size 16 --memory 8GB
     """
@@ -32,12 +32,12 @@ def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa
 
 @app.command
 def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
-    """Measure training on this machine: ours beside PEFT + Trainer, full fine-tuning and the floor.
+    """Measure training on this machine: rankwise, PEFT + Trainer, full fine-tuning and the GEMM lower bound.
 
-    Each contender is a process of its own, and they take turns; the table has medians over the turns. Without another
-    --model or --random-weights it is the embedded model that is trained, on rows of random tokens.
+    Each contender is a process of its own. They take turns, and the table has medians over the turns. The embedded model is
+    trained on rows of random tokens, unless --model or --random-weights names another.
 
-    Example: rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "peft lora sdpa" floor
+    Example: rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "peft lora sdpa"
     """
     from rankwise.bench import measurement, results
     from rankwise.cli.bench_progress import BenchProgress

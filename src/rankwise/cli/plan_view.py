@@ -1,4 +1,4 @@
-"""A plan for people: what fits, in words and a table."""
+"""A plan for people: what fits, in sentences and a table."""
 
 from typing import Any, Self, TextIO
 
@@ -11,7 +11,7 @@ from rankwise.engine.measure import KINDS
 
 
 class PlanProgress:
-    """Given to `plan` as its `on_progress`: a bar with the time left and what is being worked out, in a terminal.
+    """An `on_progress` for `plan`: in a terminal, a bar with the time left and what is being planned.
 
     Args:
         stream: where it is shown.
@@ -35,11 +35,11 @@ class PlanProgress:
 
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
-    """Prints a plan: what was planned for, an answer a configuration, and peaks by kind."""
+    """Print a plan: what was planned for, one answer per configuration, and peaks by kind of tensor."""
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console = Console(file=stream, highlight=False, width=160)
-    tokens = result["tokens_a_row"]
+    tokens = result["tokens_per_row"]
     console.print(
         Text(
             f"{result['model']}, rows of {tokens['mean']:.0f} tokens on average ({tokens['max']:.0f} at most), {result['dtype']}, "
@@ -52,14 +52,14 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     console.print()
     console.print(_table(result))
     for one in result["configurations"]:
-        if "at_most" in one:
-            console.print(Text(_at_most(one)))
+        if "at_largest_rank" in one:
+            console.print(Text(_at_largest_rank(one)))
     console.print()
-    console.print(Text(_outside(result)))
+    console.print(Text(_overhead(result)))
 
 
 def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
-    """What is said about one configuration under a limit."""
+    """Return the sentence about one configuration under a limit."""
     verdict = {"fits": "fits in", "doesn't": "doesn't fit in"}.get(one["verdict"], "is too close to call in")
     largest = one["largest_batch_size"]
     if largest == result["rows"]:
@@ -73,7 +73,7 @@ def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def name(one: dict[str, Any]) -> str:
-    """`LoRA of rank 8, lean`."""
+    """Return the name of a configuration, such as `LoRA of rank 8, lean,`."""
     rank = f" of rank {one['rank']}" if one["rank"] else ""
     what = {"full": "Full fine-tuning", "lora": "LoRA", "adaptive": "Adaptive LoRA"}[one["method"]]
     if one["method"] == "adaptive":
@@ -81,36 +81,36 @@ def name(one: dict[str, Any]) -> str:
     return f"{what}{rank}" + (", lean," if one["memory_mode"] == "lean" else "")
 
 
-def _at_most(one: dict[str, Any]) -> str:
-    most = one["at_most"]
+def _at_largest_rank(one: dict[str, Any]) -> str:
+    most = one["at_largest_rank"]
     return (
-        f"{name(one)} takes {most['peak_memory_mb']['total']:,.0f} MB at most, if every layer grew to rank {most['rank']}, as far "
-        "as it may."
+        f"{name(one)} takes {most['peak_memory_mb']['total']:,.0f} MB at most: that is if every layer grew to rank {most['rank']}, "
+        "the largest."
     )
 
 
 def _table(result: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("MB at the peak")
-    timed = "seconds_an_epoch" in result["configurations"][0]
+    timed = "seconds_per_epoch" in result["configurations"][0]
     limited = result["memory_mb"] is not None
-    columns = ["total", *KINDS, *(["largest batch"] if limited else []), *(["s an epoch"] if timed else [])]
+    columns = ["total", *KINDS, *(["largest batch"] if limited else []), *(["s per epoch"] if timed else [])]
     for column in columns:
         table.add_column(column, justify="right")
     for one in result["configurations"]:
         cells = [f"{size:,.0f}" for size in one["peak_memory_mb"].values()]
         cells += [f"{one['largest_batch_size']:,}"] if limited else []
-        cells += [f"{one['seconds_an_epoch']:,.0f}"] if timed else []
+        cells += [f"{one['seconds_per_epoch']:,.0f}"] if timed else []
         table.add_row(name(one).rstrip(","), *cells)
     return table
 
 
-def _outside(result: dict[str, Any]) -> str:
-    ranges = [one["outside_mb"] for one in result["configurations"]]
+def _overhead(result: dict[str, Any]) -> str:
+    ranges = [one["overhead_mb"] for one in result["configurations"]]
     least, most = min(low for low, _ in ranges) / 1000, max(high for _, high in ranges) / 1000
     if result["device"] == "cuda":
         return (
-            f"On top of tensors a card holds {least:.1f} to {most:.1f} GB: its context, kernels, and what the allocator can't use. "
-            '"fits" holds with the most of it, "doesn\'t" with the least.'
+            f"Besides tensors, the GPU holds {least:.1f} to {most:.1f} GB: its context, kernels, and what the allocator loses. "
+            '"fits" assumes the most of it, "doesn\'t fit" the least.'
         )
-    return f"On top of tensors the process takes {least:.1f} to {most:.1f} GB: Python, PyTorch, and what the allocator can't use."
+    return f"Besides tensors, the process takes {least:.1f} to {most:.1f} GB: Python, PyTorch, and what the allocator loses."

@@ -1,30 +1,33 @@
-"""The peak of training before there is any, from shapes alone.
+"""`rankwise plan`: the peak of training memory before any training, from shapes alone.
 
-    shapes.py    a step of the training, on tensors without values: its peak by kind
-    sizes.py     how that grows with the batch: the heaviest of an epoch, the largest that fits
-    seconds.py   how long an epoch takes on this machine
-    answer.py    what is asked and answered: which configurations fit, at which batch
+    setup.py         the training to plan for
+    fake_tensors.py  tensors that have shapes and no values
+    step.py          one training step on them: its peak by kind of tensor
+    batch_sizes.py   how the peak grows with the batch: the heaviest of an epoch, the largest that fits
+    seconds.py       the time an epoch takes on this machine
+    answer.py        from a request to its answer: which configurations fit, at which batch size
 
-What isn't a tensor comes on top: Python and PyTorch themselves, and on a card its context and what its allocator can't use. Both are stated
-as ranges, so an answer near the limit is "too close to call".
+Memory that is not tensors comes on top: Python and PyTorch, and on a GPU its context and what its allocator loses. Both are
+given as ranges, so an answer near the limit is "too close to call".
 """
 
 from rankwise.bench.plan.answer import find_architecture, find_lengths, judge, plan
+from rankwise.bench.plan.batch_sizes import BatchSizes, heaviest_batch
 from rankwise.bench.plan.seconds import epoch_seconds
-from rankwise.bench.plan.shapes import Setting, Shapes, packs, prepared, reduced
-from rankwise.bench.plan.sizes import Sizes, heaviest
+from rankwise.bench.plan.setup import Setting, build_training, can_be_packed, with_layers
+from rankwise.bench.plan.step import MemoryPlanner
 
 __all__ = [
+    "BatchSizes",
+    "MemoryPlanner",
     "Setting",
-    "Shapes",
-    "Sizes",
+    "build_training",
+    "can_be_packed",
     "epoch_seconds",
     "find_architecture",
     "find_lengths",
-    "heaviest",
+    "heaviest_batch",
     "judge",
-    "packs",
     "plan",
-    "prepared",
-    "reduced",
+    "with_layers",
 ]

@@ -1,7 +1,7 @@
-"""What `rankwise plan` is asked, and what it answers."""
+"""From a request of `rankwise plan` to its answer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -14,46 +14,52 @@ from transformers import AutoConfig
 from rankwise import hardware
 from rankwise.bench import architectures
 from rankwise.bench.lengths import epoch, histogram
+from rankwise.bench.plan.batch_sizes import BatchSizes, heaviest_batch
 from rankwise.bench.plan.seconds import epoch_seconds
-from rankwise.bench.plan.shapes import Setting, Shapes, packs
-from rankwise.bench.plan.sizes import Sizes, heaviest
+from rankwise.bench.plan.setup import Setting, can_be_packed
+from rankwise.bench.plan.step import MemoryPlanner
 from rankwise.config import PlanConfig, parse_memory
-from rankwise.engine.compute import Padding
 from rankwise.engine.measure import MB, Spread, megabytes
 from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
 from rankwise.models import hub, loading
 from rankwise.rank.controller import GROW_AT, START_RANK
 
-OUTSIDE: dict[str, tuple[float, float, float, float]] = {
+OVERHEAD: dict[str, tuple[float, float, float, float]] = {
     "cpu": (0.3e9, 0.6e9, 0.0, 0.10),
     "cuda": (0.4e9, 1.0e9, 0.02, 0.15),
 }
-"""What isn't tensors: bytes that are always there (least, most), and a share of the tensors lost to the allocator (least, most). On a CPU
-the first is Python and PyTorch, on a card its context, kernels and the workspaces of its libraries."""
+"""Memory that is not tensors: bytes that are always there (least, most), and the share of tensor bytes that the allocator loses (least,
+most). On a CPU the first is Python and PyTorch; on a GPU it is the context, the kernels and the workspaces of its libraries."""
 
 LARGEST_RANK = START_RANK * 2 ** len(GROW_AT)
-"""What adaptive LoRA could grow to, if held-out rows asked for it in every layer at every check."""
+"""The rank of adaptive LoRA if every layer grew at every check that allows it."""
 
 Report = Callable[[int, int, str], None]
-"""Told how many steps were gone through, of how many, and what comes."""
+"""Called with the number of steps planned, the number in all, and what comes next."""
 
 
 def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None) -> dict[str, Any]:
-    """Answers what `rankwise plan` asks.
+    """Return what `rankwise plan --json` prints.
 
     Args:
         config: what to plan for.
-        on_progress: told what is being worked out.
+        on_progress: called before each step that is planned.
 
     Returns:
-        `configurations`: method, rank, batch_size, memory_mode, peak_memory_mb {total, weights, …}, outside_mb [least, most],
-        verdict (`fits`, `doesn't`, `too close to call`) and fits (true, false, null), largest_batch_size (the last three null without a
-        limit); seconds_an_epoch, where this machine was measured; of adaptive LoRA, which is planned at its start rank, `at_most`: rank and
-        peak_memory_mb if every layer grew as often as it may. And what was planned for.
+        `configurations`, one object for each method and memory mode:
+
+        - method, rank, batch_size, memory_mode
+        - peak_memory_mb {total, weights, …}, overhead_mb [least, most]
+        - verdict (`fits`, `doesn't`, `too close to call`), fits (true, false, null) and largest_batch_size; null without a limit
+        - seconds_per_epoch, where it was asked for
+        - at_largest_rank {rank, peak_memory_mb} for adaptive LoRA, which is planned at its start rank: the peak if every layer
+          grew at every check that allows it
+
+        And what was planned for.
 
     Raises:
-        RankwiseError: no such model, task or method; a size that is none.
+        RankwiseError: the model, the task or a size is unknown or malformed.
     """
     limit = None if config.memory is None else parse_memory(config.memory)
     if isinstance(limit, str):
@@ -63,54 +69,101 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     architecture = find_architecture(config.model)
     lengths = find_lengths(config.lengths or config.task)
     lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
-    padding: Padding = "packed" if packs(architecture) else "longest"
-    modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
-    methods = tuple(dict.fromkeys(config.methods))
-    every = len(modes) * (1 if limit is None else 3)  # steps gone through for a method, mostly
-    steps = every * len(methods) + len(modes) * (("adaptive" in methods) + config.speed * len(methods))
-    gone = count()
-    found = []
-    for method in methods:
-        rank = {"full": None, "adaptive": START_RANK}.get(method, config.rank)
-        setting = Setting(
-            architecture,
-            method,
-            rank or 1,
-            _dtype(config),
-            padding,
-            config.workers,
-            base_bits=config.base_bits,
-        )
-        shapes = Shapes(setting)
-        grown = Shapes(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
-        for mode in modes:
-            lean = mode == "lean"
-
-            def report(doing: str = f"{method}, {mode}") -> None:
-                on_progress(next(gone), steps, doing)
-
-            one: dict[str, Any] = {"method": method, "rank": rank, "memory_mode": mode}
-            one |= _answer(Sizes(shapes, lengths, lean, report, config.device), config, limit)
-            if grown is not None:
-                report("adaptive, at its largest")
-                most = grown.peak(heaviest(lengths, config.batch_size, setting), recompute=lean)
-                one["at_most"] = {"rank": LARGEST_RANK, "peak_memory_mb": megabytes(most)}
-            if config.speed:
-                report("measuring")
-                one["seconds_an_epoch"] = epoch_seconds(setting, lengths, config.batch_size, lean)
-            found.append(one)
+    planning = _Planning(config, architecture, lengths, limit, on_progress)
+    configurations = [one for method in dict.fromkeys(config.methods) for one in planning.answers(method)]
     return {
         "model": config.model,
         "lengths": config.lengths or config.task,
         "rows": len(lengths),
-        "tokens_a_row": asdict(Spread.of(lengths.tolist())) | {"mean": float(lengths.mean())},
+        "tokens_per_row": asdict(Spread.of(lengths.tolist())) | {"mean": float(lengths.mean())},
         "device": config.device,
         "dtype": str(_dtype(config)).removeprefix("torch."),
-        "padding": padding,
-        "workers": config.workers,
+        "padding": planning.padding,
+        "micro_batches": config.micro_batches,
         "memory_mb": None if limit is None else limit / MB,
-        "configurations": found,
+        "configurations": configurations,
     }
+
+
+class _Planning:
+    """What all configurations of a request share."""
+
+    def __init__(
+        self,
+        config: PlanConfig,
+        architecture: Any,
+        lengths: np.ndarray,
+        limit: int | None,
+        on_progress: Report,
+    ) -> None:
+        self.config, self.architecture, self.lengths, self.limit = config, architecture, lengths, limit
+        self.padding = "packed" if can_be_packed(architecture) else "longest"
+        self.modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
+        self._on_progress, self._done = on_progress, count()
+        sizes = 1 if limit is None else 3  # that are planned for a configuration, mostly
+        methods = dict.fromkeys(config.methods)
+        self._steps = len(self.modes) * (
+            sizes * len(methods) + ("adaptive" in methods) + config.speed * len(methods)
+        )
+
+    def _report(self, doing: str) -> None:
+        self._on_progress(next(self._done), self._steps, doing)
+
+    def answers(self, method: str) -> list[dict[str, Any]]:
+        """Return the answers of one method, one for each memory mode."""
+        rank = {"full": None, "adaptive": START_RANK}.get(method, self.config.rank)
+        setting = Setting(
+            self.architecture,
+            method,
+            rank or 1,
+            _dtype(self.config),
+            self.padding,
+            self.config.micro_batches,
+            base_bits=self.config.base_bits,
+        )
+        planner = MemoryPlanner(setting)
+        grown = MemoryPlanner(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
+        return [
+            {"method": method, "rank": rank, "memory_mode": mode}
+            | self._answer(setting, planner, grown, mode)
+            for mode in self.modes
+        ]
+
+    def _answer(
+        self, setting: Setting, planner: MemoryPlanner, grown: MemoryPlanner | None, mode: str
+    ) -> dict[str, Any]:
+        """Answer for one configuration."""
+        config, lean = self.config, mode == "lean"
+        sizes = BatchSizes(
+            planner, self.lengths, lean, lambda: self._report(f"{setting.method}, {mode}"), config.device
+        )
+        answer = self._peaks(sizes)
+        if grown is not None:
+            self._report("adaptive, at its largest rank")
+            most = grown.peak(heaviest_batch(self.lengths, config.batch_size, setting), recompute=lean)
+            answer["at_largest_rank"] = {"rank": LARGEST_RANK, "peak_memory_mb": megabytes(most)}
+        if config.speed:
+            self._report("measuring the speed")
+            answer["seconds_per_epoch"] = epoch_seconds(setting, self.lengths, config.batch_size, lean)
+        return answer
+
+    def _peaks(self, sizes: BatchSizes) -> dict[str, Any]:
+        """Answer whether the batch size fits, and which is the largest that does."""
+        config, limit = self.config, self.limit
+        peak = sizes(config.batch_size)
+        least, most = overhead(peak, config.device)
+        verdict = largest = None
+        if limit is not None:
+            verdict = judge(peak, limit, config.device)
+            largest = sizes.largest(config.batch_size, lambda p: judge(p, limit, config.device) == "fits")
+        return {
+            "batch_size": config.batch_size,
+            "peak_memory_mb": megabytes(peak),
+            "overhead_mb": [least / MB, most / MB],
+            "verdict": verdict,
+            "fits": {"fits": True, "doesn't": False}.get(verdict or ""),
+            "largest_batch_size": largest,
+        }
 
 
 def _dtype(config: PlanConfig) -> torch.dtype:
@@ -119,47 +172,31 @@ def _dtype(config: PlanConfig) -> torch.dtype:
     return hardware.choose_dtype(config.dtype, torch.device("cpu"))[0]
 
 
-def _answer(sizes: Sizes, config: PlanConfig, limit: int | None) -> dict[str, Any]:
-    peak = sizes(config.batch_size)
-    least, most = outside(peak, config.device)
-    verdict = None if limit is None else judge(peak, limit, config.device)
-    largest = None
-    if limit is not None:
-        room = limit - (most if config.device == "cuda" else 0.0)
-        largest = sizes.largest(config.batch_size, room, lambda p: judge(p, limit, config.device) == "fits")
-    return {
-        "batch_size": config.batch_size,
-        "peak_memory_mb": megabytes(peak),
-        "outside_mb": [least / MB, most / MB],
-        "verdict": verdict,
-        "fits": {"fits": True, "doesn't": False}.get(verdict or ""),
-        "largest_batch_size": largest,
-    }
-
-
-def outside(peak: dict[str, int], device: str) -> tuple[float, float]:
-    """What a process takes that isn't tensors, in bytes: at least, and at most."""
-    least, most, lost_least, lost_most = OUTSIDE[device]
+def overhead(peak: Mapping[str, int], device: str) -> tuple[float, float]:
+    """Return the least and the most bytes that a process takes beside tensors."""
+    least, most, lost_least, lost_most = OVERHEAD[device]
     changing = sum(peak.values()) - peak["weights"]
     return least + lost_least * changing, most + lost_most * changing
 
 
-def judge(peak: dict[str, int], limit: float, device: str) -> str:
-    """`fits`, `doesn't`, or `too close to call`.
+def judge(peak: Mapping[str, int], limit: float, device: str) -> str:
+    """Return `fits`, `doesn't`, or `too close to call`.
 
-    On a CPU the limit is on tensor bytes, as in `rankwise train --memory`; a card has to hold the rest too.
+    On a CPU the limit is on tensor bytes, as in `rankwise train --memory`. On a GPU it includes the overhead.
     """
     tensors = sum(peak.values())
     if device == "cpu":
         return "fits" if tensors <= limit else "doesn't"
-    least, most = outside(peak, device)
+    least, most = overhead(peak, device)
     if tensors + most <= limit:
         return "fits"
     return "doesn't" if tensors + least > limit else "too close to call"
 
 
 def find_architecture(name: str) -> Any:
-    """The Transformers config of a shipped architecture, a config.json or its folder, or a model by name, with a padding token.
+    """Return the Transformers config of a shipped architecture, a config.json or its folder, or a model by name.
+
+    It has a padding token.
 
     Raises:
         RankwiseError: there is none.
@@ -173,9 +210,7 @@ def find_architecture(name: str) -> Any:
         found = architectures.architecture(name)
     else:
         found = loading.locate(name).config
-    if found.pad_token_id is None:  # GPT-2, Llama: any token will do, attention never sees it
-        eos = found.eos_token_id
-        found.pad_token_id = eos[0] if isinstance(eos, list) else (eos or 0)
+    architectures.give_pad_token(found)
     return found
 
 
@@ -191,7 +226,10 @@ def _read(path: Path) -> Any:
 
 
 def find_lengths(name: str) -> np.ndarray:
-    """Tokens of every row of an epoch: of a task by name, one number for all rows (1,000 of them), or a file with one number a line.
+    """Return the tokens of every row of an epoch.
+
+    Args:
+        name: a task, one number for all rows (1,000 of them), or a file with one number per line.
 
     Raises:
         RankwiseError: it is none of these.
@@ -201,9 +239,9 @@ def find_lengths(name: str) -> np.ndarray:
         try:
             found = np.array([int(word) for word in file.read_text(encoding="utf-8").split()], dtype=np.int64)
         except (OSError, ValueError) as error:
-            raise RankwiseError(f"{file} should have one number of tokens a line: {error}.") from None
+            raise RankwiseError(f"{file} should have one number of tokens per line: {error}.") from None
         if len(found) == 0 or found.min() < 1:
-            raise RankwiseError(f"{file} should have one number of tokens a line, each 1 or more.")
+            raise RankwiseError(f"{file} should have one number of tokens per line, each 1 or more.")
         return found
     counts = histogram(name)
     return np.repeat(np.array([*counts]), 1000) if len(counts) == 1 else epoch(name, np.random.default_rng(0))

@@ -11,17 +11,17 @@ import transformers as hf
 import tiny
 from rankwise.bench.lengths import random_rows
 from rankwise.bench.plan import (
+    BatchSizes,
+    MemoryPlanner,
     Setting,
-    Shapes,
-    Sizes,
+    build_training,
+    can_be_packed,
     find_architecture,
     find_lengths,
-    heaviest,
+    heaviest_batch,
     judge,
-    packs,
     plan,
-    prepared,
-    reduced,
+    with_layers,
 )
 from rankwise.cli import main
 from rankwise.config import PlanConfig
@@ -46,7 +46,7 @@ def setting(family="bert", method="lora", **changes):
 
 def measured(asked: Setting, recompute: bool) -> dict[str, int]:
     """The peak of real steps, the first left out."""
-    training = prepared(asked)
+    training = build_training(asked)
     training.compute = replace(training.compute, engine=Engine(recompute=recompute))
     training.rows = random_rows(LENGTHS, asked.architecture, np.random.default_rng(1))
     training.batches = GivenBatches([np.arange(8)], 10**6)
@@ -66,7 +66,7 @@ def measured(asked: Setting, recompute: bool) -> dict[str, int]:
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "distilbert"])
 def test_a_plan_is_what_a_real_step_takes(family, method, dtype, recompute):
     asked = setting(family, method, dtype=dtype)
-    planned = Shapes(asked).peak(LENGTHS, recompute=recompute)
+    planned = MemoryPlanner(asked).peak(LENGTHS, recompute=recompute)
     real = measured(asked, recompute)
     assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
     for kind in ("weights", "gradients", "optimizer"):
@@ -83,12 +83,12 @@ def test_weights_and_moments_are_the_bytes_one_counts_by_hand(dtype):
     adapters = 2 * 2 * 2 * r * d
     size = dtype.itemsize
     buffers = 2 * 64 * 8  # position ids and token types, int64
-    peak = Shapes(setting(dtype=dtype)).peak(LENGTHS)
+    peak = MemoryPlanner(setting(dtype=dtype)).peak(LENGTHS)
     # Flat buffers round the 2-D sections (all multiples of 16 here) and the bias of 2 up to 16 numbers.
     assert peak["weights"] == body * size + (adapters + 2 * d + 16) * 4 + buffers
     steps = 2 * 4  # a count for each of the optimizer's two tensors
     assert peak["optimizer"] == 2 * (adapters + 2 * d + 16) * 4 + steps
-    full = Shapes(setting(method="full", dtype=dtype)).peak(LENGTHS)
+    full = MemoryPlanner(setting(method="full", dtype=dtype)).peak(LENGTHS)
     products = (
         2 * (4 * d * d + 2 * d * f) + d * d + 2 * d
     )  # weights of Linears, which have copies in a lesser dtype
@@ -103,9 +103,9 @@ def test_weights_and_moments_are_the_bytes_one_counts_by_hand(dtype):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_two_shallow_models_say_what_the_deep_one_would(family, method, recompute):
     deep = setting(family, method, architecture=architecture(family, num_hidden_layers=9, layer_types=None))
-    followed = Shapes(deep)
+    followed = MemoryPlanner(deep)
     assert followed.depths == (3, 4)
-    assert followed.peak(LENGTHS, recompute=recompute) == Shapes(deep, (9,)).peak(
+    assert followed.peak(LENGTHS, recompute=recompute) == MemoryPlanner(deep, (9,)).peak(
         LENGTHS, recompute=recompute
     )
 
@@ -113,11 +113,11 @@ def test_two_shallow_models_say_what_the_deep_one_would(family, method, recomput
 def test_a_pass_over_held_out_rows_is_the_peak_where_it_takes_more_than_a_step():
     asked = setting(method="adaptive")
     lengths = np.full(600, 30)
-    shapes = Shapes(asked)
-    small, large = (Sizes(shapes, lengths, recompute=True)(n) for n in (1, 64))
-    assert sum(small.values()) > sum(shapes.peak(np.full(1, 30), recompute=True).values())
-    assert sum(large.values()) == sum(shapes.peak(np.full(64, 30), recompute=True).values())
-    training = prepared(asked)
+    planner = MemoryPlanner(asked)
+    small, large = (BatchSizes(planner, lengths, recompute=True)(n) for n in (1, 64))
+    assert sum(small.values()) > sum(planner.peak(np.full(1, 30), recompute=True).values())
+    assert sum(large.values()) == sum(planner.peak(np.full(64, 30), recompute=True).values())
+    training = build_training(asked)
     rows = random_rows(np.full(2048 // 30, 30), asked.architecture, np.random.default_rng(1))
     with training.compute.running(training.model):
         training.step()
@@ -127,18 +127,18 @@ def test_a_pass_over_held_out_rows_is_the_peak_where_it_takes_more_than_a_step()
 
 
 def test_a_part_more_takes_gradients_of_its_own():
-    one, two = (Shapes(setting(method="full", workers=n)).peak(LENGTHS) for n in (1, 2))
+    one, two = (MemoryPlanner(setting(method="full", micro_batches=n)).peak(LENGTHS) for n in (1, 2))
     assert sum(two.values()) > sum(one.values())
 
 
-def test_a_model_without_weights_is_asked_whether_it_packs():
-    assert packs(architecture("roberta"))
-    assert not packs(architecture("mpnet"))
+def test_a_model_without_weights_is_asked_whether_it_can_be_packed():
+    assert can_be_packed(architecture("roberta"))
+    assert not can_be_packed(architecture("mpnet"))
 
 
 def test_a_padded_model_is_planned_with_its_padding():
     padded = setting("mpnet", padding="longest", targets=("attn.q", "attn.v"))
-    planned, real = Shapes(padded).peak(LENGTHS), measured(padded, False)
+    planned, real = MemoryPlanner(padded).peak(LENGTHS), measured(padded, False)
     assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.05)
 
 
@@ -146,12 +146,12 @@ def test_a_padded_model_is_planned_with_its_padding():
 def test_shipped_architectures_need_no_hub(name):
     found = find_architecture(name)
     assert found.num_hidden_layers >= 12
-    assert reduced(found, 2).num_hidden_layers == 2
+    assert with_layers(found, 2).num_hidden_layers == 2
 
 
 def test_an_8b_model_takes_its_bytes_and_no_memory():
     found = find_architecture("llama-3.1-8b")
-    peak = Shapes(Setting(found, "lora", 8, torch.bfloat16, "packed")).peak(np.array([64, 64]))
+    peak = MemoryPlanner(Setting(found, "lora", 8, torch.bfloat16, "packed")).peak(np.array([64, 64]))
     # 8.03 billion parameters of Llama 3.1 8B without its language head of 128256 × 4096, in two bytes each.
     assert peak["weights"] == pytest.approx(2 * (8.03e9 - 128256 * 4096), rel=2e-3)
 
@@ -175,21 +175,23 @@ def test_lengths_come_from_a_task_a_number_or_a_file(tmp_path):
     file.write_text("3\n9\n4\n")
     assert find_lengths(str(file)).tolist() == [3, 9, 4]
     file.write_text("3\nmany\n")
-    with pytest.raises(RankwiseError, match="one number of tokens a line"):
+    with pytest.raises(RankwiseError, match="one number of tokens per line"):
         find_lengths(str(file))
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["fast", "lean"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_largest_batch_fits_and_one_a_quarter_larger_does_not(method, recompute):
-    shapes = Shapes(setting("roberta", method, dtype=torch.bfloat16))
+    planner = MemoryPlanner(setting("roberta", method, dtype=torch.bfloat16))
     lengths = np.random.default_rng(3).integers(5, 50, 400)
 
     def peak(batch_size):
-        return sum(shapes.peak(heaviest(lengths, batch_size, shapes.setting), recompute=recompute).values())
+        return sum(
+            planner.peak(heaviest_batch(lengths, batch_size, planner.setting), recompute=recompute).values()
+        )
 
     limit = peak(100)
-    found = Sizes(shapes, lengths, recompute).largest(4, limit, lambda p: sum(p.values()) <= limit)
+    found = BatchSizes(planner, lengths, recompute).largest(4, lambda p: sum(p.values()) <= limit)
     assert found >= 93
     assert (
         peak(found) <= limit < peak(int(1.25 * found))
@@ -197,22 +199,22 @@ def test_the_largest_batch_fits_and_one_a_quarter_larger_does_not(method, recomp
 
 
 def test_of_rows_of_one_length_the_largest_batch_is_known():
-    shapes, lengths = Shapes(setting()), np.full(400, 20)
-    limit = sum(shapes.peak(np.full(100, 20)).values())
-    found = Sizes(shapes, lengths, recompute=False).largest(16, limit, lambda p: sum(p.values()) <= limit)
+    planner, lengths = MemoryPlanner(setting()), np.full(400, 20)
+    limit = sum(planner.peak(np.full(100, 20)).values())
+    found = BatchSizes(planner, lengths, recompute=False).largest(16, lambda p: sum(p.values()) <= limit)
     assert 92 <= found <= 100
 
 
 def test_the_batch_that_is_asked_for_counts_as_it_is_gone_through():
-    shapes, lengths = Shapes(setting()), np.full(100, 20)
-    sizes = Sizes(shapes, lengths, recompute=False)
+    planner, lengths = MemoryPlanner(setting()), np.full(100, 20)
+    sizes = BatchSizes(planner, lengths, recompute=False)
     limit = sum(sizes(16).values())  # to the byte: with a reserve it would not fit
-    assert sizes.largest(16, limit, lambda p: sum(p.values()) <= limit) == 16
+    assert sizes.largest(16, lambda p: sum(p.values()) <= limit) == 16
 
 
 def test_where_no_row_fits_the_largest_batch_is_none():
-    sizes = Sizes(Shapes(setting()), np.full(50, 20), recompute=False)
-    assert sizes.largest(16, 1000.0, lambda p: False) == 0
+    sizes = BatchSizes(MemoryPlanner(setting()), np.full(50, 20), recompute=False)
+    assert sizes.largest(16, lambda p: False) == 0
 
 
 def test_a_card_near_its_limit_is_too_close_to_call():
@@ -280,4 +282,4 @@ def test_time_an_epoch_is_measured_when_asked_for(tmp_path):
         model=str(tmp_path), lengths="20", batch_size=4, methods=("lora",), memory_mode="fast", speed=True
     )
     (one,) = plan(config)["configurations"]
-    assert one["seconds_an_epoch"] > 0
+    assert one["seconds_per_epoch"] > 0

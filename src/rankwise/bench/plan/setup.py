@@ -1,0 +1,120 @@
+"""The training to plan for: a model, its adapters and its optimizer, made as a run makes them but with random weights."""
+
+import copy
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from rankwise.bench import architectures
+from rankwise.bench.lengths import random_rows
+from rankwise.config import LoraOptions, RunConfig, TrainOptions
+from rankwise.engine import attention
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.compute import Compute, Padding
+from rankwise.engine.training import Training
+from rankwise.lora import quantized
+from rankwise.lora.layer import lora_layers
+from rankwise.models import loading
+from rankwise.rank.controller import RankController
+from rankwise.runs.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained.
+
+    Attributes:
+        architecture: a Transformers config.
+        method: `full`, `lora` or `adaptive`.
+        rank: r of every adapter. With `adaptive` a layer has at most the rank its shape allows.
+        dtype: of frozen weights and of matrix products.
+        padding: `packed` or `longest`.
+        micro_batches: that run side by side.
+        targets: layers that get an adapter. Default: the family's query and value.
+        base_bits: frozen linear layers in 8 or 4 bits. Full fine-tuning has none.
+    """
+
+    architecture: Any
+    method: str
+    rank: int
+    dtype: torch.dtype
+    padding: Padding
+    micro_batches: int = 1
+    targets: tuple[str, ...] = ()
+    base_bits: int | None = None
+
+
+def build_training(setting: Setting) -> Training:
+    """Build what a run has once its model is loaded, with one row to train on."""
+    model = _build_model(setting)
+    compute = Compute.for_model(
+        model,
+        dtype=setting.dtype,
+        frozen_base=METHODS[setting.method].frozen_base,
+        padding=setting.padding,
+        verify=False,
+        max_length=architectures.longest(setting.architecture),
+        pad_id=setting.architecture.pad_token_id,
+        threads=1,
+    )
+    options = TrainOptions(
+        epochs=1, batch_size=1, accumulate=setting.micro_batches, lr=1e-4, optimizer="adamw", schedule="constant",
+        warmup=0.0, weight_decay=0.0, clip=1.0,
+    )  # fmt: skip
+    rows = random_rows(np.array([1]), setting.architecture, np.random.default_rng(0))
+    batches = GivenBatches(
+        [np.arange(1)], sys.maxsize
+    )  # no step is the last, in which adapters get their final form
+    training = Training(model, rows, options=options, compute=compute, seed=0, batches=batches)
+    if setting.method == "adaptive":  # collects statistics; no rank check is due in a step
+        training.rank = controller = RankController(model, torch.Tensor, sys.maxsize, training.update)
+        for path, layer in controller.layers.items():
+            controller.moments[path] = torch.zeros_like(cast(torch.Tensor, layer.moments))
+    return training
+
+
+def _build_model(setting: Setting) -> Any:
+    """Build the model with random weights, its adapters and its frozen layers in few bits."""
+    method, auto = METHODS[setting.method], cast(Any, AutoModelForSequenceClassification)
+    dtype = setting.dtype if method.frozen_base else torch.float32
+    model = auto.from_config(setting.architecture, dtype=dtype)
+    adaptive = setting.method == "adaptive"
+    lora = LoraOptions(rank=None if adaptive else setting.rank, targets=setting.targets)
+    method.prepare(model, RunConfig(lora=lora), [])
+    for layer in lora_layers(model).values() if adaptive else ():
+        layer.watch(False)  # until the layer has its rank
+        rank = min(setting.rank, layer.in_features, layer.out_features)
+        layer.resize(
+            layer.lora_A.new_zeros(rank, layer.in_features), layer.lora_B.new_zeros(layer.out_features, rank)
+        )
+    if setting.base_bits is not None and method.frozen_base:
+        quantized.quantize(model, setting.base_bits)
+    return model
+
+
+def can_be_packed(architecture: Any) -> bool:
+    """Say whether models of this architecture can be trained packed, by trying it on a small one (`attention.can_pack`)."""
+    small = with_layers(architecture, 2)
+    for name, most in (("intermediate_size", 64), ("vocab_size", 1000)):
+        if isinstance(getattr(small, name, None), int):
+            setattr(small, name, min(most, getattr(small, name)))
+    small.pad_token_id = min(small.pad_token_id, 1)
+    with torch.random.fork_rng(devices=[]), loading.quiet():
+        try:
+            auto: Any = AutoModelForSequenceClassification
+            return attention.can_pack(auto.from_config(small))[0]
+        except (ValueError, RuntimeError, IndexError, TypeError):
+            return False
+
+
+def with_layers(architecture: Any, layers: int) -> Any:
+    """Return the same architecture with its first `layers` layers only."""
+    few = copy.deepcopy(architecture)
+    few.num_hidden_layers = layers
+    if getattr(few, "layer_types", None):
+        few.layer_types = few.layer_types[:layers]
+    return few

@@ -1,0 +1,149 @@
+"""The peak of one training step, from the step of `Training` itself on tensors that have shapes only.
+
+    config ─► model, adapters, optimizer ─► a step of some rows ─► peak by kind of tensor, as in a real run
+              └──────── on fake tensors: no weights, no arithmetic, no memory ────────┘
+
+A deep model is not run whole. At any moment of a step, memory grows linearly with the number of layers, so two shallow models
+tell the peak of a deep one.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rankwise.bench.lengths import random_rows
+from rankwise.bench.plan.fake_tensors import NoValues, shapes_only
+from rankwise.bench.plan.setup import Setting, build_training, with_layers
+from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.execution import Engine
+from rankwise.engine.measure import KINDS, Speed, TensorMemory
+from rankwise.engine.training import Training
+
+
+class MemoryPlanner:
+    """A training on fake tensors that returns the peak of any batch.
+
+    Args:
+        setting: what is trained.
+        depths: numbers of layers of the models that are run. Default: 3 and 4 for deeper models whose layers are all alike,
+            otherwise the model's own.
+    """
+
+    def __init__(self, setting: Setting, depths: tuple[int, ...] | None = None) -> None:
+        self.setting, self._fake = setting, NoValues()
+        self._forward_peaks: dict[tuple[int, ...], np.ndarray] = {}
+        self.layers = int(setting.architecture.num_hidden_layers)
+        alike = len(set(getattr(setting.architecture, "layer_types", None) or ())) < 2
+        self.depths = depths or ((3, 4) if self.layers > 4 and alike else (self.layers,))
+        with shapes_only(self._fake):
+            self._trainings = [
+                build_training(replace(setting, architecture=with_layers(setting.architecture, n)))
+                for n in self.depths
+            ]
+            for training in self._trainings:  # the first update makes the optimizer's state
+                update = training.update
+                update.add([torch.zeros_like(parameter) for parameter in update.parameters])
+                update.step(0.0)
+
+    def peak(self, lengths: np.ndarray, *, recompute: bool = False) -> dict[str, int]:
+        """Return bytes by kind at the peak of a step after the first.
+
+        Micro-batches that run side by side are assumed to reach their peaks at the same moment, which is the most they can take.
+
+        Args:
+            lengths: tokens of each row of the batch.
+            recompute: with gradient checkpointing (`--memory lean`).
+        """
+        return largest(self.phases(lengths, recompute))
+
+    def phases(self, lengths: np.ndarray, recompute: bool) -> np.ndarray:
+        """Return bytes by kind at the peak of each phase of a step, [phases, kinds]."""
+        return self._at_full_depth(lambda training: self._step_phases(training, lengths, recompute))
+
+    def forward(self, lengths: np.ndarray) -> np.ndarray:
+        """Return bytes by kind at the peak of a forward pass without gradients, as over held-out rows, [1, kinds].
+
+        Args:
+            lengths: tokens of each row.
+        """
+        rows = tuple(lengths.tolist())
+        if rows not in self._forward_peaks:  # gradient checkpointing makes no difference to it
+            self._forward_peaks[rows] = self._at_full_depth(lambda training: self._forward(training, lengths))
+        return self._forward_peaks[rows]
+
+    def _at_full_depth(self, peaks: Callable[[Training], np.ndarray]) -> np.ndarray:
+        """Extrapolate peaks of the shallow models linearly to all layers."""
+        first, *more = map(peaks, self._trainings)
+        return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
+
+    def _forward(self, training: Training, lengths: np.ndarray) -> np.ndarray:
+        compute = replace(training.compute, engine=Engine())
+        with shapes_only(self._fake):
+            rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
+            with training.memory() as memory, torch.no_grad(), compute.running(training.model.eval()):
+                start = memory.events - 1
+                for batch in compute.batches(training.model, rows, np.arange(len(lengths))):
+                    compute.logits(training.model, batch)
+        trace = memory.trace()[start:]
+        top = trace[trace.sum(axis=1).argmax()]
+        return (trace[0] + self.setting.micro_batches * (top - trace[0]))[None]
+
+    def _step_phases(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
+        training.compute = replace(training.compute, engine=Engine(recompute=recompute))
+        training.step_number, training.batches = 0, GivenBatches([np.arange(len(lengths))], sys.maxsize)
+        with shapes_only(self._fake):
+            training.rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
+            memory = training.memory()
+            training.speed = marks = _Marks(memory)
+            with memory, training.compute.running(training.model):
+                training.step()
+        return phase_peaks(memory.trace(), marks.starts, marks.ends)
+
+
+class _Marks(Speed):
+    """Records at which events of a memory trace the parts of a step start and end."""
+
+    def __init__(self, memory: TensorMemory) -> None:
+        super().__init__()
+        self.memory = memory
+        self.starts: dict[str, list[int]] = {}
+        self.ends: dict[str, list[int]] = {}
+
+    @contextmanager
+    def share(self, name: str, side_by_side: int = 1) -> Iterator[None]:
+        self.starts.setdefault(name, []).append(self.memory.events)
+        yield
+        self.ends.setdefault(name, []).append(self.memory.events)
+
+
+def phase_peaks(trace: np.ndarray, start: dict[str, list[int]], end: dict[str, list[int]]) -> np.ndarray:
+    """Return bytes by kind at the peak of forward, of the first and second half of backward, and of the update, [4, kinds].
+
+    Memory rises or falls linearly along the layers, so the peak of a step lies at an end of one of these phases. The
+    micro-batches of the trace ran one after the other; their peaks are added up in each phase.
+
+    Args:
+        trace: bytes by kind after each event, [events, kinds].
+        start, end: events at which `forward` and `backward` start and end, one entry per micro-batch.
+    """
+
+    def top(first: int, last: int) -> np.ndarray:
+        stretch = trace[first - 1 : max(first, last)]
+        return stretch[stretch.sum(axis=1).argmax()]
+
+    level = trace[start["forward"][0] - 1]
+    stages = np.tile(level, (3, 1))
+    for forward, backward, stop in zip(start["forward"], start["backward"], end["backward"], strict=True):
+        middle = (backward + stop) // 2
+        each = [top(forward, backward), top(backward, middle), top(middle, stop)]
+        stages += np.array(each) - trace[forward - 1]
+    return np.vstack([stages, top(end["backward"][-1], len(trace))])
+
+
+def largest(phases: np.ndarray) -> dict[str, int]:
+    """Return bytes by kind in the phase with most bytes."""
+    return dict(zip(KINDS, phases[phases.sum(axis=1).argmax()].round().astype(int).tolist(), strict=True))

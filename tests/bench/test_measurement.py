@@ -1,0 +1,102 @@
+"""A measurement: bad requests are refused before it starts, and the command prints its result."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rankwise.bench.config import BenchConfig
+from rankwise.bench.contenders import CONTENDERS
+from rankwise.bench.measurement import resolve
+from rankwise.cli import main
+from rankwise.errors import RankwiseError
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"random_weights": "roberta-bse"}, "roberta-base"),
+        ({"lengths": "sst3"}, "sst2"),
+        ({"contenders": ("peft lora sdp",)}, "peft lora sdpa"),
+        ({"repeats": 0}, "at least 1"),
+    ],
+)
+def test_what_is_misspelt_is_refused_before_anything_starts(settings, says):
+    with pytest.raises(RankwiseError, match=says):
+        resolve(BenchConfig(**settings))
+
+
+def test_optional_contenders_take_part_only_when_they_are_named(tiny_roberta):
+    default = resolve(BenchConfig(random_weights=tiny_roberta)).contenders
+    assert default == (
+        "rankwise lora",
+        "rankwise lora lean",
+        "rankwise adaptive",
+        "rankwise full",
+        "peft lora sdpa",
+        "peft lora eager",
+        "peft lora pad128",
+        "trainer full",
+        "gemm lower bound",
+    )
+    assert "rankwise lora padded" in CONTENDERS
+    named = ("rankwise lora padded", "gemm lower bound", "gemm lower bound")
+    asked = BenchConfig(random_weights=tiny_roberta, contenders=named)
+    assert resolve(asked).contenders == ("rankwise lora padded", "gemm lower bound")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--contenders", "rankwise lor"], "There is no contender 'rankwise lor'. Did you mean 'rankwise lora'?"),
+        (["--random-weights", "roberta-bas"], "Did you mean 'roberta-base'?"),
+        (["--model", "no/such/folder/here"], "There is no model 'no/such/folder/here'"),
+        (["--random-weights", "roberta-base", "--lengths", "sst"], "Did you mean 'sst2'?"),
+        (["--random-weights", "roberta-base", "--lengths", "513"], "takes at most 512 tokens per row; --lengths 513 is more."),
+        (["--random-weights", "roberta-base", "--rows", "0"], "at least 1"),
+        (["--random-weights", "roberta-base", "--threads", "-1"], "at least 1"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_bad_input_in_one_sentence(arguments, says, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *arguments])
+    out, error = capfd.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_the_command_line_is_loaded_without_torch():
+    check = "import sys, rankwise.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_command_measures_real_contenders_and_prints_one_object(tiny_roberta, told):
+    names = ["rankwise lora", "peft lora sdpa", "trainer full", "gemm lower bound"]
+    result = told(
+        "bench", "--random-weights", tiny_roberta, "--threads", 1, "--rows", 16, "--repeats", 2, "--lengths", "rte",
+        "--contenders", *names,
+    )  # fmt: skip
+    assert result["failed"] == {}
+    assert [row["name"] for row in result["rows"]] == names
+    for row in result["rows"]:
+        assert row.keys() == {
+            "name",
+            "rows_per_second",
+            "tokens_per_second",
+            "step_seconds",
+            "peak_memory_mb",
+            "memory_by_kind_mb",
+            "peak_rss_mb",
+        }
+        speed = row["rows_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        assert row["peak_memory_mb"] > 0
+    assert list(result["ratios"]) == ["lora_vs_peft_best", "step_vs_lower_bound"]
+    for name, spread in result["ratio_spreads"].items():
+        assert 0 < spread["min"] <= result["ratios"][name] <= spread["max"]
+    assert result["memory_ratios"].keys() == {"trainer_full_vs_lora", "peft_sdpa_vs_lora"}
+    assert result["config"]["rows"] == 16
