@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,6 +136,47 @@ def test_every_block_of_a_page_runs(page, place):
         elif block.language == "console":
             for command in block.commands:
                 run(replaced(command, block.options))
+
+
+USE_OF_WHAT_CONTRIBUTING_ADDS = """
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import rankwise
+from rankwise.runs import methods
+from rankwise.tasks import objectives, registry
+
+assert registry.named("stance").metrics == ("macro_f1", "accuracy")
+assert methods.named("norms").label == "Layer norms"
+assert objectives.named("robust-regression").example_losses(torch.zeros(1, 1), torch.full((1,), 3.0)).item() == 2.5
+
+model = AutoModelForSequenceClassification.from_pretrained("roberta-base")
+rankwise.adapt(model)
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+inputs, labels = torch.randint(4, 16, (64, 8)), torch.randint(0, 2, (64,))
+losses = lambda: torch.nn.functional.cross_entropy(model(inputs).logits, labels, reduction="none")
+controller = rankwise.RankController(model, torch.no_grad()(losses), 5, optimizer, rule="magnitude")
+for _ in range(5):
+    losses().mean().backward()
+    optimizer.step()
+    controller.step()
+assert controller.decisions
+rankwise.save(model, "adapter")
+
+rankwise.adapt(plain := AutoModelForSequenceClassification.from_pretrained("roberta-base"), rank=2)
+rankwise.save(plain, "plain")
+rankwise.export("plain", "plain.npz", format="npz")
+assert len(np.load("plain.npz").files) == 4
+"""
+
+
+@pytest.mark.slow
+def test_each_of_the_six_things_that_contributing_adds_works(place):
+    added = [block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.language == "python"]
+    assert len(added) == 6
+    (place / "add.py").write_text("\n".join([*added, USE_OF_WHAT_CONTRIBUTING_ADDS]))
+    done = subprocess.run([sys.executable, "add.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_blocks_of_the_pages_are_of_a_kind_that_runs():
