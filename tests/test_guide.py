@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from rankwise.cli import main
+from rankwise.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -136,6 +136,15 @@ def test_every_block_of_a_page_runs(page, place):
         elif block.language == "console":
             for command in block.commands:
                 run(replaced(command, block.options))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_within_a_pages_text_are_taken_by_the_command_line(page):
+    for written in re.findall(r"`rankwise ([^`]+)`", page.read_text(encoding="utf-8")):
+        command, *arguments = shlex.split(written)
+        assert command in list(app)
+        if arguments:
+            app.parse_args([command, *arguments], exit_on_error=False, print_error=False)
 
 
 USE_OF_WHAT_CONTRIBUTING_ADDS = """
