@@ -1,8 +1,5 @@
 """The run folder: whatever is killed at whatever moment, a reader finds the old file or the new one, and damage is named."""
 
-import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise import run_folder
 from rankwise.errors import RankwiseError
-from rankwise.files import make_folder
 from rankwise.run_folder import RESULT, RunFolder, read_grid, run_folders, run_name, write_grid
 
 
@@ -107,16 +102,6 @@ def test_a_reader_sees_the_old_file_or_the_new_one(folder):
     writer.join()
     assert seen
     assert all(document in (short, long) for document in seen)
-
-
-def test_a_write_that_breaks_off_leaves_the_old_file(folder, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run_folder.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        folder.update_run_json(facts={})
-    assert folder.read_run() == {"requested": {"task": "sst2"}, "assigned": {}}
 
 
 # Steps
@@ -387,46 +372,3 @@ def test_run_folders_are_those_with_a_request_or_a_result_by_name(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "report.md").touch()
     assert [run.path.name for run in run_folders(tmp_path)] == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("place", ["taken", "taken/below"])
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, place):
-    (tmp_path / "taken").write_text("a file", encoding="utf-8")
-    with pytest.raises(
-        RankwiseError, match=rf"{place} can't be written: .+\. Give another folder with --out"
-    ):
-        make_folder(tmp_path / place)
-    with pytest.raises(RankwiseError, match="can't be written"):
-        RunFolder(tmp_path / place).write_request({})
-    assert (tmp_path / "taken").read_text(encoding="utf-8") == "a file"
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
-def test_a_folder_that_is_there_but_cannot_be_written_is_named():
-    with pytest.raises(RankwiseError, match="/proc/self can't be written"):
-        make_folder(Path("/proc/self"))
-
-
-def test_making_a_folder_leaves_nothing_in_it(tmp_path):
-    make_folder(tmp_path / "new")
-    make_folder(tmp_path / "new")
-    assert names(tmp_path / "new") == set()
-
-
-KILLED = """
-import os, signal, sys
-from rankwise.store import RunFolder
-folder, flushed = RunFolder(sys.argv[1]), os.fsync
-def kill(descriptor):
-    flushed(descriptor)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.fsync = kill
-folder.write_result({"score": 1.0})
-"""
-
-
-def test_a_kill_while_the_result_is_written_leaves_an_unfinished_run(folder):
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder.path)], check=False)
-    assert killed.returncode == -9
-    assert not folder.finished
-    assert json.loads((folder.path / "result.json.partial").read_text(encoding="utf-8")) == {"score": 1.0}
