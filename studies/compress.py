@@ -34,7 +34,7 @@ from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer
 from rankwise.rank.controller import Decision, RankController
 from rankwise.tasks.encoding import encode
-from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.objectives import OBJECTIVES
 from trials import Row, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
@@ -127,7 +127,9 @@ class _Known(RankController):
 
     def losses_at(self, components: int, rows: Tensor) -> Tensor:
         """Losses of some of the rows with a number of components, or the next number that is known."""
-        return calibrated_losses(self.logits[nearest(components, self.logits)][rows], self.labels[rows])
+        return OBJECTIVES["classification"].calibrated_losses(
+            self.logits[nearest(components, self.logits)][rows], self.labels[rows]
+        )
 
     def accuracy_at(self, components: int, rows: Tensor) -> float:
         """Of some of the rows."""

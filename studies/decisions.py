@@ -31,7 +31,7 @@ from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer
 from rankwise.rank.controller import RankController
 from rankwise.tasks.encoding import encode
-from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.rows import read_rows
 from trials import Row
 
@@ -95,7 +95,10 @@ def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
     }
     known |= {0: logits({}), len(order): logits(rank.none_of(controller.layers))}
     rank._least = _to_known(counts)
-    mean = {count: calibrated_losses(of, labels).mean().item() for count, of in known.items()}
+    mean = {
+        count: OBJECTIVES["classification"].calibrated_losses(of, labels).mean().item()
+        for count, of in known.items()
+    }
     gain = mean[len(order)] - mean[0]
     cuts = [
         {
@@ -165,7 +168,7 @@ class _Check(RankController):
     def look(self, matrices: Any) -> Tensor:
         everything = len(self.known_order) if matrices else 0
         count = matrices if isinstance(matrices, int) else everything
-        return calibrated_losses(self.known[count], self.labels).double()
+        return OBJECTIVES["classification"].calibrated_losses(self.known[count], self.labels).double()
 
     def _take(self, decision: rank.Decision) -> None:
         self.decisions.append(decision)

@@ -24,7 +24,6 @@ from rankwise.run_folder import RunFolder
 from rankwise.tasks import registry
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.load import load_split
-from rankwise.tasks.losses import calibrated_losses
 from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.splits import stratified_split
 
@@ -145,4 +144,4 @@ def trial(
 def _calibrated(out: Path) -> float:
     table = RunFolder(out).read_predictions()
     labels, logits = (torch.tensor(table[name].to_pylist()) for name in ("label", "logits"))
-    return calibrated_losses(logits, labels).mean().item()
+    return OBJECTIVES["classification"].calibrated_losses(logits, labels).mean().item()

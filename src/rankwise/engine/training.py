@@ -32,7 +32,7 @@ from rankwise.errors import RankwiseError
 from rankwise.rank.controller import Decision, RankController
 from rankwise.seeding import seed_torch, stream_seed
 from rankwise.tasks.encoding import Encoded
-from rankwise.tasks.losses import calibrated_losses, example_losses
+from rankwise.tasks.objectives import Objective, of_config
 
 WARMUP_STEPS = 3
 """First steps that don't count in rows/s, because they also pay for allocation and kernel selection."""
@@ -86,10 +86,6 @@ class MethodHooks(Protocol):
         ...
 
 
-HeldOutLoss = Callable[[Tensor, Tensor, Tensor | None], Float[Tensor, "rows"]]
-"""(logits, labels, class weights) → the loss of each held-out row, by which ranks are decided."""
-
-
 class Training:
     """A model being trained on encoded rows: call `step()` until `done`.
 
@@ -100,10 +96,10 @@ class Training:
         compute: how the model is run.
         seed: of the order of rows and of dropout.
         hooks: what the method does besides the loss.
-        class_weights: float32 [outputs], see `losses.example_losses`; None counts every row the same.
+        objective: gives the loss of a batch, and of the held-out rows that ranks are decided on. Default: the one of the model's config.
+        class_weights: float32 [outputs], see `Objective.class_weights`; None counts every row the same.
         batches: rows of each step. Default: drawn by the seed, `options.epochs` times all rows.
         lr_factor: step (from 0) → learning rate as a share of its peak. Default: `options.schedule`.
-        held_out_loss: by which ranks are decided on held-out rows.
         update_clipping: limit the updates of adapters, see `optim.Update`.
 
     Raises:
@@ -119,16 +115,16 @@ class Training:
         compute: Compute,
         seed: int,
         hooks: MethodHooks | None = None,
+        objective: Objective | None = None,
         class_weights: Tensor | None = None,
         batches: BatchSchedule | None = None,
         lr_factor: Callable[[int], float] | None = None,
-        held_out_loss: HeldOutLoss = calibrated_losses,
         update_clipping: bool = True,
     ) -> None:
         if len(rows) == 0:
             raise RankwiseError("There are no rows to train on.")
         self.model, self.rows, self.options, self.compute, self.seed = model, rows, options, compute, seed
-        self.hooks, self.held_out_loss = hooks, held_out_loss
+        self.hooks, self.objective = hooks, objective or of_config(getattr(model, "config", None))
         self.class_weights = None if class_weights is None else class_weights.to(compute.device)
         self.batches = batches or BatchSchedule(
             rows.lengths,
@@ -312,7 +308,10 @@ class Training:
         compute = compute or self.compute
         with self.speed.share("forward", side_by_side):
             logits = compute.logits(self.model, micro_batch)
-            loss = example_losses(logits, cast(Tensor, micro_batch.labels), self.class_weights).sum() / rows
+            losses = self.objective.example_losses(
+                logits, cast(Tensor, micro_batch.labels), self.class_weights
+            )
+            loss = losses.sum() / rows
             value = loss.item()  # on a GPU this waits for what forward has queued
         with self.speed.share("backward", side_by_side):
             wanted = [*self.copies.leaves(self.update.parameters), *collectors(self.rank)]
@@ -323,7 +322,7 @@ class Training:
         logits = torch.from_numpy(predict_logits(self.model, rows, self.compute))
         labels = torch.from_numpy(cast(np.ndarray, rows.labels))
         weights = None if self.class_weights is None else self.class_weights.cpu()
-        return self.held_out_loss(logits, labels, weights)
+        return self.objective.calibrated_losses(logits, labels, weights)
 
     def _find_ranks(self, rank: RankController) -> None:
         started = time.perf_counter()
