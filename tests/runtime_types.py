@@ -94,9 +94,10 @@ def _at_first_calls(function: Callable[..., Any]) -> Callable[..., Any]:
         left -= 1
         if checked is None:
             try:
+                typing.get_type_hints(function)
                 checked = _beartype(function)
-            except BeartypeDecorHintPep673Exception:  # `Self` means nothing to a method on its own
-                checked = function
+            except (BeartypeDecorHintPep673Exception, NameError):
+                checked = function  # `Self` means nothing to a method on its own, nor does what only type checkers import
         return checked(*args, **kwargs)
 
     return call
