@@ -1,4 +1,4 @@
-"""A short training of a tiny BERT with adaptive rank."""
+"""Short trainings of a tiny BERT, with adaptive rank, at a fixed rank, and of all weights."""
 
 from dataclasses import replace
 
@@ -8,8 +8,9 @@ import torch
 import tiny
 from rankwise.config import TrainOptions
 from rankwise.engine.compute import Compute
+from rankwise.engine.execution import Engine
 from rankwise.engine.training import Training
-from rankwise.lora.inject import adapt_freely
+from rankwise.lora.inject import adapt, adapt_freely
 from rankwise.tasks.encoding import Rows, encode
 
 OPTIONS = TrainOptions(
@@ -31,11 +32,36 @@ def encoded(n):
     return encode(texts, tiny.tokenizer(), 64, None)
 
 
-def training(n=600, padding="packed", targets=(), dropout=0.0, start=None, **changes):
+def training(n=600, padding="packed", targets=(), dropout=0.0, start=None, given=None, **changes):
     model = tiny.classifier("bert")
     adapt_freely(model, start, targets=targets, dropout=dropout)
     compute = Compute(device=torch.device("cpu"), padding=padding, max_length=64, pad_id=0)
-    return Training(model, encoded(n), options=replace(OPTIONS, **changes), compute=compute, seed=0)
+    return Training(
+        model, encoded(n), options=replace(OPTIONS, **changes), compute=compute, seed=0, **given or {}
+    )
+
+
+def fixed(method="lora", rows=None, padding="packed", seed=0, engine=None, given=None, **changes):
+    """A training of adapters of rank 4, or with `full` of all weights: two epochs of 60 rows, or of `rows`.
+
+    `given` are more arguments of `Training`, `changes` of its options.
+    """
+    model = tiny.classifier("bert")
+    if method == "lora":
+        adapt(model, 4)
+    engine = engine or Engine()
+    compute = Compute(
+        device=torch.device("cpu"),
+        padding=padding,
+        max_length=64,
+        pad_id=0,
+        engine=engine,
+        threads=engine.micro_batches,
+    )
+    rows = encoded(60) if rows is None else rows
+    return Training(
+        model, rows, options=replace(OPTIONS, **changes), compute=compute, seed=seed, **given or {}
+    )
 
 
 def run(state, until=None):

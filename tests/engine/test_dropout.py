@@ -57,7 +57,7 @@ def test_the_mask_does_not_depend_on_the_number_type(dtype):
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 17, 1000])
-def test_the_mask_of_a_part_is_that_part_of_the_wholes(start):
+def test_the_mask_of_a_section_is_that_section_of_the_whole(start):
     whole = mask((4, 4), 2000, 0.4)
     for n in (1, 3, 4, 129, 1000):
         assert torch.equal(mask((4, 4), n, 0.4, start), whole[start : start + n])
@@ -134,24 +134,24 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("method", "lora_dropout"), [("full", 0.0), ("lora", 0.0), ("lora", 0.2)], ids=["full", "lora", "lora-dropout"]
+    ("method", "lora_dropout"), [("full", 0.0), ("lora", 0.2)], ids=["full", "lora-dropout"]
 )  # fmt: skip
 @pytest.mark.parametrize("family", RATES)
 def test_micro_batches_with_dropout_give_the_whole_batchs_gradient(family, method, lora_dropout):
     model, rows = trained(family, method, lora_dropout), rows_of([9, 1, 4, 12, 4, 2, 7, 12])
     batch = pack(rows, np.array([6, 0, 3, 1, 2, 7, 5, 4]), model=model, key=(3, 1))
     whole = gradients(model, [batch])
-    for limit in (1, 13, 20):
-        parts = list(batch.split(limit))
-        assert len(parts) > 1
-        assert_same(whole, gradients(model, parts))
+    for limit in (1, 20):
+        divided = batch.split(limit)
+        assert len(divided) > 1
+        assert_same(whole, gradients(model, divided))
     assert not torch.allclose(whole[0], gradients(model.eval(), [batch])[0]), "dropout was on"
 
 
-def test_parts_are_split_again_to_the_same_gradient():
+def test_micro_batches_divided_again_give_the_same_gradient():
     model, rows = trained("roberta", "lora"), rows_of([9, 1, 4, 12, 4, 2, 7, 12])
     batch = pack(rows, np.arange(8), model=model, key=(3, 1))
-    again = [smaller for part in batch.split(30) for smaller in part.split(12)]
+    again = [smaller for one in batch.split(30) for smaller in one.split(12)]
     assert len(again) > len(list(batch.split(30))) > 1
     assert_same(gradients(model, [batch]), gradients(model, again))
 

@@ -50,12 +50,12 @@ def tune(training: Training, *, memory: str = "fast", cache: Path | None = None)
         engine = within(
             limit,
             step,
-            partial(compute.lengths, rows),
-            rows.lengths,
-            heaviest_batch(training.batches, rows, compute),
-            fixed_bytes(training),
-            engine.micro_batches,
-            compute.device.type,
+            padded=partial(compute.lengths, rows),
+            lengths=rows.lengths,
+            heaviest=heaviest_batch(training.batches, rows, compute),
+            fixed=fixed_bytes(training),
+            micro_batches=engine.micro_batches,
+            memory=training.memory,
         )
     training.compute = replace(compute, engine=engine)
     return _in_words(training, memory)
@@ -163,12 +163,13 @@ PaddedLengths = Callable[[np.ndarray], np.ndarray]
 def within(
     limit: int,
     step: Step,
+    *,
     padded: PaddedLengths,
     lengths: np.ndarray,
     heaviest: np.ndarray,
     fixed: float,
     micro_batches: int,
-    device: str,
+    memory: Callable[[], TensorMemory],
 ) -> Engine:
     """Return the fastest engine whose peak stays below a limit.
 
@@ -180,7 +181,7 @@ def within(
         heaviest: row numbers of the run's heaviest batch.
         fixed: bytes of weights, moments and gradients.
         micro_batches: side by side, at most.
-        device: type of the device whose tensors are counted.
+        memory: makes what follows the tensors of a step.
 
     Raises:
         RankwiseError: the longest row alone takes more than the limit.
@@ -189,7 +190,7 @@ def within(
     possible: list[tuple[float, Engine]] = []
     least = math.inf
     for recompute in (False, True):
-        cost = _cost(step, padded, lengths, recompute, device)
+        cost = _cost(step, padded, lengths, recompute, memory)
         single = cost.base + float(cost.rows(longest)[0])
         least = min(least, fixed + single)
         for n in {1, micro_batches}:
@@ -207,7 +208,13 @@ def within(
     return min(possible, key=lambda one: one[0])[1]
 
 
-def _cost(step: Step, padded: PaddedLengths, lengths: np.ndarray, recompute: bool, device: str) -> Cost:
+def _cost(
+    step: Step,
+    padded: PaddedLengths,
+    lengths: np.ndarray,
+    recompute: bool,
+    memory: Callable[[], TensorMemory],
+) -> Cost:
     """Fit the cost to three probes: the longest row, the four longest, and as many tokens in short rows."""
     by_length = np.argsort(-lengths, kind="stable")
     long = by_length[:4]
@@ -216,9 +223,9 @@ def _cost(step: Step, padded: PaddedLengths, lengths: np.ndarray, recompute: boo
     engine, probes = Engine(recompute=recompute), []
     for rows in (long[:1], long, short):
         _seconds(step, engine, rows)
-        with TensorMemory(device) as memory:
-            level = memory.live_mb
+        with memory() as followed:
+            level = followed.live_mb
             step(engine, rows)
-        peak = (memory.peak_mb - level) * MB
+        peak = (followed.peak_mb - level) * MB
         probes.append((padded(rows), peak, min(_seconds(step, engine, rows) for _ in range(2))))
     return Cost.fit(probes)
