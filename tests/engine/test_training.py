@@ -5,6 +5,7 @@ import torch
 
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
+from rankwise.tasks.objectives import Classification
 from short_training import fixed, run, training
 
 
@@ -33,8 +34,12 @@ def test_accumulation_gives_the_whole_batchs_gradient(padding):
         torch.testing.assert_close(added_up[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_the_loss_by_which_ranks_are_decided_can_be_given():
-    state = training(given={"held_out_loss": lambda logits, labels, weights: 0 * logits[:, 0] + 7})
+def test_the_objective_gives_the_loss_by_which_ranks_are_decided():
+    class Blind(Classification):
+        def calibrated_losses(self, logits, labels, weights=None):
+            return 0 * logits[:, 0] + 7
+
+    state = training(given={"objective": Blind()})
     assert state.rank.losses().tolist() == [7.0] * 60
 
 
