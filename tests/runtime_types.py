@@ -71,7 +71,10 @@ def _checked(function: Callable[..., Any], module: types.ModuleType) -> Callable
         function.__module__ != module.__name__ or decorated_generator
     ):  # a context manager isn't what it is annotated with
         return function
-    annotations = function.__annotations__.values()
+    try:
+        annotations = typing.get_type_hints(function).values()
+    except NameError:  # it names what is imported for the type checker alone
+        return function
     if any(map(_has_shape, annotations)):
         return jaxtyped(function, typechecker=_beartype)
     return _at_first_calls(function) if annotations else function

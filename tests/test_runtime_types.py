@@ -21,6 +21,9 @@ def doubled(x: Float[Tensor, "rows columns"], y: Float[Tensor, "rows"]) -> Float
 def named(count: int) -> str:
     return count * "x" if count < 3 else 3
 
+def unresolved(count: "OnlyForTheTypeChecker") -> int:
+    return count
+
 @contextmanager
 def inside() -> Iterator[int]:
     yield 1
@@ -71,5 +74,6 @@ def test_other_types_are_checked_at_the_first_calls(module):
         module.Held.of("2")
     with pytest.raises(BeartypeCallHintViolation):
         _ = module.Held.__new__(module.Held).name
+    assert module.unresolved(1) == 1
     with module.inside() as value:
         assert value == 1
