@@ -26,7 +26,7 @@ from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import megabytes
 from rankwise.engine.packing import batch_order
-from rankwise.rank.controller import START_RANK
+from rankwise.lora.scaling import START_RANK
 
 RESULTS = Path(__file__).parent / "results/plan"
 PAGE = Path(__file__).parents[1] / "docs/memory.md"

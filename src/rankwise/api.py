@@ -25,7 +25,7 @@ from rankwise.files import cache_folder
 from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
 from rankwise.models import families, loading
-from rankwise.rank.controller import Decision
+from rankwise.rank.decision import Decision
 from rankwise.runs import recipes
 from rankwise.tasks import mappings, objectives
 from rankwise.tasks.encoding import Encoded, encode
@@ -218,7 +218,7 @@ def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
     layers = lora_layers(model)
     if not layers:
         return "full", LoraOptions()
-    adaptive = any(layer.moments is not None for layer in layers.values())
+    adaptive = any(layer.statistics is not None for layer in layers.values())
     everywhere = layers.keys() >= set(find_targets(model, ["all-linear"]))
     return "adaptive" if adaptive else "lora", LoraOptions(targets=("all-linear",) if everywhere else ())
 

@@ -1,4 +1,4 @@
-"""Adaptive rank against planted answers, plain autograd, Adam in another basis, and PEFT."""
+"""Adaptive rank against planted answers, plain autograd and Adam in another basis."""
 
 import copy
 import math
@@ -14,11 +14,23 @@ from rankwise.rank.components import (
     Components,
     NoOptimizer,
     TorchOptimizer,
-    as_it_is,
     change,
     find_basis,
+    identity_basis,
 )
-from rankwise.rank.controller import DOUBT, GROW_AT, MOST, SHARE, RankController, at_most
+from rankwise.rank.compress import compress
+from rankwise.rank.config import RankConfig
+from rankwise.rank.controller import RankController
+from rankwise.rank.evidence import (
+    LossIncrease,
+    accept_prune_after_trial,
+    accept_prune_by_both,
+    accept_prune_by_rows,
+    factor_bound,
+)
+
+CONFIG = RankConfig()
+TOLERANCE = CONFIG.tolerance
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:
@@ -35,15 +47,15 @@ def passed(adapted: LoRALinear, tokens=200, seed=1):
     x = x @ torch.randn(adapted.in_features, adapted.in_features, generator=generator, dtype=torch.float64)
     dy = torch.randn(tokens, adapted.out_features, generator=generator, dtype=torch.float64)
     dy[::3] = 0.0  # as at padding
-    adapted.watch()
+    adapted.collect_statistics()
     adapted(x).backward(dy)
     z = x @ adapted.lora_A.t()
     dz = adapted.scaling * dy @ adapted.lora_B
-    return adapted.moments.grad, z.detach(), dz.detach(), dy
+    return adapted.statistics.grad, z.detach(), dz.detach(), dy
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_backward_leaves_the_second_moments_of_the_tokens_that_have_a_gradient(dropout):
+def test_backward_collects_second_moments_of_tokens_with_a_gradient(dropout):
     adapted = layer(dropout=dropout).eval()
     adapted.train(mode=False)
     moments, z, dz, dy = passed(adapted)
@@ -53,22 +65,22 @@ def test_backward_leaves_the_second_moments_of_the_tokens_that_have_a_gradient(d
     assert (moments[8] == counted.sum()).all()
 
 
-def test_the_path_with_dropout_collects_them_too():
+def test_the_path_with_dropout_collects_statistics_too():
     adapted = layer(dropout=0.5).train()
     moments, _, dz, dy = passed(adapted)
     torch.testing.assert_close(moments[4:8], dz.t() @ dz)
     assert (moments[8] == dy.any(dim=1).sum()).all()
 
 
-def test_watching_changes_neither_output_nor_gradients():
-    plain, watched = layer(), layer()
-    watched.watch()
+def test_collecting_changes_neither_output_nor_gradients():
+    plain, collecting = layer(), layer()
+    collecting.collect_statistics()
     x = torch.randn(9, 12, dtype=torch.float64)
-    for adapted in (plain, watched):
+    for adapted in (plain, collecting):
         adapted(x).square().sum().backward()
-    assert torch.equal(plain(x), watched(x))
-    assert torch.equal(plain.lora_A.grad, watched.lora_A.grad)
-    assert torch.equal(plain.lora_B.grad, watched.lora_B.grad)
+    assert torch.equal(plain(x), collecting(x))
+    assert torch.equal(plain.lora_A.grad, collecting.lora_A.grad)
+    assert torch.equal(plain.lora_B.grad, collecting.lora_B.grad)
 
 
 def test_a_layer_of_rank_0_is_its_base_layer_and_can_grow_again():
@@ -86,7 +98,7 @@ def test_a_layer_of_rank_0_is_its_base_layer_and_can_grow_again():
     assert parameters == (adapted.lora_A, adapted.lora_B)
 
 
-def test_the_basis_leaves_the_update_and_makes_components_independent_and_ordered():
+def test_the_basis_keeps_the_update_and_makes_components_independent():
     adapted = layer()
     moments, z, dz, dy = passed(adapted)
     basis = find_basis(adapted, moments)
@@ -100,14 +112,14 @@ def test_the_basis_leaves_the_update_and_makes_components_independent_and_ordere
         assert off.abs().max() < 1e-4 * matrix.diagonal().max()
     dz = dz[counted] @ basis.inverse
     expected = len(z) * (z**2).mean(0) * (dz**2).mean(0)
-    torch.testing.assert_close(basis.worth, expected, rtol=1e-5, atol=0)
-    assert (basis.worth.diff() <= 0).all()
+    torch.testing.assert_close(basis.importance, expected, rtol=1e-5, atol=0)
+    assert (basis.importance.diff() <= 0).all()
     ratio = A.norm(dim=1) / B.norm(dim=0)
     torch.testing.assert_close(ratio, (adapted.lora_A.norm() / adapted.lora_B.norm()).expand(4).detach())
 
 
-def test_worth_predicts_what_removing_a_component_costs():
-    """A softmax regression at its optimum: the loss without a component, against half its worth a row."""
+def test_importance_predicts_the_loss_increase_without_a_component():
+    """A softmax regression at its optimum: the loss without a component, against half its importance a row."""
     torch.manual_seed(0)
     x, teacher = torch.randn(20_000, 12, dtype=torch.float64), 0.5 * torch.randn(10, 12, dtype=torch.float64)
     labels = torch.distributions.Categorical(logits=x @ teacher.t()).sample()
@@ -117,19 +129,19 @@ def test_worth_predicts_what_removing_a_component_costs():
         adapted.bias.zero_()
         U, S, Vh = torch.linalg.svd(teacher, full_matrices=False)
         adapted.resize(S.sqrt()[:, None] * Vh, U * S.sqrt())
-    adapted.watch()
+    adapted.collect_statistics()
     loss = nn.functional.cross_entropy(adapted(x), labels, reduction="sum")
     loss.backward()
-    basis = find_basis(adapted, adapted.moments.grad)
+    basis = find_basis(adapted, adapted.statistics.grad)
     A, B = basis.matrices(adapted)
     for i in (5, 7):
         others = [k for k in range(10) if k != i]
         without = nn.functional.cross_entropy(x @ (B[:, others] @ A[others]).t(), labels, reduction="sum")
-        assert 0.5 * basis.worth[i].item() == pytest.approx((without - loss).item(), rel=0.5)
+        assert 0.5 * basis.importance[i].item() == pytest.approx((without - loss).item(), rel=0.5)
 
 
 @pytest.mark.parametrize("c", [1.0, 0.5])
-def test_moments_follow_a_change_of_basis_and_scaling_as_if_adam_had_run_in_it(c):
+def test_moments_change_basis_as_if_adam_had_run_in_it(c):
     adapted = layer(dtype=torch.float32).float()
     T = torch.randn(4, 4, dtype=torch.float64) + 2 * torch.eye(4, dtype=torch.float64)
     inverse = torch.linalg.inv(T)
@@ -180,7 +192,7 @@ def stepped():
     return adapted, optimizer, x
 
 
-def test_added_components_leave_the_function_and_the_others_moments_alone():
+def test_added_components_keep_the_function_and_the_other_moments():
     adapted, optimizer, x = stepped()
     before, state = adapted(x), {k: v.clone() for k, v in optimizer.state[adapted.lora_A].items()}
     one = torch.eye(4, dtype=torch.float64)
@@ -200,34 +212,34 @@ def test_added_components_leave_the_function_and_the_others_moments_alone():
     optimizer.step()
 
 
-def test_a_layer_cut_to_rank_0_takes_its_components_back():
+def test_a_layer_pruned_to_rank_0_takes_its_components_back():
     adapted, optimizer, x = stepped()
     whole, theirs = adapted(x), TorchOptimizer(optimizer)
     moments = torch.cat([torch.eye(4), torch.eye(4), torch.full((1, 4), 7.0)])
     aside = Components(adapted.lora_A.detach().clone(), adapted.lora_B.detach().clone(), moments)
-    everything = as_it_is(adapted)
+    everything = identity_basis(adapted)
     resized, none = change(adapted, moments, everything.first(0), None, theirs)
     theirs.resize(resized)
     assert adapted.rank == 0
     assert none.shape == (1, 0)
-    resized, again = change(adapted, none, as_it_is(adapted), aside, theirs)
+    resized, again = change(adapted, none, identity_basis(adapted), aside, theirs)
     theirs.resize(resized)
     torch.testing.assert_close(adapted(x), whole)
     assert torch.equal(again, moments)
 
 
-def test_a_layer_that_takes_another_scaling_has_the_statistics_that_its_backward_would_give():
+def test_rescaled_statistics_equal_those_of_the_rescaled_layer():
     adapted = layer()
     moments, *_ = passed(adapted)
-    resized, changed = change(adapted, moments, as_it_is(adapted), None, NoOptimizer(), 0.5)
-    x, before = torch.randn(3, 12, dtype=torch.float64), find_basis(adapted, moments).worth
+    resized, changed = change(adapted, moments, identity_basis(adapted), None, NoOptimizer(), 0.5)
+    x, before = torch.randn(3, 12, dtype=torch.float64), find_basis(adapted, moments).importance
     output = adapted(x)
     NoOptimizer().resize(resized)
     adapted.scaling /= 0.25
     torch.testing.assert_close(adapted(x), output)
     again, *_ = passed(adapted)
     torch.testing.assert_close(changed, again)
-    torch.testing.assert_close(find_basis(adapted, changed).worth, before)
+    torch.testing.assert_close(find_basis(adapted, changed).importance, before)
 
 
 # ── The controller ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,13 +315,13 @@ def test_the_scaling_follows_the_rank_and_the_function_stays():
 
     @torch.no_grad()
     def resize(before, after):
-        controller._resize({"first": (before, after)})
+        controller.resizer.resize({"first": (before, after)}, controller.bases(), controller.steps_taken)
         assert adapted.scaling == pytest.approx(alpha / max(1, after))
         return (network(x) - whole).abs().max()
 
     assert resize(6, 2) > 0.01
     assert resize(2, 6) < 1e-5  # what was set aside comes back
-    controller.aside = {}
+    controller.resizer.aside = {}
     assert resize(6, 9) < 1e-5
     assert resize(9, 0) > 0.01
     assert resize(0, 9) < 1e-5
@@ -318,153 +330,152 @@ def test_the_scaling_follows_the_rank_and_the_function_stays():
     torch.testing.assert_close(fresh(x), network(x))
 
 
-def test_components_go_in_the_order_of_worth_for_their_parameters():
+def test_components_go_in_the_order_of_importance_per_parameter():
     network = adapt_freely(Network(), 4, targets=("first", "second"))
     controller = RankController(
         network, lambda: torch.zeros(1), 10, torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     )
-    worths = {"first": (60.0, 38.0), "second": (40.0, 31.0)}  # with 40 and 32 parameters a component
+    importances = {"first": (60.0, 38.0), "second": (40.0, 31.0)}  # with 40 and 32 parameters a component
     bases = {
-        path: Basis(torch.eye(4)[:2], torch.eye(4)[:, :2], torch.tensor(w)) for path, w in worths.items()
+        path: Basis(torch.eye(4)[:2], torch.eye(4)[:, :2], torch.tensor(w)) for path, w in importances.items()
     }
     order = [(38.0, "first"), (31.0, "second"), (40.0, "second"), (60.0, "first")]
     assert controller.order(bases) == order
 
 
-def test_held_out_rows_that_clearly_miss_a_component_keep_it_whatever_the_statistics_expect():
-    network = adapt_freely(Network(), 4, targets=("first", "second"))
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    controller = RankController(network, lambda: torch.zeros(1), 10, torch.optim.SGD(parameters))
+def test_acceptance_follows_rows_and_statistics_both():
     spread = torch.linspace(-1, 1, 64)
-    clear, unclear = ((shift + 0.05 * spread).double() for shift in (0.015, 0.005))
-    ranks = {"first": 1}
-    assert not controller._judge("cut", clear, 0.006, ranks, expected=1e-4).accepted
-    assert not controller._judge("cut", unclear, 0.001, ranks, expected=1e-4).accepted
-    assert controller._judge("cut", unclear, 0.006, ranks, expected=1e-4).accepted
-    assert not controller._judge("cut", unclear, 0.006, ranks, expected=0.01).accepted
-    assert not controller._judge("cut", unclear, 0.006, ranks).accepted
-    assert not controller._judge("cut", unclear, 0.001, ranks, expected=1e-4, factor=1.0).accepted
-    assert controller._judge("cut", unclear, 0.006, ranks, expected=1e-4, factor=1.0).accepted
+    clear, unclear = (LossIncrease.of((shift + 0.05 * spread).double()) for shift in (0.015, 0.005))
+    sd = CONFIG.prior_sd
+    assert not accept_prune_by_both(clear, 0.006, 1e-4, sd)  # rows clearly miss the components
+    assert not accept_prune_by_both(unclear, 0.001, 1e-4, sd)
+    assert accept_prune_by_both(unclear, 0.006, 1e-4, sd)
+    assert not accept_prune_by_both(unclear, 0.006, 0.01, sd)  # the statistics expect too much
+    assert not accept_prune_by_rows(unclear, 0.006)
+    assert not accept_prune_after_trial(unclear, 0.001)
+    assert accept_prune_after_trial(unclear, 0.006)
 
 
 @pytest.mark.parametrize(
-    ("harm", "error", "expected"),
+    ("increase", "error", "expected"),
     [(0.0, 10.0, 0.01), (0.04, 0.01, 0.03), (0.3, 0.03, 0.01), (-0.01, 0.01, 0.01)],
 )
-def test_what_harm_may_be_is_the_bound_that_drawing_gives(harm, error, expected):
+def test_the_factor_bound_equals_the_one_by_drawing(increase, error, expected):
     generator = torch.Generator().manual_seed(0)
-    factors = torch.randn(2_000_000, generator=generator, dtype=torch.float64).mul(DOUBT).exp()
-    likely = (-0.5 * ((harm - expected * factors) / error) ** 2).exp()
+    factors = torch.randn(2_000_000, generator=generator, dtype=torch.float64).mul(CONFIG.prior_sd).exp()
+    likely = (-0.5 * ((increase - expected * factors) / error) ** 2).exp()
     factors, order = factors.sort()
     weights = likely[order].cumsum(0)
     bound = factors[(weights < 0.95 * weights[-1]).sum()].item()
-    assert at_most(harm, error, expected) == pytest.approx(bound, rel=0.05)
+    assert factor_bound(increase, error, expected, CONFIG.prior_sd) == pytest.approx(bound, rel=0.05)
 
 
-WORTH = 0.6 ** torch.arange(16.0, dtype=torch.float64)
+IMPORTANCE = 0.6 ** torch.arange(16.0, dtype=torch.float64)
 
 
-def cut_once(share, losses, left=1000, worth=WORTH):
-    """Worth, as a share of all, that a cut takes from a layer of rank 16.
+def prune_once(share, losses, left=1000, importance=IMPORTANCE):
+    """Return the share of all importance that a prune takes from a layer of rank 16.
 
     Args:
-        share: of the gain that is negligible.
-        losses: (worth that is missing, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
+        share: tolerance, as a share of the gain.
+        losses: (missing importance, as a share of all; 300 numbers of mean 0 and variance 1) → losses of 300 rows.
         left: steps after it.
-        worth: of the components, the highest first.
+        importance: of the components, the highest first.
     """
-    controller, missing = one_layer(losses, left, worth)
-    controller._cut(share)
+    controller, missing = one_layer(losses, left, importance)
+    controller.prune(share)
     return missing()
 
 
-def one_layer(losses, left=1000, worth=WORTH):
-    """A controller of a layer whose components have given worths, and what tells the share of all worth that is missing by now."""
+def one_layer(losses, left=1000, importance=IMPORTANCE):
+    """Return a controller of a layer of given importances, and a function: the share of all importance that is missing by now."""
     network = adapt_freely(Network(), 16, targets=("first",), also_train=["offset"])
     parameters = [p for p in network.parameters() if p.requires_grad]
     drawn = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = (drawn - drawn.mean()) / drawn.std()
-    shares = torch.cat([worth.flip(0).cumsum(0).flip(0) / worth.sum(), torch.zeros(1)]).tolist()
+    shares = torch.cat([importance.flip(0).cumsum(0).flip(0) / importance.sum(), torch.zeros(1)]).tolist()
     controller = RankController(
         network, lambda: losses(shares[network.first.rank], drawn), left, torch.optim.SGD(parameters)
     )
     one = torch.eye(16, dtype=torch.float64)
-    controller.bases = lambda: {"first": Basis(one, one, worth)}
+    controller.bases = lambda: {"first": Basis(one, one, importance)}
     return controller, lambda: shares[controller.ranks["first"]]
 
 
 @pytest.mark.parametrize(
     ("spread", "share", "least", "most"),
     [
-        (0.0, SHARE, 0.0, SHARE),
-        (1.0, SHARE, SHARE, 0.058),  # a standard error of 1 / √300 of the gain
-        (4.0, SHARE, 0.058, MOST),  # 0.23: more than may ever go
-        (0.0, SHARE / 10, 0.0, SHARE / 10),
-        (1.0, SHARE / 10, SHARE / 10, 0.058),
+        (0.0, TOLERANCE, 0.0, TOLERANCE),
+        (1.0, TOLERANCE, TOLERANCE, 0.058),  # a standard error of 1 / √300 of the gain
+        (4.0, TOLERANCE, 0.058, CONFIG.noise_cap),  # 0.23: more than may ever go
+        (0.0, TOLERANCE / 10, 0.0, TOLERANCE / 10),
+        (1.0, TOLERANCE / 10, TOLERANCE / 10, 0.058),
     ],
 )
-def test_a_cut_may_take_as_much_as_the_loss_with_adapters_is_unsure_by(spread, share, least, most):
+def test_a_prune_may_cost_one_standard_error_of_the_loss(spread, share, least, most):
     """Rows differ in how hard they are; what they miss, five times what the statistics expect, is the same in each."""
-    taken = cut_once(share, lambda missing, drawn: 20.0 + spread * drawn + min(1.0, 5 * missing))
+    taken = prune_once(share, lambda missing, drawn: 20.0 + spread * drawn + min(1.0, 5 * missing))
     assert least < 5 * taken <= most
 
 
-def test_less_is_left_untold_where_there_is_little_time_to_learn_it_again():
+def test_the_noise_tolerance_shrinks_with_the_steps_left():
     def losses(missing, drawn):
         return 20.0 + drawn + min(1.0, 5 * missing)
 
-    taken = [cut_once(SHARE, losses, left) for left in (5, 25, 50, 500)]
-    assert SHARE / 2 < 5 * taken[0] <= SHARE < 5 * taken[1] <= 0.5 * 0.058 < 5 * taken[2] <= 0.058
+    taken = [prune_once(TOLERANCE, losses, left) for left in (5, 25, 50, 500)]
+    assert TOLERANCE / 2 < 5 * taken[0] <= TOLERANCE < 5 * taken[1] <= 0.5 * 0.058 < 5 * taken[2] <= 0.058
     assert taken[3] == taken[2]
 
 
-@pytest.mark.parametrize(("steps", "cuts"), [(248, [198]), (250, [100, 200])])
-def test_a_short_training_is_cut_at_its_end_only(steps, cuts):
+@pytest.mark.parametrize(("steps", "prunes"), [(248, [198]), (250, [100, 200])])
+def test_a_short_training_is_pruned_at_its_end_only(steps, prunes):
     network = adapt_freely(Network(), 4, targets=("first", "second"))
     parameters = [p for p in network.parameters() if p.requires_grad]
     controller = RankController(network, lambda: torch.zeros(1), steps, torch.optim.SGD(parameters))
-    growth = [round(share * steps) for share in GROW_AT]
-    assert sorted(controller.checks) == sorted([*growth, *cuts])
+    growth = [round(share * steps) for share in CONFIG.grow_at]
+    assert sorted(controller.checks) == sorted([*growth, *prunes])
 
 
 @pytest.mark.parametrize(
     ("spread", "least", "most"),
     [(2.0, 0.0290, 0.0577), (6.0, 0.050, 0.1)],
 )
-def test_what_rows_dont_tell_is_left_to_the_statistics_where_they_see_no_harm(spread, least, most):
-    """Any cut does harm of 0 with a standard error of 0.08; only without all is the loss higher."""
+def test_statistics_bound_the_prune_where_rows_see_no_increase(spread, least, most):
+    """Any prune has a loss increase of 0 with a standard error of 0.08; only without all is the loss higher."""
 
     def losses(missing, drawn):
-        harm = 1.0 if missing > 0.99 else 0.08 * 300**0.5 * drawn.roll(1) * (missing > 0)
-        return 20.0 + spread * drawn + harm
+        increase = 1.0 if missing > 0.99 else 0.08 * 300**0.5 * drawn.roll(1) * (missing > 0)
+        return 20.0 + spread * drawn + increase
 
-    assert least < cut_once(SHARE, losses) <= most
+    assert least < prune_once(TOLERANCE, losses) <= most
 
 
 @pytest.mark.parametrize(
     ("times", "spread"),
-    [(1, 0.5), (30, 0.5), (4, 2.0)],  # in the last, rows don't see that what the statistics allow does harm
+    [(1, 0.5), (30, 0.5), (4, 2.0)],  # in the last, rows don't see the increase that the statistics allow
 )
-def test_a_cut_takes_no_more_than_is_negligible_where_statistics_are_wrong_by_a_factor(times, spread):
-    """Losses rise with the worth that is missing, and noise hides what is negligible."""
+def test_a_prune_stays_tolerable_where_statistics_are_wrong_by_a_factor(times, spread):
+    """Losses rise with the missing importance, and noise hides what is tolerated."""
 
     def losses(missing, noise):
-        harm = min(1.0, times * missing)
-        return 1.0 + harm + spread * math.sqrt(harm) * noise
+        increase = min(1.0, times * missing)
+        return 1.0 + increase + spread * math.sqrt(increase) * noise
 
-    assert 0 < times * cut_once(SHARE, losses) <= SHARE
+    assert 0 < times * prune_once(TOLERANCE, losses) <= TOLERANCE
     controller, missing = one_layer(losses)
-    controller.compress()
-    assert 0 < times * missing() <= SHARE
+    compress(controller)
+    assert 0 < times * missing() <= TOLERANCE
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_all_that_was_looked_at_goes_where_it_does_no_harm(seed):
-    """Whatever the worths, and however their sums are rounded."""
+def test_a_whole_trial_is_pruned_where_rows_miss_nothing(seed):
+    """Whatever the importances, and however their sums are rounded."""
     drawn = torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    worth = drawn.sort(descending=True).values
-    missing = worth.flip(0).cumsum(0) / worth.sum()
-    taken = cut_once(0.5, lambda missing, noise: 1.0 + (missing > 0.99) + 0.0 * noise, worth=worth)
+    importance = drawn.sort(descending=True).values
+    missing = importance.flip(0).cumsum(0) / importance.sum()
+    taken = prune_once(
+        0.5, lambda missing, noise: 1.0 + (missing > 0.99) + 0.0 * noise, importance=importance
+    )
     assert taken == pytest.approx(missing[missing <= 0.5].max().item())
 
 
@@ -488,16 +499,14 @@ def test_where_nothing_is_to_be_learned_the_rank_is_0():
         (0.02, 0.056, 8, 6),
     ],
     ids=[
-        "2 % of the loss are more",
-        "and here they aren't",
-        "the loss is unsure by 0.007",
-        "that isn't asked half-way",
-        "and a fifth of it is less",
+        "2 % of the loss is more",
+        "2 % of the loss is less",
+        "the loss has an error of 0.007",
+        "not asked half-way",
+        "a fifth of the loss is less",
     ],
 )
-def test_where_it_is_not_sure_that_adapters_gain_anything_they_go_if_it_cannot_be_much(
-    loss, spread, steps, kept
-):
+def test_adapters_without_a_sure_gain_go_if_it_cannot_be_much(loss, spread, steps, kept):
     """The gain is 0 and its bound 0.006."""
     network = adapt_freely(Network(), 3, targets=("first", "second"), also_train=["offset"])
     gain = torch.linspace(-0.05, 0.05, 64)

@@ -29,8 +29,7 @@ def trained():
 
 
 def test_ranks_fall_and_the_optimizer_goes_on(trained):
-    cuts = [d for d in trained.decisions if d.kind == "cut" and d.accepted]
-    assert cuts
+    assert [d for d in trained.decisions if d.kind == "prune" and d.accepted]
     assert sum(trained.rank.ranks.values()) < 0.5 * 16 * len(trained.rank.ranks)
     for path, layer in lora_layers(trained.model).items():
         assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == trained.rank.ranks[path]
@@ -197,7 +196,7 @@ def test_a_peft_adapter_is_inspected_by_its_energy(tmp_path):
     assert any("rankwise compress" in line for line in inspect.describe(found))
 
 
-def test_an_adapter_with_useless_components_is_compressed_to_the_useful_ones(tmp_path):
+def test_compressing_removes_components_that_change_nothing(tmp_path):
     """Trained at rank 4, then padded to 16 with components that change nothing."""
     tiny.model_folder(tmp_path / "base")
     model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)

@@ -69,8 +69,8 @@ def out(tmp_path_factory) -> Path:
     decide(
         RunFolder(config.out / "rte.lora.s0"),
         {"step": 0, "kind": "start", "accepted": True, "ranks": ranks},
-        {"step": 4, "kind": "cut", "accepted": True, "changes": {layers[3]: [8, 3]}, "text": EVIDENCE},
-        {"step": 8, "kind": "cut", "accepted": False, "changes": {layers[0]: [8, 1]}, "text": "step 8: no"},
+        {"step": 4, "kind": "prune", "accepted": True, "changes": {layers[3]: [8, 3]}, "text": EVIDENCE},
+        {"step": 8, "kind": "prune", "accepted": False, "changes": {layers[0]: [8, 1]}, "text": "step 8: no"},
     )
     write(config.out)
     return config.out

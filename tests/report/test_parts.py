@@ -178,7 +178,7 @@ QUERY, VALUE = "roberta.encoder.layer.4.attention.self.query", "roberta.encoder.
 START = {"step": 0, "kind": "start", "accepted": True, "ranks": {QUERY: 16, VALUE: 16}}
 CUT = {
     "step": 820,
-    "kind": "cut",
+    "kind": "prune",
     "accepted": True,
     "ranks": {QUERY: 16, VALUE: 3},
     "changes": {VALUE: [16, 3]},
@@ -186,11 +186,11 @@ CUT = {
 }
 REFUSED = {
     "step": 900,
-    "kind": "cut",
+    "kind": "prune",
     "accepted": False,
     "ranks": {QUERY: 16, VALUE: 3},
     "changes": {QUERY: [16, 8]},
-    "evidence": {"difference": 0.01, "error": 0.002, "rows": 100},
+    "evidence": {"loss_increase": 0.01, "error": 0.002, "rows": 100},
 }
 
 

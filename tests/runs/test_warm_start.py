@@ -21,7 +21,7 @@ from rankwise.config import (
 )
 from rankwise.errors import RankwiseError
 from rankwise.runs.grid import run_grid
-from rankwise.lora.inject import find_targets, make_room, trained_beside
+from rankwise.lora.inject import find_targets, raise_to_start_rank, trained_beside
 from rankwise.lora.layer import lora_layers
 from rankwise.runs.run import execute, prepare
 from rankwise.adapters.predict import evaluate, open_trained
@@ -105,7 +105,7 @@ def test_new_labels_get_the_head_that_a_fresh_run_begins_with(first, tables, bas
 def test_adaptive_rank_starts_generous_again_in_every_linear_layer(first):
     model, ids = load(first).eval(), torch.randint(3, 15, (2, 6))
     before, head = model(ids).logits, trained_beside(model)
-    make_room(model)
+    raise_to_start_rank(model)
     layers = lora_layers(model)
     assert set(layers) == set(find_targets(model, ["all-linear"]))
     assert {layer.rank for layer in layers.values()} == {16}

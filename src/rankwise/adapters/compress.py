@@ -1,7 +1,7 @@
-"""`rankwise compress`: the evidence of adaptive rank, applied once to an adapter that is trained already, whoever trained it.
+"""`rankwise compress`: the evidence of adaptive rank, applied once to a finished adapter, whoever trained it.
 
-labelled rows ─┬─ one half: forward and backward ─► second moments ─► components in order of worth
-               └─ other half: losses at several sizes ─► the smallest that isn't worse
+labelled rows ─┬─ one half: forward and backward ─► statistics ─► components in order of importance
+               └─ other half: losses at several sizes ─► the smallest that is tolerated
 """
 
 import copy
@@ -24,7 +24,9 @@ from rankwise.files import cache_folder, check_folder
 from rankwise.lora.layer import lora_layers
 from rankwise.models import hub
 from rankwise.rank.components import NoOptimizer
-from rankwise.rank.controller import Decision, RankController
+from rankwise.rank.compress import compress as prune_to_smallest
+from rankwise.rank.controller import RankController
+from rankwise.rank.decision import Decision
 from rankwise.run_folder import RunFolder
 from rankwise.tasks.encoding import Encoded, Rows, encode
 from rankwise.tasks.losses import calibrated_losses, example_losses
@@ -43,14 +45,14 @@ class Point:
     Attributes:
         components: of all layers together.
         adapter_params: LoRA matrices only.
-        difference: mean held-out loss above the whole adapter's.
-        error: standard error of that, paired by example.
+        loss_increase: mean held-out loss minus the whole adapter's.
+        error: its standard error, paired by example.
         accepted: not worse, as surely as held-out rows and statistics together say it.
     """
 
     components: int
     adapter_params: int
-    difference: float
+    loss_increase: float
     error: float
     accepted: bool
 
@@ -89,11 +91,11 @@ def compress(
         return calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
 
     controller = RankController(model, losses, 1, NoOptimizer())
-    controller.moments = gather(model, seen, compute, on_progress)
-    decisions = controller.compress()
+    controller.statistics.sums = gather(model, seen, compute, on_progress)
+    decisions = prune_to_smallest(controller)
     controller.sort()
     for layer in layers.values():
-        layer.watch(False)
+        layer.collect_statistics(False)
     peft_format.save(model, out, base_model=peft_format.read(trained.folder).base_model)
     _copy_record(trained.folder, out)
     before_that = RunFolder(trained.folder).read_ranks()
@@ -113,17 +115,17 @@ def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progr
     """Second moments of every LoRA layer over labelled rows; the model is left as it is."""
     layers = lora_layers(model)
     for layer in layers.values():
-        layer.watch()
-    watched = {path: cast(Tensor, layer.moments) for path, layer in layers.items() if layer.rank}
-    sums = {path: torch.zeros_like(moments) for path, moments in watched.items()}
+        layer.collect_statistics()
+    statistics = {path: cast(Tensor, layer.statistics) for path, layer in layers.items() if layer.rank}
+    sums = {path: torch.zeros_like(tensor) for path, tensor in statistics.items()}
     single, done = replace(compute, engine=Engine()), 0
     with single.running(model):
         for which in token_batches(rows.lengths, TOKENS):
             (batch,) = single.batches(model, rows, which)
             logits = single.logits(model, batch)
             loss = example_losses(logits, cast(Tensor, batch.labels)).sum()
-            gradients = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
-            for path, gradient in zip(watched, gradients, strict=True):
+            gradients = torch.autograd.grad(loss, list(statistics.values()), allow_unused=True)
+            for path, gradient in zip(statistics, gradients, strict=True):
                 if gradient is not None:
                     sums[path] += gradient
             done += len(which)
@@ -142,7 +144,7 @@ def _point(decision: Decision, model: nn.Module) -> Point:
     return Point(
         components=sum(ranks.values()),
         adapter_params=sum(rank * widths[path] for path, rank in ranks.items()),
-        difference=decision.difference,
+        loss_increase=decision.loss_increase,
         error=decision.error,
         accepted=decision.accepted,
     )

@@ -149,7 +149,7 @@ def compress(
     """
     from rankwise.adapters import compress, predict, rank_table
     from rankwise.cli.progress import Bar
-    from rankwise.rank import controller
+    from rankwise.rank.config import RankConfig
 
     trained = _open(adapter, rows)
     seen, notes = predict.labelled_rows(trained, file, rows.split, rows.data)
@@ -162,12 +162,12 @@ def compress(
         say(
             json,
             f"{point['components']:5d} components, {point['adapter_params']:9,} parameters: "
-            f"held-out loss {point['difference']:+.4f} ± {point['error']:.4f}  {verdict}",
+            f"held-out loss {point['loss_increase']:+.4f} ± {point['error']:.4f}  {verdict}",
         )
     say(
         json,
         f"On {result['rows']['held_out']} held-out rows. The smallest is kept whose loss is at most (95 % bound) "
-        f"{result['negligible']:.4f} higher, {100 * controller.SHARE:g} % of what the adapter gains.",
+        f"{result['negligible']:.4f} higher, {100 * RankConfig().tolerance:g} % of what the adapter gains.",
     )
     for line in rank_table.draw(result["rank"]):
         say(json, line)

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from rankwise.engine.batch_schedule import BatchSchedule
 from rankwise.lora.layer import lora_layers
-from rankwise.rank.controller import RankController, held_out_rows, settle
+from rankwise.rank import defaults
+from rankwise.rank.controller import RankController
+from rankwise.rank.too_little import held_out_rows, keep_safe_rank
 
 
 def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
@@ -21,26 +23,27 @@ def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
     Returns:
         What was done, in a sentence; empty where no ranks are to be found.
     """
-    layers = [layer for layer in lora_layers(model).values() if layer.moments is not None]
+    layers = [layer for layer in lora_layers(model).values() if layer.statistics is not None]
     if not layers:
         return ""
-    n = held_out_rows(batches.rows, batches.steps * batches.batch_size, batches.steps)
+    config = defaults.current().config
+    n = held_out_rows(batches.rows, batches.steps * batches.batch_size, batches.steps, config)
     if n:
         batches.hold_out(n)
         return (
             f"Ranks start at {layers[0].rank}; {n:,} training rows decide them and are trained on afterwards."
         )
-    settle(layers)
+    keep_safe_rank(layers, config)
     little = f"{batches.rows:,} rows, {batches.steps} steps"
     return f"Too little to find ranks on ({little}): every layer keeps rank {layers[0].rank}."
 
 
 def collectors(rank: RankController | None) -> list[Tensor]:
-    """Return the tensors whose gradients are the layers' statistics (`LoRALinear.moments`)."""
-    return [] if rank is None else [cast(Tensor, layer.moments) for layer in rank.layers.values()]
+    """Return the tensors whose gradients are the layers' statistics (`LoRALinear.statistics`)."""
+    return [] if rank is None else [cast(Tensor, layer.statistics) for layer in rank.layers.values()]
 
 
 def statistics(rank: RankController | None) -> list[Tensor]:
     """Return those tensors, their gradients, and the statistics summed up over steps."""
     found = [t for c in collectors(rank) for t in (c, c.grad) if t is not None]
-    return found if rank is None else [*found, *rank.moments.values()]
+    return found if rank is None else [*found, *rank.statistics.sums.values()]

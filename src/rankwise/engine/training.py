@@ -29,7 +29,9 @@ from rankwise.engine.mixed_precision import Copies
 from rankwise.engine.optim import BETA2, Kind, Schedule, Update, add_up, schedule_factor
 from rankwise.engine.packing import PackedBatch
 from rankwise.errors import RankwiseError
-from rankwise.rank.controller import Decision, RankController
+from rankwise.rank import defaults
+from rankwise.rank.controller import RankController
+from rankwise.rank.decision import Decision
 from rankwise.seeding import seed_torch, stream_seed
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.objectives import Objective, of_config
@@ -146,7 +148,7 @@ class Training:
         self.update = _update(model, options, update_clipping=update_clipping)
         self.rank: RankController | None = None
         if self.batches.held_out is not None:
-            self.rank = RankController(
+            self.rank = defaults.make_controller(
                 model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
             )
         self.copies = Copies(model, self.update.parameters, compute.autocast)

@@ -1,7 +1,8 @@
-"""Which layers of a model get a LoRA layer, and what is trained besides them: the classification head, and modules that are new.
+"""Put LoRA layers into a model, and say what is trained besides them: the classification head, and modules that are new.
 
-Targets are named the way PEFT names them: by the last part of a module's path (`query`), a whole path, a pattern
-(`encoder.layer.[0-5].*.value`), or `all-linear` for every linear layer of the pretrained body, BERT's pooler with it.
+Targets are named as PEFT names them: by the last part of a module's path (`query`), by a whole path, by a pattern
+(`encoder.layer.[0-5].*.value`), or as `all-linear`. The last stands for every linear layer of the pretrained body, BERT's pooler
+included.
 """
 
 import re
@@ -13,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
+from rankwise.lora.scaling import ALPHA, START_RANK, scale, stretch
 from rankwise.models.families import FAMILIES, body_and_heads
-from rankwise.rank.controller import ALPHA, START_RANK, stretch
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
-    """Paths of the linear layers that `targets` name, in the model's order.
+    """Return the paths of the linear layers that `targets` name, in the model's order.
 
     Args:
         model: a Transformers model, or any module whose linear layers are named by `targets`.
@@ -78,13 +79,13 @@ def adapt(
     also_train: Sequence[str] = (),
     seed: int = 0,
 ) -> nn.Module:
-    """Puts LoRA layers into a model, in place; trains them, its head and `also_train`, and freezes the rest.
+    """Put LoRA layers into a model, in place; they, the head and `also_train` are trained, everything else is frozen.
 
     Args:
         model: a Transformers model (or any module, with `targets`).
-        rank: r of every adapted layer, for good. None: each layer finds its own while it trains (`rank.RankController`), which `fit` and
-            `RankCallback` see to.
-        alpha: s = alpha/r, or alpha/√r with `rslora`. Default 2·rank; where ranks are found see `rank.ALPHA`.
+        rank: r of every adapted layer, which then stays. None: the rank of each layer is found in training, by `fit`, `RankCallback` or
+            a `RankController`.
+        alpha: s = alpha/r, or alpha/√r with `rslora`. Default: 2·rank, or `scaling.ALPHA` where ranks are found.
         rslora: scale by alpha/√r (Kalajdzievski 2023).
         dropout: probability on the adapters' input while training.
         targets: see `find_targets`. Default: query and value; all linear layers where ranks are found.
@@ -95,7 +96,7 @@ def adapt(
         The same model.
 
     Raises:
-        RankwiseError: a target that isn't there, or a rank larger than a layer.
+        RankwiseError: the model has LoRA layers, a target isn't there, or a rank is larger than a layer.
     """
     if lora_layers(model):
         raise RankwiseError(
@@ -105,7 +106,7 @@ def adapt(
         return adapt_freely(
             model, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
         )
-    paths = _not_whole(find_targets(model, targets), also_train)
+    paths = _outside(find_targets(model, targets), also_train)
     scaling = scale(rank, alpha, rslora)
     insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
@@ -122,10 +123,24 @@ def adapt_freely(
     also_train: Sequence[str] = (),
     seed: int = 0,
 ) -> nn.Module:
-    """The same with ranks that are found: every layer starts at `start` (`rank.START_RANK`, or as high as it can) and is watched from
-    then on. What is found hardly depends on it. Without `targets` all linear layers of the body take part.
+    """Put LoRA layers into a model whose ranks are to be found; they collect statistics from then on.
+
+    Args:
+        model: a Transformers model (or any module, with `targets`).
+        start: rank of every layer at the start. Default: `scaling.START_RANK`, or the layer's smaller side where that is less.
+        alpha: s = alpha/start. Default: `scaling.ALPHA`.
+        dropout: probability on the adapters' input while training.
+        targets: see `find_targets`. Default: all linear layers of the body.
+        also_train: paths of further modules trained and saved whole.
+        seed: draws A.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RankwiseError: a target isn't there, or `start` is larger than a layer.
     """
-    paths = _not_whole(_generous(model, targets), also_train)
+    paths = _outside(_adaptable(model, targets), also_train)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
     ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
     start = START_RANK if start is None else start
@@ -133,17 +148,27 @@ def adapt_freely(
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
     for layer in lora_layers(model).values():
-        layer.watch()
+        layer.collect_statistics()
     return model
 
 
 @torch.no_grad()
-def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] = (), seed: int = 0) -> None:
-    """Lets the layers of a model that has adapters start generous again: those below the start rank get components that change nothing,
-    those without any a layer of their own. What is trained besides stays trained.
+def raise_to_start_rank(
+    model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] = (), seed: int = 0
+) -> None:
+    """Bring the layers of a model that has adapters to the start rank again, in place; the function stays as it is.
+
+    Layers below the start rank get components whose B is zero. Linear layers without an adapter get one. What is trained stays
+    trained.
+
+    Args:
+        model: with LoRA layers.
+        dropout: of the layers that are added.
+        targets: where ranks are found; see `adapt_freely`.
+        seed: draws A.
     """
     trained, adapted = [p for p in model.parameters() if p.requires_grad], lora_layers(model)
-    paths = _not_whole(_generous(model, targets), trained_beside(model))
+    paths = _outside(_adaptable(model, targets), trained_beside(model))
     most = {path: min(START_RANK, *model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportGeneralTypeIssues]
     missing = {path: rank for path, rank in most.items() if path not in adapted}
     scaling = ALPHA / START_RANK
@@ -159,27 +184,32 @@ def make_room(model: nn.Module, *, dropout: float = 0.0, targets: Sequence[str] 
         layer.resize(torch.cat([c * layer.lora_A, A]), torch.cat([c * layer.lora_B, B], dim=1))
 
 
-def _generous(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Where ranks are found: the targets, or all linear layers of a family that is known."""
-    known = find_targets(model, targets)  # refuses others
+def _adaptable(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return where ranks are found: the targets, or all linear layers of a known family."""
+    known = find_targets(model, targets)  # raises where the family is unknown
     return known if targets else find_targets(model, ["all-linear"])
 
 
-def _not_whole(paths: Sequence[str], whole: Sequence[str]) -> list[str]:
-    """Those outside modules that are trained whole (BERT's pooler where it is new)."""
+def _outside(paths: Sequence[str], whole: Sequence[str]) -> list[str]:
+    """Return the paths outside modules that are trained whole (BERT's pooler where it is new)."""
     return [path for path in paths if not any(path == w or path.startswith(f"{w}.") for w in whole)]
-
-
-def scale(rank: int, alpha: float | None, rslora: bool) -> float:
-    """s = alpha/r, or alpha/√r (rank-stabilised); alpha is 2·rank where it isn't given."""
-    alpha = 2.0 * rank if alpha is None else alpha
-    return alpha / rank**0.5 if rslora else alpha / rank
 
 
 def insert(
     model: nn.Module, ranks: dict[str, int], scaling: dict[str, float], *, dropout: float = 0.0, seed: int = 0
 ) -> None:
-    """Replaces the linear layers at the paths of `ranks` by LoRA layers of that rank, and freezes everything else."""
+    """Replace linear layers by LoRA layers, in place, and freeze everything else.
+
+    Args:
+        model: any module.
+        ranks: path of a linear layer → its rank.
+        scaling: path → s.
+        dropout: probability on the adapters' input while training.
+        seed: draws A, layer after layer.
+
+    Raises:
+        RankwiseError: a rank doesn't fit its layer.
+    """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for path, rank in ranks.items():
@@ -201,9 +231,9 @@ def insert(
 
 
 def train_beside(model: nn.Module, paths: Iterable[str]) -> None:
-    """Makes whole modules trainable beside the adapters, in float32 whatever the base's dtype.
+    """Make whole modules trainable beside the adapters, in float32 whatever the base's dtype.
 
-    Their input is cast to their own dtype on the way in, so that a float32 head stands on a bfloat16 body.
+    Their input is cast to their dtype, so that a float32 head can stand on a bfloat16 body.
     """
     for path in dict.fromkeys(paths):
         module = model.get_submodule(path)
@@ -219,7 +249,7 @@ def _cast_input(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ..
 
 
 def trained_beside(model: nn.Module) -> list[str]:
-    """Paths of the smallest set of modules that hold every trained parameter outside the LoRA layers."""
+    """Return the paths of the fewest modules that hold every trained parameter outside the LoRA layers."""
     adapters = lora_layers(model)
     trained = [
         name

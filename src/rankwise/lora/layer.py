@@ -4,12 +4,12 @@
     x [n, d_in]                                 + ─► y [n, d_out]        y = x·W0ᵀ + b + s·(x·Aᵀ)·Bᵀ
               └─► A [r, d_in] ─► z ─► B [d_out, r] ─ ·s ┘
 
-A starts random and B at zero, so adapting a model doesn't change it. Forward and backward are one autograd function: backward
-needs only dX through W0, never dW0, and keeps nothing but x and z = x·Aᵀ.
+A starts random and B at zero, so adapting a model doesn't change it. Forward and backward are one autograd function. Backward
+computes dx through W0 but never dW0, and keeps only x and z = x·Aᵀ.
 
-Backward has z and dz, the gradient at z, in its hands. Where somebody wants to know what each component is worth (`rank.py`), it
-leaves their second moments behind as the "gradient" of a zero tensor, so that they come out beside the gradients of A and B, and are
-added up over parts of a batch as those are.
+Adaptive rank needs statistics of z and of dz, the gradient at z (`rank/statistics.py`). Backward computes both anyway. It returns
+their second moments as the "gradient" of a zero tensor. So they arrive beside the gradients of A and B, and add up over the
+micro-batches of a batch in the same way.
 """
 
 import math
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 
 def draw_A(rank: int, d_in: int, generator: torch.Generator | None = None) -> Float[Tensor, "rank d_in"]:
-    """Rows of A as they start, on the CPU: Kaiming-uniform with a = √5, as in loralib's `layers.py`."""
+    """Draw rows of A as they start, on the CPU.
+
+    Source: Kaiming-uniform with a = √5, as in loralib's `layers.py`.
+    """
     return torch.empty(rank, d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
 
 
@@ -35,8 +38,8 @@ class LoRALinear(nn.Module):
         lora_A: [rank, d_in], float32 whatever W0's dtype.
         lora_B: [d_out, rank], likewise.
         scaling: s.
-        moments: None, or a zero tensor [2·rank + 1, rank] whose gradient is Σ z·zᵀ above Σ dz·dzᵀ above the number of tokens, over
-            the tokens that the loss depends on; see `watch`.
+        statistics: None, or a zero tensor [2·rank + 1, rank]; see `collect_statistics`. Its gradient holds Σ z·zᵀ, below it Σ dz·dzᵀ,
+            and in the last row the number of tokens. The sums are over the tokens that the loss depends on.
     """
 
     weight: nn.Parameter
@@ -54,7 +57,7 @@ class LoRALinear(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Takes over `base`'s weight and bias (no copy) and freezes them.
+        """Take over `base`'s weight and bias (no copy) and freeze them.
 
         Args:
             base: the layer to adapt: anything with a 2-D `weight` and a `bias`.
@@ -87,7 +90,7 @@ class LoRALinear(nn.Module):
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.merged = False
-        self.moments: Tensor | None = None
+        self.statistics: Tensor | None = None
         self.register_load_state_dict_pre_hook(_take_rank)
 
     @property
@@ -107,37 +110,42 @@ class LoRALinear(nn.Module):
         if self.merged or self.rank == 0:
             return F.linear(x, W, self.bias)
         if isinstance(self.dropout, nn.Dropout) and self.training:
-            # The adapter then reads another input than W0 does; plain autograd says it best.
+            # The adapter reads another input than W0 here, so plain autograd takes the place of the fused function.
             z = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
-            z = cast(Tensor, _Watch.apply(z, self.moments)) if self.moments is not None else z
+            if self.statistics is not None:
+                z = cast(Tensor, _CollectStatistics.apply(z, self.statistics))
             return F.linear(x, W, self.bias) + self.scaling * F.linear(z, self.lora_B.to(x.dtype))
-        y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, self.moments)
+        y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, self.statistics)
         return cast(Tensor, y)
 
-    def watch(self, on: bool = True) -> None:
-        """Has backward leave second moments in `moments.grad` (or in what `torch.autograd.grad` gives for `moments`)."""
-        self.moments = self.lora_A.new_zeros(2 * self.rank + 1, self.rank).requires_grad_() if on else None
+    def collect_statistics(self, on: bool = True) -> None:
+        """Have backward leave second moments in `statistics.grad`, or return them where `torch.autograd.grad` asks for `statistics`."""
+        shape = 2 * self.rank + 1, self.rank
+        self.statistics = self.lora_A.new_zeros(shape).requires_grad_() if on else None
 
     @torch.no_grad()
     def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
-        """Takes other matrices, of any rank, 0 included; s = alpha/r follows. Parameters keep their identity and lose their gradients."""
+        """Take other matrices, of any rank, 0 included; s = alpha/r follows the rank.
+
+        The parameters stay the same objects and lose their gradients.
+        """
         self.scaling *= max(1, self.rank) / max(1, A.shape[0])
         replace_value(self.lora_A, A)
         replace_value(self.lora_B, B)
-        if self.moments is not None:
-            self.watch()
+        if self.statistics is not None:
+            self.collect_statistics()
 
     @torch.no_grad()
     def delta(self) -> Float[Tensor, "d_out d_in"]:
-        """The update s·B·A in the adapter's own dtype."""
+        """Return the update s·B·A, in the adapter's dtype."""
         return self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Folds the update into W0, in place: one plain matrix product from here on.
+        """Add the update to W0, in place; from then on forward is one plain matrix product.
 
-        Rounding to a half-precision W0 swallows small updates; merge into a float32 base where the result is kept
-        (`adapter_io.merge` does).
+        Rounding to a half-precision W0 loses small updates. Merge into a float32 base where the result is kept
+        (`adapters.load.merge` does).
         """
         if not self.merged:
             self._add_to_weight(self.delta())
@@ -145,7 +153,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Takes the update out of W0 again; exact to the rounding of W0's dtype."""
+        """Subtract the update from W0 again; exact to the rounding of W0's dtype."""
         if self.merged:
             self._add_to_weight(-self.delta())
             self.merged = False
@@ -159,14 +167,14 @@ class LoRALinear(nn.Module):
 
 
 def _take_rank(layer: LoRALinear, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Gives a layer the rank that a state dict comes with."""
+    """Give a layer the rank of the state dict that it is about to load."""
     A, B = (state_dict.get(f"{prefix}{name}") for name in ("lora_A", "lora_B"))
     if A is not None and B is not None and A.shape[0] == B.shape[1] != layer.rank:
         layer.resize(layer.lora_A.new_empty(A.shape), layer.lora_B.new_empty(B.shape))
 
 
 class _LoRAFunction(torch.autograd.Function):
-    """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ, and the gradients of x, A and B only.
+    """Compute y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ, and the gradients of x, A and B only.
 
         dz = s·dy·B      dx = dy·W + dz·A      dA = dzᵀ·x      dB = s·dyᵀ·z
 
@@ -182,7 +190,7 @@ class _LoRAFunction(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         s: float,
-        moments: Tensor | None = None,
+        statistics: Tensor | None = None,
     ) -> Tensor:
         y = F.linear(x, W, bias)
         dtype = y.dtype  # under autocast not x's
@@ -204,15 +212,15 @@ class _LoRAFunction(torch.autograd.Function):
             dx = (dy @ W.to(dtype)).addmm_(dz, A.to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
         dA = (dz.t() @ rows).to(A.dtype) if ctx.needs_input_grad[3] else None
         dB = (dy.t() @ z).mul_(ctx.s).to(B.dtype) if ctx.needs_input_grad[4] else None
-        moments = _second_moments(z, dz) if ctx.needs_input_grad[6] else None
-        return dx, None, None, dA, dB, None, moments
+        statistics = _second_moments(z, dz) if ctx.needs_input_grad[6] else None
+        return dx, None, None, dA, dB, None, statistics
 
 
-class _Watch(torch.autograd.Function):
-    """z as it is; its second moments are the gradient of `moments`."""
+class _CollectStatistics(torch.autograd.Function):
+    """Return z unchanged; backward gives its second moments, and those of dz, as the gradient of `statistics`."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, moments: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, statistics: Tensor) -> Tensor:
         ctx.save_for_backward(z)
         return z.view_as(z)
 
@@ -226,9 +234,9 @@ class _Watch(torch.autograd.Function):
 def _second_moments(
     z: Float[Tensor, "tokens rank"], dz: Float[Tensor, "tokens rank"]
 ) -> Float[Tensor, "2*rank+1 rank"]:
-    """Σ z·zᵀ, Σ dz·dzᵀ and, in the last row, the number of tokens they are over.
+    """Return Σ z·zᵀ, below it Σ dz·dzᵀ, and in the last row the number of tokens.
 
-    A token without a gradient (padding, a filler, a query nobody reads) says nothing about the component and doesn't count.
+    Tokens without a gradient, such as padding, don't affect the loss and don't count.
     """
     dtype = torch.promote_types(z.dtype, torch.float32)  # squares of gradients underflow in float16
     z, dz = z.to(dtype), dz.to(dtype)
@@ -237,10 +245,10 @@ def _second_moments(
 
 
 def replace_value(parameter: nn.Parameter, value: Tensor) -> None:
-    """Gives a parameter a value of another shape; it stays the same object and loses its gradient."""
+    """Give a parameter a value of another shape; it stays the same object and loses its gradient."""
     parameter.grad = None
-    # A graph that is still around, such as the last loss, keeps the parameter's node for gradients of the old shape in use; torch
-    # makes a new one when the dtype changes.
+    # A graph that still exists, such as the last loss's, keeps the parameter's gradient node for the old shape alive. Torch makes a
+    # new node when the dtype changes.
     parameter.data = value.new_empty(
         0, dtype=torch.float16 if value.dtype != torch.float16 else torch.float32
     )
@@ -248,5 +256,5 @@ def replace_value(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """Every LoRA layer of a model by its module path, in the model's own order."""
+    """Return every LoRA layer of a model by its module path, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}

@@ -1,9 +1,10 @@
-"""The components of one LoRA layer: the basis in which they are independent and have a worth, and what a change of basis or of their
-number does to the optimizer's state.
+"""The components of one LoRA layer: the basis in which they don't overlap, their importance, and how the optimizer's state follows them.
 
-    moments of z and dz, A, B ─► Basis: A' = T·A, B' = B·T⁻¹, the most worth first ─► change: some of them stay, others come beside
+    statistics of z and dz, A, B ─► Basis: A' = T·A, B' = B·T⁻¹, the most important first ─► change: some stay, others are added
 
-What worth means, and why this basis, stands at the head of `rank.py`.
+A component is a row of A with its column of B. The same update can be written with A' = T·A and B' = B·T⁻¹ for any invertible T.
+`find_basis` takes the T for which components of z are uncorrelated and the columns of B' orthogonal. Importance is explained at
+`pruning_rule.ImportanceRule` and in docs/method.md.
 """
 
 from collections.abc import Mapping
@@ -19,96 +20,102 @@ from rankwise.lora.layer import LoRALinear, replace_value
 
 @dataclass(frozen=True)
 class Basis:
-    """A layer's components, the most worth first: A' = T·A and B' = B·T⁻¹ leave B·A as it is.
+    """A layer's components, the most important first: A' = T·A and B' = B·T⁻¹ leave B·A as it is.
 
     Attributes:
-        T: [kept, rank], float64; all components are kept to begin with.
-        inverse: T⁻¹, or of it the columns that are kept.
-        worth: of each component, in units that all layers of a model share.
+        T: [kept, rank], float64; `find_basis` keeps all.
+        inverse: [rank, kept]: the columns of T⁻¹ that belong to the components kept.
+        importance: [kept], in units that all layers of a model share.
     """
 
     T: Float[Tensor, "kept rank"]
     inverse: Float[Tensor, "rank kept"]
-    worth: Float[Tensor, " kept"]
+    importance: Float[Tensor, " kept"]
 
     def first(self, rank: int) -> "Basis":
-        """The components worth most."""
-        return Basis(self.T[:rank], self.inverse[:, :rank], self.worth[:rank])
+        """Return the `rank` most important components."""
+        return Basis(self.T[:rank], self.inverse[:, :rank], self.importance[:rank])
 
     def matrices(self, layer: LoRALinear) -> tuple[Tensor, Tensor]:
-        """A' and B'."""
+        """Return A' [kept, d_in] and B' [d_out, kept], in the layer's dtype."""
         A = self.T @ layer.lora_A.detach().double()
         B = layer.lora_B.detach().double() @ self.inverse
         return A.to(layer.lora_A.dtype), B.to(layer.lora_B.dtype)
 
-    def moments(self, moments: Tensor) -> Tensor:
-        """The second moments of z' and dz'."""
+    def statistics(self, statistics: Float[Tensor, "moments rank"]) -> Float[Tensor, "moments_kept kept"]:
+        """Return the second moments of z' and dz', from those of z and dz."""
         rank = self.T.shape[1]
-        zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
-        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(moments.dtype)
-        tokens = moments[-1:, :1].expand(1, rows.shape[1])  # rank 0 has no room for them
+        zz, dd = statistics[:rank].double(), statistics[rank : 2 * rank].double()
+        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(
+            statistics.dtype
+        )
+        tokens = statistics[-1:, :1].expand(1, rows.shape[1])  # of rank 0 there is no entry to hold them
         return torch.cat([rows, tokens])
 
 
-def find_basis(layer: LoRALinear, moments: Float[Tensor, "moments rank"]) -> Basis:
-    """The components of a layer, from the second moments of z and dz.
+def find_basis(layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> Basis:
+    """Return the components of a layer, the most important first.
 
     With C = E[z·zᵀ] and the singular value decomposition B·C^½ = U·S·Vᵀ, T = D·Vᵀ·C^-½ makes the components of z uncorrelated and the
     columns of B orthogonal. The diagonal D gives each component the layer's own ratio ‖A‖ / ‖B‖, so that neither factor learns faster
-    than before.
+    than before. The importance of component i is tokens · E[z'_i²] · E[dz'_i²].
+
+    Args:
+        layer: left as it is.
+        statistics: second moments of its z and dz; moments = 2·rank + 1.
     """
     rank, device = layer.rank, layer.lora_A.device
-    moments = moments.double()
-    tokens = moments[-1, 0].clamp_min(1.0)
-    zz, dd = moments[:rank] / tokens, moments[rank : 2 * rank] / tokens
+    statistics = statistics.double()
+    tokens = statistics[-1, 0].clamp_min(1.0)
+    zz, dd = statistics[:rank] / tokens, statistics[rank : 2 * rank] / tokens
     A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
     if not B.any() or not zz.any():
         identity = torch.eye(rank, dtype=torch.float64, device=device)
         return Basis(identity, identity, torch.zeros(rank, dtype=torch.float64, device=device))
     values, vectors = torch.linalg.eigh(zz)
-    values = values.clamp_min(
-        1e-6 * values[-1]
-    )  # what z doesn't reach has no effect, but must not divide by zero
+    values = values.clamp_min(1e-6 * values[-1])  # directions that z never takes must not divide by zero
     root, unroot = (vectors * values ** (0.5 * sign) @ vectors.t() for sign in (1, -1))
     V = torch.linalg.svd(B @ root, full_matrices=False).Vh
     T, inverse = V @ unroot, root @ V.t()
     a, b = (T @ A).norm(dim=1), (B @ inverse).norm(dim=0)
     scale = (A.norm() / B.norm() * b.clamp_min(1e-3 * b.max()) / a).sqrt()
     T, inverse = scale[:, None] * T, inverse / scale
-    worth = tokens * torch.einsum("ij,jk,ik->i", T, zz, T) * torch.einsum("ji,jk,ki->i", inverse, dd, inverse)
-    order = worth.argsort(descending=True, stable=True)
-    return Basis(T[order], inverse[:, order], worth[order])
+    importance = (
+        tokens * torch.einsum("ij,jk,ik->i", T, zz, T) * torch.einsum("ji,jk,ki->i", inverse, dd, inverse)
+    )
+    order = importance.argsort(descending=True, stable=True)
+    return Basis(T[order], inverse[:, order], importance[order])
 
 
 class Components(NamedTuple):
-    """Components of a layer on their own: kept aside, or new."""
+    """Components outside a layer: set aside, or new."""
 
     A: Float[Tensor, "rank d_in"]
     B: Float[Tensor, "d_out rank"]
-    moments: Float[Tensor, "moments rank"]
+    statistics: Float[Tensor, "moments rank"]
 
     def times(self, c: float) -> "Components":
-        """The same function where s is divided by c²: z grows with A, and dz = s·dy·B falls."""
+        """Return the same function for a layer whose s is divided by c²: z grows with A, and dz = s·dy·B falls."""
         rank = self.A.shape[0]
-        zz, dd, tokens = self.moments[:rank], self.moments[rank : 2 * rank], self.moments[2 * rank :]
+        zz, dd, tokens = self.statistics[:rank], self.statistics[rank : 2 * rank], self.statistics[2 * rank :]
         return Components(c * self.A, c * self.B, torch.cat([c**2 * zz, dd / c**2, tokens]))
 
 
 @runtime_checkable
 class OptimizerState(Protocol):
-    """What the controller asks of an optimizer: `optim.Update` has it, `TorchOptimizer` gives it to any of torch's."""
+    """What the controller needs of an optimizer. `engine.optim.Update` has it; `TorchOptimizer` wraps any of torch's."""
 
     def state(self, parameter: nn.Parameter, /) -> dict[str, Tensor]:
-        """Moments in the parameter's shape, and whatever else."""
+        """Return the state of a parameter by name: moments in the parameter's shape, and anything else."""
         ...
 
     def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]], /) -> None:
-        """Gives parameters other values, of other shapes, and the state that goes with them."""
+        """Give parameters other values, of any shape, and the state that goes with them."""
         ...
 
 
 class NoOptimizer:
-    """No optimizer, seen as `OptimizerState`: for an adapter that isn't being trained."""
+    """`OptimizerState` without an optimizer, for an adapter that isn't being trained."""
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {}
@@ -119,7 +126,7 @@ class NoOptimizer:
 
 
 class TorchOptimizer:
-    """An optimizer of torch's, seen as `OptimizerState`."""
+    """`OptimizerState` of one of torch's optimizers."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -137,57 +144,57 @@ class TorchOptimizer:
 
 def change(
     layer: LoRALinear,
-    moments: Tensor,
+    statistics: Float[Tensor, "moments rank"],
     basis: Basis,
     added: Components | None,
     optimizer: OptimizerState,
     c: float = 1.0,
 ) -> tuple[dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]], Tensor]:
-    """A layer with the components of `basis` (some or all of its own, in their order), followed by others.
+    """Return a layer's A and B with the components of `basis`, followed by others.
 
     Args:
         layer: left as it is.
-        moments: second moments of its z and dz.
-        basis: what of it stays.
-        added: what comes beside it, for s / c².
-        optimizer: holds the state of its A and B.
-        c: A and B are multiplied by it, for a layer that takes s / c² as its scaling: the function stays as it is.
+        statistics: second moments of its z and dz.
+        basis: the components that stay, in this order.
+        added: components behind them, made for s / c².
+        optimizer: holds the state of A and B.
+        c: factor on A and B, for a layer whose scaling becomes s / c²; the function then stays as it is.
 
     Returns:
-        For `OptimizerState.resize`: A and B with their optimizer state; and the new second moments.
+        A and B with their optimizer state, for `OptimizerState.resize`; and the new statistics.
     """
     rank = layer.rank
-    zz, dd = moments[:rank].double(), moments[rank : 2 * rank].double()
-    # A' = c·T·A and B' = c·B·T⁻¹, so the gradients follow as T⁻ᵀ·G_A / c and G_B·Tᵀ / c; over rank, dz correlates the one and z the other.
+    zz, dd = statistics[:rank].double(), statistics[rank : 2 * rank].double()
+    # A' = c·T·A and B' = c·B·T⁻¹, so gradients become T⁻ᵀ·G_A / c and G_B·Tᵀ / c. Rows of G_A correlate as dz does, columns of G_B as z.
     state_A = _carry(optimizer.state(layer.lora_A), basis.inverse.t() / c, dd, layer.lora_A.shape)
     state_B = {k: v.t() if v.ndim == 2 else v for k, v in optimizer.state(layer.lora_B).items()}
     state_B = _carry(state_B, basis.T / c, zz, layer.lora_B.t().shape)
-    A, B, moments = Components(*basis.matrices(layer), basis.moments(moments)).times(c)
+    A, B, statistics = Components(*basis.matrices(layer), basis.statistics(statistics)).times(c)
     if added is not None:
         A, B = torch.cat([A, added.A]), torch.cat([B, added.B], dim=1)
         state_A, state_B = (_extend(state, added.A.shape[0]) for state in (state_A, state_B))
-        moments = _beside(moments, added.moments)
+        statistics = _block_diagonal(statistics, added.statistics)
     state_B = {k: v.t().contiguous() if v.ndim == 2 else v for k, v in state_B.items()}
-    return {layer.lora_A: (A, state_A), layer.lora_B: (B.contiguous(), state_B)}, moments
+    return {layer.lora_A: (A, state_A), layer.lora_B: (B.contiguous(), state_B)}, statistics
 
 
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
-"""State that holds second moments, by torch's names for it."""
+"""Torch's names for optimizer state that holds second moments."""
 
 
 def _carry(
     state: dict[str, Tensor],
     P: Float[Tensor, "new rank"],
-    moments: Float[Tensor, "rank rank"],
+    products: Float[Tensor, "rank rank"],
     shape: torch.Size,
 ) -> dict[str, Tensor]:
-    """An optimizer's state of a parameter whose gradient G [rank, d] becomes P·G.
+    """Return the optimizer's state of a parameter whose gradient G [rank, d] becomes P·G.
 
-    First moments follow as gradients do. Second moments are E[(Σₖ Pᵢₖ·Gₖ)²] with the correlations over k that `moments` tells. What isn't
-    in the parameter's shape stays.
+    First moments change as gradients do. Second moments become E[(Σₖ Pᵢₖ·Gₖ)²]. The correlations over k in it are those of `products`,
+    the sums of products of z, or of dz. State that isn't in the parameter's shape stays.
     """
-    spread = moments.diagonal().sqrt().clamp_min(1e-30)
-    correlation = moments / (spread[:, None] * spread)
+    spread = products.diagonal().sqrt().clamp_min(1e-30)
+    correlation = products / (spread[:, None] * spread)
     correlation.fill_diagonal_(1.0)
     carried: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -203,7 +210,7 @@ def _carry(
 
 
 def _extend(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """State [rank, d] with that many rows more: no momentum yet, and the layer's usual second moments."""
+    """Return state [rank, d] with so many more rows: first moments are zero, second moments the layer's mean."""
     extended: dict[str, Tensor] = {}
     for key, value in state.items():
         if value.ndim == 2:
@@ -217,16 +224,16 @@ def _extend(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
     return extended
 
 
-def _beside(moments: Tensor, other: Tensor) -> Tensor:
-    """Second moments of two sets of components that are taken as uncorrelated."""
-    n, m = moments.shape[1], other.shape[1]
-    zz = torch.block_diag(moments[:n], other[:m])
-    dd = torch.block_diag(moments[n : 2 * n], other[m : 2 * m])
-    tokens = torch.cat([moments[-1], other[-1]]).max()
+def _block_diagonal(statistics: Tensor, other: Tensor) -> Tensor:
+    """Return the statistics of two sets of components together, taken as uncorrelated."""
+    n, m = statistics.shape[1], other.shape[1]
+    zz = torch.block_diag(statistics[:n], other[:m])
+    dd = torch.block_diag(statistics[n : 2 * n], other[m : 2 * m])
+    tokens = torch.cat([statistics[-1], other[-1]]).max()
     return torch.cat([zz, dd, tokens.expand(1, n + m)])
 
 
-def as_it_is(layer: LoRALinear) -> Basis:
-    """All components in the basis they are in."""
+def identity_basis(layer: LoRALinear) -> Basis:
+    """Return all components of a layer as they are, without an importance."""
     one = torch.eye(layer.rank, dtype=torch.float64, device=layer.lora_A.device)
     return Basis(one, one, one.new_zeros(layer.rank))

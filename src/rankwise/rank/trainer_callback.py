@@ -1,4 +1,4 @@
-"""Adaptive rank in a Transformers `Trainer` script of one's own.
+"""Adaptive rank in your own Transformers `Trainer` script.
 
 rankwise.adapt(model)
 Trainer(model, …, callbacks=[rankwise.RankCallback(held_out)]).train()
@@ -17,7 +17,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import lora_layers
-from rankwise.rank.controller import Decision, RankController
+from rankwise.rank.config import RankConfig
+from rankwise.rank.controller import RankController
+from rankwise.rank.decision import Decision
+from rankwise.rank.pruning_rule import PruningRule
 from rankwise.tasks.losses import calibrated_losses
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
@@ -27,16 +30,19 @@ ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 
 
 class RankCallback(TrainerCallback):
-    """Finds the rank of each LoRA layer while a `Trainer` trains; its checkpoints resume.
+    """Finds the rank of each LoRA layer while a `Trainer` trains; the Trainer's checkpoints resume.
 
-    The last cut comes at four fifths of the steps. With half of its peak left by then, the learning rate is high enough to learn again what
-    was cut (`optim.schedule_factor("two-phase", …)` in a `LambdaLR`; docs/method.md has the measurements).
+    The last prune comes at four fifths of the steps. The learning rate should be at half its peak by then: high enough to learn again
+    what was pruned. `engine.optim.schedule_factor("two-phase", …)` in a `LambdaLR` gives that (docs/method.md).
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
-        losses: what an example's loss is, where it isn't the one that fits its labels (`losses.calibrated_losses`).
-        batch_size: of held-out passes.
-        seed: draws what is added when a layer grows.
+        losses: (model, batch) → the loss of each example, shape [examples]. Default: the loss that fits the labels
+            (`tasks.losses.calibrated_losses`).
+        batch_size: examples a batch of held-out passes.
+        seed: draws the components that are added when a layer grows.
+        config: constants of the controller.
+        rule: which components are pruned first: a name in `PRUNING_RULES`, or a `PruningRule`.
     """
 
     def __init__(
@@ -46,13 +52,16 @@ class RankCallback(TrainerCallback):
         losses: ExampleLosses | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        config: RankConfig | None = None,
+        rule: PruningRule | str = "importance",
     ) -> None:
         self.held_out, self.losses, self.batch_size, self.seed = held_out, losses, batch_size, seed
+        self.config, self.rule = config, rule
         self.controller: RankController | None = None
 
     @property
     def decisions(self) -> list[Decision]:
-        """What was decided so far."""
+        """Decisions so far."""
         return [] if self.controller is None else self.controller.decisions
 
     def on_train_begin(
@@ -68,7 +77,13 @@ class RankCallback(TrainerCallback):
         collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         loader = DataLoader(cast(Dataset[Any], self.held_out), self.batch_size, collate_fn=collate)
         self.controller = RankController(
-            model, lambda: self._example_losses(model, loader), state.max_steps, optimizer, seed=self.seed
+            model,
+            lambda: self._example_losses(model, loader),
+            state.max_steps,
+            optimizer,
+            seed=self.seed,
+            config=self.config,
+            rule=self.rule,
         )
         if state.global_step:
             self._load(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
@@ -110,14 +125,15 @@ class RankCallback(TrainerCallback):
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
-            parts = [self._part(model, {k: _to(v, device) for k, v in batch.items()}) for batch in loader]
-            outputs, *labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+            batches = ({k: _to(v, device) for k, v in batch.items()} for batch in loader)
+            found = [self._outputs(model, batch) for batch in batches]
+            outputs, *labels = (torch.cat(tensors).cpu() for tensors in zip(*found, strict=True))
             return calibrated_losses(outputs, labels[0]) if labels else outputs
         finally:
             model.train(training)
 
-    def _part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
-        """A batch's losses where somebody said what they are, else its logits and labels."""
+    def _outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return a batch's losses where `losses` is given, else its logits and labels."""
         if self.losses is not None:
             return (self.losses(model, batch).float(),)
         labels = batch.pop("labels")

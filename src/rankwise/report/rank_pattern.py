@@ -184,10 +184,10 @@ def _text(line: dict[str, Any], changes: dict[str, tuple[int, int]]) -> str:
     shown = [f"{layer}: {before} → {after}" for layer, (before, after) in changes.items()]
     evidence = line.get("evidence")
     if isinstance(evidence, dict):
-        increase = evidence.get("loss_increase", evidence.get("difference"))
+        increase = evidence.get("loss_increase")
         if isinstance(increase, int | float):
             error = f" ± {evidence['error']:.4f}" if isinstance(evidence.get("error"), int | float) else ""
-            shown.append(f"held-out loss {increase:+.4f}{error}")
+            shown.append(f"held-out loss increase {increase:+.4f}{error}")
     return f"step {line['step']}: {'; '.join(shown) or line.get('kind', 'decision')}"
 
 

@@ -69,13 +69,13 @@ def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
 
 
 def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
-    from rankwise.lora.inject import adapt_freely, make_room
+    from rankwise.lora.inject import adapt_freely, raise_to_start_rank
     from rankwise.lora.layer import lora_layers
 
     if config.model.from_adapter:  # its layers are there already
-        make_room(model, dropout=config.lora.lora_dropout, seed=stream_seed(config.seed, "adapter"))
+        raise_to_start_rank(model, dropout=config.lora.lora_dropout, seed=stream_seed(config.seed, "adapter"))
         for layer in lora_layers(model).values():
-            layer.watch()
+            layer.collect_statistics()
         return
     adapt_freely(model, config.lora.rank, **_adapter(config, new_modules))
 

@@ -32,6 +32,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder, damaged
 from rankwise.lora import quantized
 from rankwise.lora.layer import lora_layers
+from rankwise.rank.decision import start_line
 from rankwise.models import families, loading
 from rankwise.models.loading import Source
 from rankwise.run_folder import RunFolder
@@ -296,7 +297,7 @@ def _train(run: Prepared, folder: RunFolder, stopping: Stopping, emit: Emit) -> 
     pace = _Pace()
     told = len(training.decisions)
     if training.rank is not None and not folder.read_ranks():
-        folder.append_ranks([training.rank.beginning()])
+        folder.append_ranks([start_line(training.rank.ranks)])
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
             step = training.step(profile=training.step_number in profiled)
@@ -470,7 +471,7 @@ def _result(
         "rank": ranks,
         "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
         "rank_seconds": training.rank_seconds if training.rank else None,
-        "held_out_passes_rows": training.rank.rows_seen if training.rank else None,
+        "held_out_passes_rows": training.rank.held_out.rows_seen if training.rank else None,
         "lr": config.train.lr,
         "padding": config.train.padding,
         "device": training.compute.device.type,

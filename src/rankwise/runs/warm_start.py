@@ -15,7 +15,8 @@ from rankwise.adapters import attach, peft_format
 from rankwise.adapters.adapter import Adapter
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import find_targets, scale, train_beside, trained_beside
+from rankwise.lora.inject import find_targets, train_beside, trained_beside
+from rankwise.lora.scaling import scale
 from rankwise.models import hub, loading
 from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source

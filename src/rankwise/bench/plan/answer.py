@@ -22,8 +22,9 @@ from rankwise.config import PlanConfig, parse_memory
 from rankwise.engine.measure import MB, Spread, megabytes
 from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
+from rankwise.lora.scaling import START_RANK
 from rankwise.models import hub, loading
-from rankwise.rank.controller import GROW_AT, START_RANK
+from rankwise.rank.config import RankConfig
 
 OVERHEAD: dict[str, tuple[float, float, float, float]] = {
     "cpu": (0.3e9, 0.6e9, 0.0, 0.10),
@@ -32,7 +33,7 @@ OVERHEAD: dict[str, tuple[float, float, float, float]] = {
 """Memory that is not tensors: bytes that are always there (least, most), and the share of tensor bytes that the allocator loses (least,
 most). On a CPU the first is Python and PyTorch; on a GPU it is the context, the kernels and the workspaces of its libraries."""
 
-LARGEST_RANK = START_RANK * 2 ** len(GROW_AT)
+LARGEST_RANK = START_RANK * 2 ** len(RankConfig().grow_at)
 """The rank of adaptive LoRA if every layer grew at every check that allows it."""
 
 Report = Callable[[int, int, str], None]

@@ -73,7 +73,7 @@ def build_training(setting: Setting) -> Training:
     if setting.method == "adaptive":  # collects statistics; no rank check is due in a step
         training.rank = controller = RankController(model, torch.Tensor, sys.maxsize, training.update)
         for path, layer in controller.layers.items():
-            controller.moments[path] = torch.zeros_like(cast(torch.Tensor, layer.moments))
+            controller.statistics.sums[path] = torch.zeros_like(cast(torch.Tensor, layer.statistics))
     return training
 
 
@@ -86,7 +86,7 @@ def _build_model(setting: Setting) -> Any:
     lora = LoraOptions(rank=None if adaptive else setting.rank, targets=setting.targets)
     method.prepare(model, RunConfig(lora=lora), [])
     for layer in lora_layers(model).values() if adaptive else ():
-        layer.watch(False)  # until the layer has its rank
+        layer.collect_statistics(False)  # until the layer has its rank
         rank = min(setting.rank, layer.in_features, layer.out_features)
         layer.resize(
             layer.lora_A.new_zeros(rank, layer.in_features), layer.lora_B.new_zeros(layer.out_features, rank)

@@ -1,0 +1,68 @@
+"""Prune a finished adapter, all at once: the smallest size whose loss increase held-out rows and statistics together allow.
+
+all components ─► half of them ─► half of these ─► … until the loss increase is too high ─► bisection between the last two
+"""
+
+from dataclasses import replace
+
+import torch
+
+from rankwise.rank.controller import RankController
+from rankwise.rank.decision import Decision
+from rankwise.rank.evidence import LossIncrease, accept_prune_by_both, accept_prune_by_rows
+from rankwise.rank.pruning_rule import ranks_without
+
+NARROW = 16
+"""Bisection stops when the two sizes are closer than one in so many."""
+
+
+@torch.no_grad()
+def compress(controller: RankController) -> list[Decision]:
+    """Prune an adapter to the smallest size that is tolerated, in place.
+
+    Args:
+        controller: of the adapter, with `statistics.sums` filled and held-out losses of rows that weren't trained on.
+
+    Returns:
+        The curve: a decision for each size evaluated, in the order of evaluation.
+    """
+    config, made = controller.config, len(controller.decisions)
+    bases = controller.bases()
+    order = controller.order(bases)
+    whole = controller.held_out.losses_with({})
+    gain = LossIncrease.of(controller.held_out.losses_without_adapters() - whole)
+    limit, total = config.tolerance * max(gain.mean, 0.0), sum(importance for importance, _ in order)
+
+    def decide(kept: int) -> Decision:
+        removed = order[: len(order) - kept]
+        ranks = ranks_without(bases, removed)
+        if kept == 0:
+            accepted = accept_prune_by_rows(gain, limit, config.confidence)
+            return controller.decision("prune", accepted, gain, limit, ranks)
+        losses = controller.held_out.losses_with(controller.matrices(bases, ranks))
+        increase = LossIncrease.of(losses - whole)
+        share = sum(importance for importance, _ in removed) / total if total else 0.0
+        accepted = accept_prune_by_both(increase, limit, share * gain.mean, config.prior_sd)
+        return controller.decision("prune", accepted, increase, limit, ranks, share * gain.mean)
+
+    def passes(kept: int) -> bool:
+        point = decide(kept)
+        if point.accepted:  # the ranks of this size; layers are resized once, at the end
+            after = {path: rank for path, (_, rank) in point.changes.items()}
+            point = replace(point, ranks=controller.ranks | after)
+        controller.decisions.append(point)
+        return point.accepted
+
+    good, bad = len(order), 0
+    if not order or passes(0):
+        good = 0
+    while good > 1 and bad == 0 and passes(good // 2):
+        good //= 2
+    bad = good // 2 if good > 1 else 0
+    while good - bad > max(1, good // NARROW):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if passes(middle) else (good, middle)
+    ranks, before = ranks_without(bases, order[: len(order) - good]), controller.ranks
+    changes = {path: (before[path], rank) for path, rank in ranks.items() if before[path] != rank}
+    controller.resizer.resize(changes, bases, controller.steps_taken)
+    return controller.decisions[made:]

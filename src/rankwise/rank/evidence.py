@@ -1,0 +1,145 @@
+"""Held-out evidence: losses of held-out examples with other adapters in place, the bounds drawn from them, and what they accept.
+
+Losses are compared example by example: the same examples before and after a change. The mean of the differences is the loss increase
+(Δloss). Its standard error comes from their spread, so how hard the examples are drops out.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rankwise.lora.layer import LoRALinear
+from rankwise.rank.config import CONFIDENCE
+
+Losses = Callable[[], Float[Tensor, " examples"]]
+"""Loss of each held-out example, without gradients, in eval mode. Any loss may be used."""
+Matrices = dict[str, tuple[Tensor, Tensor]]
+"""Module path → A [rank, d_in] and B [d_out, rank]."""
+LEVEL = 0.95
+"""Of the upper bound in `factor_bound`."""
+
+
+class HeldOutTest:
+    """Evaluates held-out examples with other matrices in some layers.
+
+    Attributes:
+        losses: loss of each held-out example with the model as it is.
+        rows_seen: examples evaluated so far, over all passes.
+    """
+
+    def __init__(self, layers: Mapping[str, LoRALinear], losses: Losses) -> None:
+        self.layers, self.losses = layers, losses
+        self.rows_seen = 0
+
+    def losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        """Return the loss of each example with these matrices in place of the layers' own, in float64 on the CPU."""
+        kept = {path: (layer.lora_A.data, layer.lora_B.data) for path, layer in self.layers.items()}
+        try:
+            for path, (A, B) in matrices.items():
+                self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
+            losses = self.losses().double().cpu()
+        finally:
+            for path, (A, B) in kept.items():
+                self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
+        self.rows_seen += len(losses)
+        return losses
+
+    def losses_without_adapters(self) -> Float[Tensor, " examples"]:
+        """Return the loss of each example with rank 0 in every layer."""
+        return self.losses_with(
+            {path: (layer.lora_A[:0], layer.lora_B[:, :0]) for path, layer in self.layers.items()}
+        )
+
+
+class LossIncrease(NamedTuple):
+    """A loss increase on held-out examples.
+
+    Attributes:
+        mean: over the examples.
+        error: standard error of the mean.
+        rows: how many examples.
+    """
+
+    mean: float
+    error: float
+    rows: int
+
+    @classmethod
+    def of(cls, differences: Float[Tensor, " examples"]) -> "LossIncrease":
+        """Return the increase that examples' losses after a change minus before it show."""
+        return cls(*mean_and_error(differences), len(differences))
+
+
+class Allowance(NamedTuple):
+    """Loss increase that a prune may cause.
+
+    Attributes:
+        gain: mean held-out loss without adapters minus with them.
+        share: tolerance, as a share of the gain.
+        noise: noise tolerance, in units of the loss.
+    """
+
+    gain: float
+    share: float
+    noise: float
+
+    def share_to_prune(self, factor: float, least_factor: float) -> float:
+        """Return the share of all importance that may be pruned.
+
+        Args:
+            factor: upper bound of loss increase / expected loss increase; the expected one is share of importance · gain.
+            least_factor: lower limit of the factor within the noise tolerance.
+        """
+        return max(self.share / factor, self.noise / self.gain / max(factor, least_factor))
+
+
+def mean_and_error(values: Float[Tensor, " examples"]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+
+
+def factor_bound(increase: float, error: float, expected: float, prior_sd: float) -> float:
+    """Return the upper 95 % bound of loss increase / expected loss increase.
+
+    Before the measurement, the logarithm of the ratio is normal around 0 with standard deviation `prior_sd`. The measurement is normal
+    around the true increase with its standard error. The posterior is summed up on a grid.
+
+    Args:
+        increase: measured on held-out rows.
+        error: its standard error.
+        expected: by the statistics.
+        prior_sd: of the logarithm.
+    """
+    grid = torch.linspace(-5.0, 7.0, 1201, dtype=torch.float64)
+    off = (increase - expected * grid.exp()) / max(error, 1e-12)
+    posterior = torch.softmax(-0.5 * (off.square() + (grid / prior_sd).square()), dim=0).cumsum(0)
+    return grid[min(int((posterior < LEVEL).sum()), len(grid) - 1)].exp().item()
+
+
+# Acceptance rules: is a proposal carried out?
+
+
+def accept_addition(lack: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:
+    """Return whether components are to be added: the lower bound of the loss increase without them is above the limit."""
+    return lack.mean - confidence * lack.error > limit
+
+
+def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:
+    """Return whether held-out rows alone allow a prune: the upper bound of its loss increase is within the limit."""
+    return increase.mean + confidence * increase.error <= limit
+
+
+def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:
+    """Return whether rows and statistics together allow a prune: neither the measured loss increase nor the bound on the expected one
+    is above the limit."""
+    bound = expected * factor_bound(increase.mean, increase.error, expected, prior_sd)
+    return max(increase.mean, bound) <= limit
+
+
+def accept_prune_after_trial(increase: LossIncrease, limit: float) -> bool:
+    """Return whether a prune is carried out whose size a trial pruning has bounded already: its own loss increase is within the limit."""
+    return increase.mean <= limit
