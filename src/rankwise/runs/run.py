@@ -32,9 +32,9 @@ from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder, damaged
 from rankwise.lora import quantized
 from rankwise.lora.layer import lora_layers
-from rankwise.rank.decision import start_line
 from rankwise.models import families, loading
 from rankwise.models.loading import Source
+from rankwise.rank.decision import start_line
 from rankwise.run_folder import RunFolder
 from rankwise.runs import methods, model_card, recipes, warm_start
 from rankwise.runs.methods import parse
