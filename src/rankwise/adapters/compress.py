@@ -29,7 +29,7 @@ from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.run_folder import RunFolder
 from rankwise.tasks.encoding import Encoded, Rows, encode
-from rankwise.tasks.losses import calibrated_losses, example_losses
+from rankwise.tasks.objectives import named, of_config
 
 FEWEST = 100
 """Rows with fewer of which nothing can be told."""
@@ -88,7 +88,8 @@ def compress(
 
     def losses() -> Tensor:
         logits = torch.from_numpy(predict_logits(model, held_out, compute))
-        return calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
+        labels = torch.from_numpy(cast(np.ndarray, held_out.labels))
+        return named(trained.task.problem).calibrated_losses(logits, labels)
 
     controller = RankController(model, losses, 1, NoOptimizer())
     controller.statistics.sums = gather(model, seen, compute, on_progress)
@@ -113,7 +114,7 @@ def compress(
 
 def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progress) -> dict[str, Tensor]:
     """Second moments of every LoRA layer over labelled rows; the model is left as it is."""
-    layers = lora_layers(model)
+    layers, objective = lora_layers(model), of_config(getattr(model, "config", None))
     for layer in layers.values():
         layer.collect_statistics()
     statistics = {path: cast(Tensor, layer.statistics) for path, layer in layers.items() if layer.rank}
@@ -123,7 +124,7 @@ def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progr
         for which in token_batches(rows.lengths, TOKENS):
             (batch,) = single.batches(model, rows, which)
             logits = single.logits(model, batch)
-            loss = example_losses(logits, cast(Tensor, batch.labels)).sum()
+            loss = objective.example_losses(logits, cast(Tensor, batch.labels)).sum()
             gradients = torch.autograd.grad(loss, list(statistics.values()), allow_unused=True)
             for path, gradient in zip(statistics, gradients, strict=True):
                 if gradient is not None:

@@ -21,7 +21,7 @@ from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.rank.pruning_rule import PruningRule
-from rankwise.tasks.losses import calibrated_losses
+from rankwise.tasks.objectives import of_config
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
 
@@ -37,8 +37,8 @@ class RankCallback(TrainerCallback):
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
-        losses: (model, batch) → the loss of each example, shape [examples]. Default: the loss that fits the labels
-            (`tasks.losses.calibrated_losses`).
+        losses: (model, batch) → the loss of each example, shape [examples]. Default: the calibrated loss of the
+            objective that the model's config names.
         batch_size: examples a batch of held-out passes.
         seed: draws the components that are added when a layer grows.
         config: constants of the controller.
@@ -128,7 +128,8 @@ class RankCallback(TrainerCallback):
             batches = ({k: _to(v, device) for k, v in batch.items()} for batch in loader)
             found = [self._outputs(model, batch) for batch in batches]
             outputs, *labels = (torch.cat(tensors).cpu() for tensors in zip(*found, strict=True))
-            return calibrated_losses(outputs, labels[0]) if labels else outputs
+            objective = of_config(getattr(model, "config", None))
+            return objective.calibrated_losses(outputs, labels[0]) if labels else outputs
         finally:
             model.train(training)
 
