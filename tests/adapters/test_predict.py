@@ -1,4 +1,4 @@
-"""`train`, `evaluate` and `predict` on tables of one's own: the options do what they say, and what comes out is a run's own result."""
+"""`train`, `evaluate` and `predict` on your own tables: options do what they say, and results are those of the run."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ ROWS, HELD_OUT = tiny.reviews(60), tiny.reviews(20, seed=1)
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch) -> Path:
-    """Each test has a folder and a cache of its own."""
+    """Gives each test its own folder and cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     return tmp_path
@@ -33,7 +33,7 @@ def model(tmp_path_factory) -> str:
 
 
 def command(*arguments: object) -> None:
-    """Runs a command that must end well."""
+    """Run a command that must succeed."""
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     assert stopped.value.code == 0
@@ -41,7 +41,7 @@ def command(*arguments: object) -> None:
 
 @pytest.fixture
 def answer(capfd):
-    """Runs a command with --json and returns its object."""
+    """Run a command with --json and return its object."""
 
     def call(*arguments: object) -> dict:
         capfd.readouterr()
@@ -111,7 +111,7 @@ def glue(folder: str) -> str:
     "limits", [[], ["--limit-eval", "5", "--limit-train", "30"]], ids=["whole", "limited"]
 )
 def test_evaluating_a_run_gives_its_own_score(method, limits, model, answer):
-    table = write("own.csv", ROWS)
+    table = write("table.csv", ROWS)
     run = answer(
         "train", table, "--model", model, "--method", method, "--out", "run", "--epochs", "1", *limits, *FAST
     )
@@ -123,7 +123,7 @@ def test_evaluating_a_run_gives_its_own_score(method, limits, model, answer):
     assert own["loss"] == pytest.approx(run["scores"]["validation"]["loss"], rel=1e-5)
 
 
-def test_evaluating_a_run_of_a_task_by_name_takes_its_data_from_where_training_did(model, answer):
+def test_evaluating_a_run_of_a_named_task_finds_its_data(model, answer):
     run = answer(
         "train",
         "--task",
@@ -146,7 +146,7 @@ def test_evaluating_a_run_of_a_task_by_name_takes_its_data_from_where_training_d
 
 def test_evaluating_on_a_file_scores_its_labels(model, answer):
     """Of the same rows with every label turned round, what was right is wrong."""
-    command("train", write("own.csv", ROWS), "--model", model, "--out", "run", "--epochs", "1", *FAST)
+    command("train", write("table.csv", ROWS), "--model", model, "--out", "run", "--epochs", "1", *FAST)
     turned = [
         {**row, "label": {"positive": "negative", "negative": "positive"}[row["label"]]} for row in HELD_OUT
     ]
@@ -170,7 +170,7 @@ def run(model, tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_predictions_are_the_runs_own_in_every_format(kind, run, answer):
+def test_predictions_are_those_of_the_run_in_every_format(kind, run, answer):
     told = answer("predict", run, write("rows.csv", HELD_OUT), "--out", f"p.{kind}")
     rows = read(f"p.{kind}")
     assert [int(row["idx"]) for row in rows] == list(range(20))
@@ -193,7 +193,7 @@ def test_predictions_are_the_runs_own_in_every_format(kind, run, answer):
     assert told["predicted"] == {name: labels.count(name) for name in ("negative", "positive")}
 
 
-def test_predictions_need_no_label_column_and_take_the_columns_they_are_told(run):
+def test_predictions_need_no_label_column_and_take_column_names(run):
     rows = [{"id": i, "review": row["text"]} for i, row in enumerate(HELD_OUT)]
     command("predict", run, write("a.csv", HELD_OUT), "--out", "a.jsonl")
     command("predict", run, write("b.parquet", rows), "--text", "review", "--out", "b.jsonl")
@@ -218,18 +218,18 @@ def test_predictions_replace_an_earlier_file_whole(run):
 
 def test_integer_labels_come_back_as_integers_in_numeric_order(model):
     rows = [{**row, "label": 10 if row["label"] == "positive" else 9} for row in ROWS]
-    command("train", write("own.parquet", rows), "--model", model, "--out", "run", "--epochs", "1", *FAST)
-    command("predict", "run", "own.parquet", "--out", "p.jsonl")
-    command("predict", "run", "own.parquet", "--out", "p.parquet")
+    command("train", write("table.parquet", rows), "--model", model, "--out", "run", "--epochs", "1", *FAST)
+    command("predict", "run", "table.parquet", "--out", "p.jsonl")
+    command("predict", "run", "table.parquet", "--out", "p.parquet")
     assert list(read("p.jsonl")[0])[2:4] == ["probability_9", "probability_10"]
     assert {row["label"] for row in read("p.jsonl")} <= {9, 10}
     assert pq.read_schema("p.parquet").field("label").type == pa.int64()
 
 
-def test_labels_that_only_look_like_numbers_come_back_as_they_were(model):
+def test_labels_that_look_like_numbers_stay_strings(model):
     rows = [{**row, "label": "007" if row["label"] == "positive" else "008"} for row in ROWS]
-    command("train", write("own.csv", rows), "--model", model, "--out", "run", "--epochs", "1", *FAST)
-    command("predict", "run", "own.csv", "--out", "p.jsonl")
+    command("train", write("table.csv", rows), "--model", model, "--out", "run", "--epochs", "1", *FAST)
+    command("predict", "run", "table.csv", "--out", "p.jsonl")
     assert {row["label"] for row in read("p.jsonl")} <= {"007", "008"}
 
 
@@ -237,7 +237,7 @@ def test_labels_that_only_look_like_numbers_come_back_as_they_were(model):
 
 
 def test_a_table_trains_the_same_adapter_in_every_format(model, answer):
-    """Columns by any name, pairs of texts, integer labels and validation rows of one's own."""
+    """Columns by any name, pairs of texts, integer labels and a validation file."""
     names = {"text": "Question", "label": "Answered"}
     pairs = [
         {
@@ -261,7 +261,7 @@ def test_a_table_trains_the_same_adapter_in_every_format(model, answer):
 
 def test_the_second_text_of_a_pair_is_read(model):
     rows = [{**row, "reply": "the film"} for row in ROWS]
-    table, held = write("own.csv", rows), write("held.csv", [{**row, "reply": "fine"} for row in HELD_OUT])
+    table, held = write("table.csv", rows), write("held.csv", [{**row, "reply": "fine"} for row in HELD_OUT])
     for out, columns in (("one", []), ("two", ["--text-pair", "reply"])):
         command(
             "train",
@@ -282,12 +282,12 @@ def test_the_second_text_of_a_pair_is_read(model):
 
 
 def test_accumulated_gradients_train_the_same_model_up_to_rounding():
-    """Without dropout, whose masks are drawn anew for each part."""
+    """Without dropout, whose masks are drawn anew for each micro-batch."""
     plain = tiny.model_folder(Path("plain"))
     config = json.loads((plain / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (plain / "config.json").write_text(json.dumps(config))
-    table = write("own.csv", ROWS)
+    table = write("table.csv", ROWS)
     for out, parts in (("whole", "1"), ("parts", "4")):
         arguments = ["--accumulate", parts, "--model", plain, "--lr", "1e-3", "--epochs", "1", *FAST]
         command("train", table, *arguments, "--out", out)
@@ -296,10 +296,10 @@ def test_accumulated_gradients_train_the_same_model_up_to_rounding():
     np.testing.assert_allclose(losses["parts"], losses["whole"], rtol=1e-4)
 
 
-def test_patience_stops_on_rows_held_out_of_training_never_on_those_that_are_scored(model, answer):
+def test_patience_decides_on_rows_held_out_of_training(model, answer):
     """At a learning rate that only does harm, the first check stays the best one."""
     arguments = ["--model", model, "--lr", "0.5", "--schedule", "constant", "--epochs", "30", *FAST]
-    run = answer("train", write("own.csv", ROWS), *arguments, "--patience", "2", "--out", "run")
+    run = answer("train", write("table.csv", ROWS), *arguments, "--patience", "2", "--out", "run")
     checks = [step for step in steps_of("run") if "held_out_loss" in step]
     losses = [step["held_out_loss"] for step in checks]
     assert run["steps"] == checks[-1]["step"] < 30 * 3
@@ -308,8 +308,8 @@ def test_patience_stops_on_rows_held_out_of_training_never_on_those_that_are_sco
     assert answer("evaluate", "run")["accuracy"] == run["score"]
 
 
-def test_evaluating_along_the_way_is_a_curve_and_changes_nothing(model, answer):
-    table = write("own.csv", ROWS)
+def test_evaluating_during_training_changes_nothing(model, answer):
+    table = write("table.csv", ROWS)
     arguments = ["--model", model, "--epochs", "2", *FAST]
     curve = answer("train", table, *arguments, "--evaluate-every", "2", "--out", "curve")
     plain = answer("train", table, *arguments, "--out", "plain")
@@ -319,8 +319,8 @@ def test_evaluating_along_the_way_is_a_curve_and_changes_nothing(model, answer):
     assert equal(adapter_of("curve"), adapter_of("plain"))
 
 
-def test_limits_take_so_many_rows_and_the_same_for_every_seed(model, answer):
-    table = write("own.csv", ROWS)
+def test_limits_draw_the_same_rows_for_every_seed(model, answer):
+    table = write("table.csv", ROWS)
     tokens = []
     for seed in ("0", "1"):
         arguments = ["--limit-train", "20", "--limit-eval", "7", "--seed", seed, "--epochs", "1", *FAST]
@@ -331,10 +331,10 @@ def test_limits_take_so_many_rows_and_the_same_for_every_seed(model, answer):
     assert not equal(adapter_of("run0"), adapter_of("run1"))
 
 
-def test_a_fully_fine_tuned_run_is_a_transformers_folder_with_the_runs_own_logits(model, answer):
+def test_a_fully_fine_tuned_run_loads_in_transformers(model, answer):
     held = write("held.csv", HELD_OUT)
     arguments = ["--validation", held, "--method", "full", "--model", model, "--epochs", "1", *FAST]
-    run = answer("train", write("own.csv", ROWS), *arguments, "--out", "run")
+    run = answer("train", write("table.csv", ROWS), *arguments, "--out", "run")
     assert run["trainable_params"] == run["total_params"]
     loaded = AutoModelForSequenceClassification.from_pretrained("run").eval()
     batch = tiny.tokenizer()([row["text"] for row in HELD_OUT], padding=True, return_tensors="pt")
@@ -347,7 +347,7 @@ def test_a_fully_fine_tuned_run_is_a_transformers_folder_with_the_runs_own_logit
 
 def test_a_method_with_options_of_its_own_is_that_method(model):
     command(
-        "train", write("own.csv", ROWS), "--method", "lora:rank=2,targets=query+key", "--model", model,
+        "train", write("table.csv", ROWS), "--method", "lora:rank=2,targets=query+key", "--model", model,
         "--out", "run", "--epochs", "1", *FAST,
     )  # fmt: skip
     config = json.loads(Path("run/adapter_config.json").read_text())

@@ -1,17 +1,22 @@
-"""The page of a real grid (3 tasks × 4 methods × 3 seeds, tiny models really trained) in a real browser, as a reader meets it."""
+"""The page in a real browser.
+
+The grid has 3 tasks × 4 methods × 3 seeds. One run of each method is trained; its folder is copied for the other tasks and seeds, with
+scores and predictions of their own.
+"""
 
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import sync_playwright
 
 from planted import decide, finished
-from rankwise.config import CompareConfig, DataOptions, ModelOptions, TrainOptions, to_json
+from rankwise.config import CompareConfig, DataOptions, ModelOptions, RunConfig, TrainOptions, to_json
 from rankwise.report import html as page_of
 from rankwise.report import write
 from rankwise.run_folder import RunFolder, run_name, write_grid
@@ -44,9 +49,24 @@ def data_folder(folder: Path) -> Path:
     return folder
 
 
+def copied(source: RunFolder, folder: RunFolder, run: RunConfig, number: int) -> None:
+    """A run of another task or seed: the same logs and settings, some predictions turned round."""
+    shutil.copytree(source.path, folder.path)
+    resolved = source.read_run()["resolved"] | {"task": run.task, "seed": run.seed}
+    folder.update_run_json(requested=to_json(run), resolved=resolved)
+    table = source.read_predictions()
+    label, prediction = (table[name].to_numpy().copy() for name in ("label", "prediction"))
+    turned = np.random.default_rng(number).choice(len(label), number % 7, replace=False)
+    prediction[turned] = 1 - prediction[turned]
+    logits = np.array(table["logits"].to_pylist(), dtype=np.float32)
+    folder.write_predictions(table["idx"].to_numpy(), label, prediction, logits)
+    entries = {"task": run.task, "seed": run.seed, "score": float((label == prediction).mean())}
+    folder.write_result(source.read_result() | entries)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
-    """The grid's folder with its report; one run tells of rank decisions."""
+    """The grid's folder with its report; one run has rank decisions."""
     here = tmp_path_factory.mktemp("grid")
     config = CompareConfig(
         tasks=TASK_NAMES,
@@ -59,10 +79,15 @@ def out(tmp_path_factory) -> Path:
         ),
         train=TrainOptions(epochs=2, batch_size=8, evaluate_every=6),
     )
-    for run in config.runs():
+    trained: dict[str, RunFolder] = {}
+    for number, run in enumerate(config.runs()):
         folder = RunFolder(config.out / run_name(run.task, run.method, run.seed))
+        if run.method in trained:
+            copied(trained[run.method], folder, run, number)
+            continue
         folder.write_request(to_json(run), {"keep_model": False})
         execute(folder, lambda event: None)
+        trained[run.method] = folder
     write_grid(config.out, to_json(config) | {"command": "rankwise compare --out runs"})
     layers = [f"bert.encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query", "value")]
     ranks = dict.fromkeys(layers, 8)
@@ -90,17 +115,17 @@ def browser():
 
 
 class Reader:
-    """A page in the browser, and what it said and asked for."""
+    """A page in the browser, with its messages and its requests."""
 
     def __init__(self, browser, file: Path, **settings):
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
         self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.said.append("a dialog"))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.messages.append("a dialog"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.address = file.as_uri()
         self.page.goto(self.address)
         self.page.wait_for_selector("html[data-drawn=all]")
@@ -124,6 +149,14 @@ def reader(browser, out, request):
     made.context.close()
 
 
+@pytest.fixture(scope="module", params=["light", "dark"])
+def shared(browser, out, request):
+    """A page for tests that change nothing on it."""
+    made = Reader(browser, out / "report.html", color_scheme=request.param)
+    yield made
+    made.context.close()
+
+
 def luminance(colour: str) -> float:
     """WCAG's relative luminance of `rgb(r, g, b)`, or of Chromium's `color(srgb r g b)`."""
     numbers = [float(n) for n in re.findall(r"[\d.]+", colour)[:3]]
@@ -141,23 +174,23 @@ BOTH = pytest.mark.parametrize("reader", [{"color_scheme": "light"}, {"color_sch
 
 
 @BOTH
-def test_nothing_is_complained_of_and_nothing_asked_for(reader):
+def test_the_page_makes_no_error_and_no_request(reader):
     reader.page.mouse.wheel(0, 20_000)
     reader.page.locator("#scheme").click()
     reader.page.locator("#results th button").first.click()
     reader.page.pdf()
-    assert reader.said == []
-    assert reader.asked == [reader.address]
+    assert reader.messages == []
+    assert reader.requests == [reader.address]
 
 
-def test_a_request_that_was_tried_would_not_leave(reader):
-    """The page's own policy refuses it, whatever a script might ask for."""
+def test_the_content_security_policy_blocks_requests(reader):
+    """Whatever a script might ask for."""
     left = reader.run("fetch('http://127.0.0.1:9/').then(() => 'left', () => 'refused')")
     assert left == "refused"
-    assert any("Content Security Policy" in line for line in reader.said)
+    assert any("Content Security Policy" in line for line in reader.messages)
 
 
-def test_the_page_is_one_file_of_six_megabytes_at_most(out):
+def test_the_page_is_one_file_below_six_megabytes(out):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert len(page.encode()) <= 6e6
     assert not re.search(
@@ -165,34 +198,33 @@ def test_the_page_is_one_file_of_six_megabytes_at_most(out):
     )
 
 
-def test_the_first_screen_has_the_answer_and_the_table(reader, document):
-    assert reader.page.locator("h1").inner_text() == document["answer"][0]
-    assert reader.page.locator(".answer li").all_inner_texts() == document["answer"][1:]
-    assert reader.page.locator("#results").bounding_box()["y"] < 400
-    assert reader.rows() == [(row["task"], row["method"]) for row in document["rows"]]
-    shown = [float(text.split()[0]) for text in reader.column("Score")]
+def test_the_first_screen_has_the_answer_and_the_table(shared, document):
+    assert shared.page.locator("h1").inner_text() == document["answer"][0]
+    assert shared.page.locator(".answer li").all_inner_texts() == document["answer"][1:]
+    assert shared.page.locator("#results").bounding_box()["y"] < 400
+    assert shared.rows() == [(row["task"], row["method"]) for row in document["rows"]]
+    shown = [float(text.split()[0]) for text in shared.column("Score")]
     assert shown == [pytest.approx(100 * row["score"]["mean"], abs=0.006) for row in document["rows"]]
 
 
-@BOTH
-def test_every_plot_is_drawn_with_what_it_is_to_show(reader, document):
+def test_every_plot_is_drawn_completely(shared, document):
     plots, svgs = (
-        reader.page.locator(f".plot{inside}:visible").count() for inside in ("", " .main-svg:first-child")
+        shared.page.locator(f".plot{inside}:visible").count() for inside in ("", " .main-svg:first-child")
     )
     assert plots == svgs
     points = "(key) => document.querySelectorAll(`#${key} .scatterlayer .point`).length"
     for place in range(len(TASK_NAMES)):
-        assert reader.page.evaluate(points, f"score-{place}") == len(METHODS) * (1 + SEEDS)
-        assert reader.page.evaluate(points, f"difference-{place}") == (len(METHODS) - 1) * (1 + SEEDS)
-        assert reader.page.evaluate(points, f"parameters-{place}") == len(METHODS)
-        assert reader.page.locator(f"#speed-{place} .barlayer .point").count() == len(METHODS)
-        assert reader.page.locator(f"#memory-{place} .barlayer .point").count() >= len(METHODS)
-        assert reader.page.locator(f"#loss-{place} .scatterlayer .js-line").count() >= len(METHODS)
-        assert reader.page.locator(f"#validation-{place} .scatterlayer .js-line").count() == len(METHODS)
-    assert reader.page.locator("#ranks-0 .heatmaplayer image").count() == 1
+        assert shared.page.evaluate(points, f"score-{place}") == len(METHODS) * (1 + SEEDS)
+        assert shared.page.evaluate(points, f"difference-{place}") == (len(METHODS) - 1) * (1 + SEEDS)
+        assert shared.page.evaluate(points, f"parameters-{place}") == len(METHODS)
+        assert shared.page.locator(f"#speed-{place} .barlayer .point").count() == len(METHODS)
+        assert shared.page.locator(f"#memory-{place} .barlayer .point").count() >= len(METHODS)
+        assert shared.page.locator(f"#loss-{place} .scatterlayer .js-line").count() >= len(METHODS)
+        assert shared.page.locator(f"#validation-{place} .scatterlayer .js-line").count() == len(METHODS)
+    assert shared.page.locator("#ranks-0 .heatmaplayer image").count() == 1
 
 
-def test_the_table_sorts_both_ways_and_says_which(reader, document):
+def test_the_table_sorts_both_ways(reader, document):
     heading = reader.page.locator("#results th", has_text="Score")
     scores = {(row["task"], row["method"]): row["score"]["mean"] for row in document["rows"]}
     for direction, sign in (("descending", -1), ("ascending", 1)):
@@ -210,7 +242,7 @@ def test_empty_cells_sort_last_either_way(reader):
         assert [method for _, method in reader.rows()][-3:] == ["full"] * 3
 
 
-def test_everything_is_reached_and_worked_by_keyboard(reader, document):
+def test_everything_works_by_keyboard(reader, document):
     seen = []
     for _ in range(60):
         reader.page.keyboard.press("Tab")
@@ -237,7 +269,7 @@ def test_everything_is_reached_and_worked_by_keyboard(reader, document):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_scheme_is_followed_and_can_be_taken(browser, out, scheme):
+def test_the_colour_scheme_is_followed_and_can_be_switched(browser, out, scheme):
     reader = Reader(browser, out / "report.html", color_scheme=scheme)
     colours = (
         "(() => { const c = (q, p) => getComputedStyle(document.querySelector(q))[p];"
@@ -257,11 +289,10 @@ def test_a_scheme_is_followed_and_can_be_taken(browser, out, scheme):
     reader.context.close()
 
 
-@BOTH
-def test_every_method_stands_out_from_the_panel(reader):
-    panel = reader.run("getComputedStyle(document.querySelector('.panel')).backgroundColor")
+def test_method_colours_contrast_with_the_panel(shared):
+    panel = shared.run("getComputedStyle(document.querySelector('.panel')).backgroundColor")
     for name in ("full", *(f"m{i}" for i in range(7))):  # WCAG's 3:1 for graphics
-        assert contrast(reader.run(f"colour('var(--{name})')"), panel) >= 3, name
+        assert contrast(shared.run(f"colour('var(--{name})')"), panel) >= 3, name
 
 
 @pytest.mark.parametrize("width", [360, 768, 2560])
@@ -275,22 +306,22 @@ def test_the_page_fits_any_width(browser, out, width):
     reader.context.close()
 
 
-def test_pointing_at_a_decision_shows_its_evidence(reader):
-    reader.page.locator("#ranks-0").scroll_into_view_if_needed()
-    box = reader.page.locator("#ranks-0 .scatterlayer .trace:first-child .point").bounding_box()
-    reader.page.mouse.move(box["x"] + box["width"] / 2 + 1, box["y"] + box["height"] / 2 + 1, steps=4)
-    shown = reader.page.locator("#ranks-0 .hoverlayer .hovertext", has_text=EVIDENCE)
+def test_pointing_at_a_decision_shows_its_evidence(shared):
+    shared.page.locator("#ranks-0").scroll_into_view_if_needed()
+    box = shared.page.locator("#ranks-0 .scatterlayer .trace:first-child .point").bounding_box()
+    shared.page.mouse.move(box["x"] + box["width"] / 2 + 1, box["y"] + box["height"] / 2 + 1, steps=4)
+    shown = shared.page.locator("#ranks-0 .hoverlayer .hovertext", has_text=EVIDENCE)
     shown.wait_for()
     assert shown.is_visible()
 
 
-def test_decisions_can_be_read_without_a_mouse(reader):
-    reader.page.locator("#ranks summary").focus()
-    reader.page.keyboard.press("Enter")
-    assert EVIDENCE in reader.page.locator("#ranks ol").inner_text()
+def test_decisions_can_be_read_without_a_mouse(shared):
+    shared.page.locator("#ranks summary").focus()
+    shared.page.keyboard.press("Enter")
+    assert EVIDENCE in shared.page.locator("#ranks ol").inner_text()
 
 
-def test_printing_is_light_and_leaves_the_screen_as_it_was(browser, out):
+def test_printing_is_light_and_restores_the_screen(browser, out):
     reader = Reader(browser, out / "report.html", color_scheme="dark")
     width = "document.querySelector('#score-0 .main-svg').getBoundingClientRect().width"
     panel = "getComputedStyle(document.querySelector('.panel')).backgroundColor"
@@ -305,7 +336,7 @@ def test_printing_is_light_and_leaves_the_screen_as_it_was(browser, out):
     reader.context.close()
 
 
-def test_text_from_data_is_shown_and_never_run(browser, tmp_path):
+def test_text_from_data_is_shown_and_never_executed(browser, tmp_path):
     nasty = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script><b>{{7*7}}</b>'
     for method in ("full", nasty):
         name = "full" if method == "full" else "lora"
@@ -322,8 +353,8 @@ def test_text_from_data_is_shown_and_never_run(browser, tmp_path):
     write(tmp_path)
     reader = Reader(browser, tmp_path / "report.html")
     assert reader.run("window.hit") is None
-    assert reader.said == []
-    assert reader.asked == [reader.address]
+    assert reader.messages == []
+    assert reader.requests == [reader.address]
     assert (
         reader.run("document.querySelectorAll('img, b, main script').length")
         == reader.page.locator(".about b").count()
@@ -333,9 +364,7 @@ def test_text_from_data_is_shown_and_never_run(browser, tmp_path):
     reader.context.close()
 
 
-def test_a_live_page_shows_the_next_run_by_itself_and_keeps_what_the_reader_set(
-    browser, tmp_path, monkeypatch
-):
+def test_a_live_page_reloads_and_keeps_the_sorting(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(page_of, "RELOAD_SECONDS", 4)  # at 1 it may leave while the browser is asked about it
     write_grid(tmp_path, {"tasks": ["sst2"], "methods": ["full", "lora"], "seeds": 1})
     finished(tmp_path, method="full", wrong=(0, 1))
@@ -349,8 +378,8 @@ def test_a_live_page_shows_the_next_run_by_itself_and_keeps_what_the_reader_set(
     reader.page.wait_for_selector("html[data-drawn=all]")
     assert reader.rows() == [("sst2", "lora"), ("sst2", "full")]  # still by score, the highest first
     assert reader.run("document.documentElement.dataset.live") is None
-    assert reader.said == []
-    assert set(reader.asked) == {reader.address}
+    assert reader.messages == []
+    assert set(reader.requests) == {reader.address}
     reader.context.close()
 
 
