@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.adapters import rank_table
 from rankwise.report.document import Document
+from rankwise.report.rank_pattern import summary
 from rankwise.report.row import Row
 from rankwise.report.words import clock, count, percent, probability, share
 
@@ -42,6 +44,21 @@ def table(document: Document) -> Table:
     return made
 
 
+def rank_tables(document: Document) -> list[str]:
+    """Draw the final ranks of the first seed of each task and method that changed them."""
+    ranks = {(run["task"], run["method"], run["seed"]): run.get("rank") for run in document.runs}
+    lines, drawn = [], set()
+    for pattern in document.rank_patterns:
+        cell = (pattern.task, pattern.method)
+        final = ranks[(*cell, pattern.seed)]
+        if cell in drawn or not final:
+            continue
+        drawn.add(cell)
+        title = f"Rank pattern of {pattern.task}, {pattern.method}, seed {pattern.seed}: {summary(pattern)}."
+        lines += ["", title, *rank_table.draw(final)]
+    return [*lines, ""] if lines else []
+
+
 def show(document: Document, stream: TextIO) -> None:
     """Print the table, the headline and the notes. A stream that is no terminal gets no colours, and one line for each sentence."""
     console = Console(file=stream, highlight=False)
@@ -52,6 +69,8 @@ def show(document: Document, stream: TextIO) -> None:
     console.print()
     plain = not console.is_terminal
     console.print(Text(document.answer[0]), style="bold", soft_wrap=plain)
+    for line in rank_tables(document):
+        console.print(Text(line), soft_wrap=plain)
     for line in [*document.notes, *document.published, *document.left_out]:
         console.print(Text(line), style="dim", soft_wrap=plain)
     written = f"Written: {', '.join(str(document.out / name) for name in FILES)}"
