@@ -22,7 +22,7 @@ REJECTED = {
     "accepted": False,
     "ranks": {QUERY: 16, VALUE: 3},
     "changes": {QUERY: [16, 8]},
-    "evidence": {"difference": 0.01, "error": 0.002, "rows": 100},
+    "evidence": {"loss_increase": 0.01, "error": 0.002, "rows": 100},
 }
 
 
