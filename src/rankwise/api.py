@@ -228,4 +228,4 @@ def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], 
     if model.config.problem_type is None:
         several = bool(entries) and isinstance(entries[0].get(column), list | tuple | np.ndarray)
         objective = objectives.named("multi-label") if several else objectives.of_config(model.config)
-        model.config.problem_type = objective.problem_type
+        cast(Any, model.config).problem_type = objective.problem_type
