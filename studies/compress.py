@@ -33,6 +33,7 @@ from rankwise.files import cache_folder
 from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer
 from rankwise.rank.controller import Decision, RankController
+from rankwise.tasks import objectives
 from rankwise.tasks.encoding import encode
 from rankwise.tasks.objectives import OBJECTIVES
 from trials import Row, run_missing
@@ -188,7 +189,9 @@ def _known(folder: Path) -> _Known:
         return found[-1][:, 0]
 
     controller = RankController(model, losses, 1, NoOptimizer())
-    controller.moments = compress.gather(model, seen, compute, lambda done, of: None)
+    controller.moments = compress.collect_statistics(
+        model, seen, compute, objectives.named(trained.task.problem), lambda done, of: None
+    )
     bases = controller.bases()
     order = controller.order(bases)
     sizes = sorted({0, *np.geomspace(1, len(order), SIZES).round().astype(int).tolist()})

@@ -30,6 +30,7 @@ from rankwise.files import cache_folder
 from rankwise.rank import controller as rank
 from rankwise.rank.components import NoOptimizer
 from rankwise.rank.controller import RankController
+from rankwise.tasks import objectives
 from rankwise.tasks.encoding import encode
 from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.rows import read_rows
@@ -71,8 +72,12 @@ def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
     )  # fmt: skip
     labels = torch.from_numpy(np.asarray(judged.labels))
     controller = RankController(model, lambda: torch.zeros(1), 1, NoOptimizer())
-    controller.moments = compress.gather(
-        model, seen.select(np.arange(STATISTICS)), compute, lambda done, of: None
+    controller.moments = compress.collect_statistics(
+        model,
+        seen.select(np.arange(STATISTICS)),
+        compute,
+        objectives.named(trained.task.problem),
+        lambda done, of: None,
     )
     bases = controller.bases()
     order = controller.order(bases)

@@ -1,4 +1,4 @@
-"""`rankwise compress`: the evidence of adaptive rank, applied once to a finished adapter, whoever trained it.
+"""Prunes a finished adapter, whoever trained it, by the evidence that adaptive rank uses during training.
 
 labelled rows ─┬─ one half: forward and backward ─► statistics ─► components in order of importance
                └─ other half: losses at several sizes ─► the smallest that is tolerated
@@ -28,26 +28,28 @@ from rankwise.rank.compress import compress as prune_to_smallest
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.run_folder import RunFolder
+from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Encoded, Rows, encode
-from rankwise.tasks.objectives import named, of_config
+from rankwise.tasks.objectives import Objective
 
 FEWEST = 100
-"""Rows with fewer of which nothing can be told."""
+"""Labelled rows that are needed at least: fewer can't tell sizes apart."""
 TOKENS = 2048
-"""Of a batch at most."""
+"""Tokens of a batch at most."""
 Progress = Callable[[int, int], None]
+"""Called with (rows done, all rows)."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One size on the curve.
+    """One size of the adapter, on held-out rows.
 
     Attributes:
-        components: of all layers together.
-        adapter_params: LoRA matrices only.
+        components: of all layers.
+        adapter_params: entries of the LoRA matrices.
         loss_increase: mean held-out loss minus the whole adapter's.
         error: its standard error, paired by example.
-        accepted: not worse, as surely as held-out rows and statistics together say it.
+        accepted: held-out rows and statistics together tolerate this size.
     """
 
     components: int
@@ -60,61 +62,70 @@ class Point:
 def compress(
     trained: Trained, rows: Rows, out: Path, on_progress: Progress = lambda done, of: None
 ) -> dict[str, Any]:
-    """Writes the smallest adapter that held-out rows don't tell from the whole.
+    """Write the smallest adapter whose loss increase on held-out rows is tolerated.
 
     Args:
         trained: an adapter on its base; changed in place.
-        rows: labelled, not trained on.
+        rows: labelled, and not trained on.
         out: folder for the smaller adapter.
-        on_progress: called with (rows done, of all) while the statistics are gathered.
+        on_progress: called while statistics are collected.
 
     Returns:
-        `rank`, `adapter_params` before and after, how much higher a loss is `negligible`, and the `curve`, largest first.
+        `rank`: module path → r; `adapter_params` and `adapter_params_before`; `tolerance`: loss increase that is tolerated; `rows`: how
+        many were used for what; `curve`: a `Point` as a dict for each size that was evaluated, largest first.
 
     Raises:
-        RankwiseError: no adapter, too few labelled rows, or `out` is no place for the smaller one.
+        RankwiseError: no adapter, too few labelled rows, or `out` can't be written.
     """
     layers = lora_layers(trained.model)
     if not layers:
         raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
     check_folder(out, trained.folder, hub.CONFIG)
     if rows.labels is None or len(rows) < FEWEST:
-        raise RankwiseError(f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more.")
+        raise RankwiseError(
+            f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more."
+        )
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
     order = np.random.default_rng(0).permutation(len(encoded))
     seen, held_out = (encoded.select(np.sort(half)) for half in np.array_split(order, 2))
     before = _size(trained.model)
     model, compute = trained.model.eval(), trained.compute
+    objective = objectives.named(trained.task.problem)
 
     def losses() -> Tensor:
         logits = torch.from_numpy(predict_logits(model, held_out, compute))
-        labels = torch.from_numpy(cast(np.ndarray, held_out.labels))
-        return named(trained.task.problem).calibrated_losses(logits, labels)
+        return objective.calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
 
     controller = RankController(model, losses, 1, NoOptimizer())
-    controller.statistics.sums = gather(model, seen, compute, on_progress)
+    controller.statistics.sums = collect_statistics(model, seen, compute, objective, on_progress)
     decisions = prune_to_smallest(controller)
     controller.sort()
     for layer in layers.values():
         layer.collect_statistics(False)
     peft_format.save(model, out, base_model=peft_format.read(trained.folder).base_model)
     _copy_record(trained.folder, out)
-    before_that = RunFolder(trained.folder).read_ranks()
-    RunFolder(out).write_ranks([*before_that, *(decision.to_json() for decision in decisions)])
+    earlier = RunFolder(trained.folder).read_ranks()
+    RunFolder(out).write_ranks([*earlier, *(decision.to_json() for decision in decisions)])
     points = [_point(decision, model) for decision in decisions]
     return {
         "rank": controller.ranks,
         "adapter_params": _size(model),
         "adapter_params_before": before,
-        "negligible": decisions[0].limit if decisions else 0.0,
+        "tolerance": decisions[0].limit if decisions else 0.0,
         "rows": {"statistics": len(seen), "held_out": len(held_out)},
         "curve": [vars(point) for point in sorted(points, key=lambda p: -p.components)],
     }
 
 
-def gather(model: nn.Module, rows: Encoded, compute: Compute, on_progress: Progress) -> dict[str, Tensor]:
-    """Second moments of every LoRA layer over labelled rows; the model is left as it is."""
-    layers, objective = lora_layers(model), of_config(getattr(model, "config", None))
+def collect_statistics(
+    model: nn.Module, rows: Encoded, compute: Compute, objective: Objective, on_progress: Progress
+) -> dict[str, Tensor]:
+    """Sum up the statistics of every LoRA layer over labelled rows. No parameter changes.
+
+    Returns:
+        Module path → statistics of the layer (see `lora.layer`).
+    """
+    layers = lora_layers(model)
     for layer in layers.values():
         layer.collect_statistics()
     statistics = {path: cast(Tensor, layer.statistics) for path, layer in layers.items() if layer.rank}
@@ -152,7 +163,7 @@ def _point(decision: Decision, model: nn.Module) -> Point:
 
 
 def _copy_record(source: Path, out: Path) -> None:
-    """What the adapter needs of its run's record to be evaluated and predicted with: columns, labels, dtype."""
+    """Copy what evaluation and prediction need of a run's record: columns, labels, dtype."""
     run = RunFolder(source)
     if run.has_run:
         record = copy.deepcopy(run.read_run())

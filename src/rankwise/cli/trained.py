@@ -143,7 +143,7 @@ def compress(
     out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
     json: Json = False,
 ) -> None:
-    """Cut a trained adapter to the smallest size that held-out rows don't tell from the whole.
+    """Prune a trained adapter to the smallest size whose loss increase on held-out rows is tolerated.
 
     Example: rankwise compress my-adapter held_out.csv --out smaller
     """
@@ -167,7 +167,7 @@ def compress(
     say(
         json,
         f"On {result['rows']['held_out']} held-out rows. The smallest is kept whose loss is at most (95 % bound) "
-        f"{result['negligible']:.4f} higher, {100 * RankConfig().tolerance:g} % of what the adapter gains.",
+        f"{result['tolerance']:.4f} higher, {100 * RankConfig().tolerance:g} % of what the adapter gains.",
     )
     for line in rank_table.draw(result["rank"]):
         say(json, line)
