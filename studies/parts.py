@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _freeze(parts: Sequence[str]) -> None:
                 if any(part in path for part in parts) and not path.startswith("classifier"):
                     parameter.requires_grad_(False)
 
-        methods.METHODS[name] = methods.Method(prepare, method.frozen_base)
+        methods.METHODS[name] = replace(method, prepare=prepare)
 
 
 def show(rows: list[Row]) -> None:

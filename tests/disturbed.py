@@ -32,7 +32,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     from rankwise import run_folder
     from rankwise.engine import checkpoint
     from rankwise.run_folder import RunFolder
-    from rankwise.runs import run
+    from rankwise.runs import evaluation
 
     kind, number = moment.split()
     counted = 0
@@ -74,7 +74,7 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
     elif kind == "replaced":
         run_folder.shutil.rmtree = rmtree
     elif kind == "evaluation":
-        run.predict_logits = lambda *_, **__: act()
+        evaluation.predict_logits = lambda *_, **__: act()
     elif kind == "result":
         RunFolder.write_result = lambda *_: act()
     else:

@@ -26,7 +26,7 @@ from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
 from rankwise.models import families, loading
 from rankwise.rank.decision import Decision
-from rankwise.runs import recipes
+from rankwise.runs import methods, recipes
 from rankwise.tasks import mappings, objectives
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.mappings import Columns, Table
@@ -214,13 +214,12 @@ def _encode(
 
 
 def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
-    """Say which method's settings a model is trained with, by the adapters it has."""
+    """Return the method and the options whose recipe fits a model as it was adapted."""
     layers = lora_layers(model)
-    if not layers:
-        return "full", LoraOptions()
     adaptive = any(layer.statistics is not None for layer in layers.values())
-    everywhere = layers.keys() >= set(find_targets(model, ["all-linear"]))
-    return "adaptive" if adaptive else "lora", LoraOptions(targets=("all-linear",) if everywhere else ())
+    name = methods.of_layers(has_ranks=bool(layers), finds_ranks=adaptive)
+    everywhere = layers and layers.keys() >= set(find_targets(model, ["all-linear"]))
+    return name, LoraOptions(targets=("all-linear",) if everywhere else ())
 
 
 def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:

@@ -151,7 +151,7 @@ def test_an_encoder_from_scratch_is_drawn_from_the_seed(tmp_path):
     assert all(torch.equal(one[name], same[name]) for name in one)
     matrices = [name for name, value in one.items() if value.ndim == 2 and "norm" not in name.lower()]
     assert not any(torch.equal(one[name], other[name]) for name in matrices)
-    with pytest.raises(RankwiseError, match="nothing pretrained.*--method full"):
+    with pytest.raises(RankwiseError, match="isn't pretrained.*`method=full`"):
         warm_start.locate(RunConfig(method="lora", model=ModelOptions(model="scratch:small")))
     with pytest.raises(RankwiseError, match="scratch:smal.*Did you mean 'scratch:small'"):
         warm_start.locate(RunConfig(method="full", model=ModelOptions(model="scratch:smal")))

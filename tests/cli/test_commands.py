@@ -217,9 +217,9 @@ def test_a_misspelt_target_is_answered_with_the_nearest_layer(model, table, refu
         ("train --rank 0 --out out", "--rank must be a number, 1 or more; it is 0"),
         ("train --epochs inf --out out", "--epochs must be a number above 0; it is inf"),
         ("train --lr nan --out out", "--lr must be a number above 0; it is nan"),
-        ("train --warmup 1 --out out", "--warmup must be a share"),
+        ("train --warmup 1 --out out", "--warmup must be a fraction"),
         ("train --epochs two --out out", "--epochs"),
-        ("train --text review --out out", "--text is for a table of one's own"),
+        ("train --text review --out out", "--text is for a table of your own"),
         ("train --seed 1 --seed 2 --out out", "--seed specified multiple times"),
         ("compare --tasks --out out", "--tasks names nothing to compare"),
         ("compare --methods full:rank=4 --out out", "full has no settings of its own"),
@@ -367,7 +367,7 @@ def test_people_get_plain_lines_on_stdout_and_nothing_on_stderr_without_a_termin
     assert is_plain(out)
     assert "step 3/3 (100 %)" in out
     assert out.splitlines()[-2].endswith("on 12 validation rows. Saved in out.")
-    assert out.splitlines()[-1].startswith("Every validation row was given the same answer")
+    assert out.splitlines()[-1].startswith("Every validation row got the same prediction")
 
 
 def test_saving_a_whole_model_draws_no_bars_of_other_libraries(model, table, rankwise):
@@ -480,7 +480,7 @@ def test_an_adapter_whose_base_is_gone_asks_where_it_is(model, table, rankwise, 
     base = Path(model).parent / "moved"
     assert rankwise("train", table, "--model", base, "--out", "run", *FAST)[0] == 0
     base.unlink()
-    assert "say where it is now with --model" in refused("evaluate", "run")
+    assert "Say where it is now with --model" in refused("evaluate", "run")
     assert rankwise("evaluate", "run", "--model", model)[0] == 0
 
 
@@ -540,7 +540,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_binds_the_next
 def test_a_run_that_learned_nothing_says_so(model, table, trained, rankwise):
     """Three steps are too few for the tiny model: see the report's tests for runs that do learn."""
     _, said, _ = rankwise("train", table, "--model", model, *FAST, "--out", trained)
-    assert "the same answer: nothing was learned. Try a lower --lr (now 0.001), or more steps." in said
+    assert "the same prediction: nothing was learned. Try a lower --lr (now 0.001), or more steps." in said
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_transformers_pipeline_and_peft_say_the_same(told, model, label):
 def test_a_card_says_how_the_base_is_loaded(told, model):
     trained(told, model, "stars")
     card = Path("run/README.md").read_text()
-    assert "Says a number of a text: stars." in card
+    assert "Predicts a number for a text: stars." in card
     assert '`problem_type="regression"`' in card
 
 

@@ -116,7 +116,7 @@ def test_memory_is_a_word_or_a_size(text, found):
 
 @pytest.mark.parametrize("text", ["", "2", "GB", "two GB", "-1GB", "0MB", "nanGB", "infGB", "2 G B", "2PB"])
 def test_an_invalid_size_is_refused_with_valid_ones(text):
-    with pytest.raises(RankwiseError, match="--memory takes fast, lean, or a size such as 2GB"):
+    with pytest.raises(RankwiseError, match="`memory=` takes fast, lean, or a size such as 2GB"):
         parse_memory(text)
 
 

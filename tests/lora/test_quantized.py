@@ -16,7 +16,7 @@ from rankwise.errors import RankwiseError
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import QuantizedWeight, check, quantize
 from rankwise.run_folder import RunFolder
-from rankwise.runs.run import _check_base_bits as check_base_bits
+from rankwise.runs.prepare import check_base_bits
 
 pytest.importorskip("bitsandbytes")
 
@@ -161,7 +161,7 @@ def test_where_it_cannot_be_it_is_refused():
     with pytest.raises(RankwiseError, match="works on cpu and cuda, not on mps"):
         check(torch.device("mps"))
     config = RunConfig(method="full", model=ModelOptions(base_bits=4))
-    with pytest.raises(RankwiseError, match="--base-bits 4 is for lora and adaptive, .* full is neither"):
+    with pytest.raises(RankwiseError, match="`base_bits=4` is for lora and adaptive, .* full is neither"):
         check_base_bits(config, "full", torch.device("cpu"))
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from rankwise.config import CompareConfig, DataOptions, LoraOptions, TrainOptions
 from rankwise.errors import RankwiseError
-from rankwise.runs.grid import run_grid
 from rankwise.run_folder import RESULT, RunFolder, read_grid
+from rankwise.runs.grid import run_grid
 
 WORKER = f"""
 import json, os, pathlib, signal, sys, time
@@ -174,7 +174,7 @@ def test_a_failed_run_says_its_sentence_and_the_grid_goes_on(tmp_path):
 def test_a_run_without_a_sentence_points_to_its_log(tmp_path):
     _, failed = ran(grid(tmp_path, methods=("full",)), worker('raise ValueError("last words")'))
     log = tmp_path / "sst2.full.s0" / "log.txt"
-    assert failed == {"sst2.full.s0": f"The process ended with exit code 1; {log} has its last words."}
+    assert failed == {"sst2.full.s0": f"The process ended with exit code 1; see its last output in {log}."}
     assert "ValueError: last words" in log.read_text(encoding="utf-8")
 
 
@@ -295,7 +295,7 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path):
         ran(changed)
     assert str(refused.value) == (
         f"{tmp_path} holds runs with other settings: data.limit_train: None there, 7 now; "
-        "train.epochs: 3.0 there, 1.0 now. Give another --out, or the settings there."
+        "train.epochs: 3.0 there, 1.0 now. Give another `out=`, or the settings there."
     )
     assert len(started(tmp_path)) == 2
     assert read_grid(tmp_path)["train"]["epochs"] == 3.0

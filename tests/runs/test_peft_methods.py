@@ -25,7 +25,8 @@ from rankwise.engine import checkpoint
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
 from rankwise.runs import methods, peft_methods
-from rankwise.runs.run import execute, prepare
+from rankwise.runs.prepare import prepare
+from rankwise.runs.run import execute
 
 NAMES = ["adalora", "dora", "eva", "pissa", "vera", "ia3", "prefix", "prompt"]
 
@@ -60,7 +61,7 @@ def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
     store = RunFolder(tmp_path / "run")
     method = f"peft:eva,rank={rank},targets=all-linear"
     store.write_request(to_json(asked(method, rows=480, model=str(base))))
-    prepared = prepare(store, lambda event: None)
+    prepared = prepare(store)
     given = []
     whole = AutoModelForSequenceClassification.from_pretrained(base).eval()
     whole.bert.pooler.dense.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
@@ -107,7 +108,7 @@ def test_head_and_bitfit_train_what_they_say_and_nothing_else(method, tmp_path):
     base = tiny.model_folder(tmp_path / "base", "bert")
     store = RunFolder(tmp_path / "run")
     store.write_request(to_json(asked(method, rows=16, model=str(base), lr=1e-2)))
-    prepared = prepare(store, lambda event: None)
+    prepared = prepare(store)
     before = {name: p.detach().clone() for name, p in prepared.model.named_parameters()}
     with prepared.training.compute.running(prepared.model):
         prepared.training.step()
@@ -122,7 +123,7 @@ def test_head_and_bitfit_train_what_they_say_and_nothing_else(method, tmp_path):
 def test_bitfit_is_refused_where_there_are_no_biases(tmp_path):
     model = tiny.classifier("llama")
     with pytest.raises(RankwiseError, match="no biases"):
-        methods.prepare(model, "bitfit", RunConfig(method="bitfit"), [], None)
+        methods.named("bitfit").prepare(model, RunConfig(method="bitfit"), [])
 
 
 def table(folder: Path) -> Path:
@@ -146,10 +147,10 @@ def adalora(folder: Path, tmp_path: Path, spec: str = "peft:adalora,rank=2") -> 
 
 def test_adalora_ends_at_its_budget_and_resumes_exactly(tmp_path):
     tiny.model_folder(tmp_path / "base", "bert")
-    whole = prepare(adalora(tmp_path / "whole", tmp_path), lambda event: None)
-    halved = prepare(adalora(tmp_path / "halved", tmp_path), lambda event: None)
+    whole = prepare(adalora(tmp_path / "whole", tmp_path))
+    halved = prepare(adalora(tmp_path / "halved", tmp_path))
     steps = whole.training.steps
-    (config,) = whole.peer.wrapper.peft_config.values()
+    (config,) = whole.adapted.wrapper.peft_config.values()
     assert (config.total_step, config.target_r, config.init_r) == (steps, 2, 3)
     with whole.training.compute.running(whole.model):
         while not whole.training.done:
@@ -165,7 +166,7 @@ def test_adalora_ends_at_its_budget_and_resumes_exactly(tmp_path):
             halved.training.step()
     (tmp_path / "checkpoint").mkdir()
     checkpoint.save(halved.training, tmp_path / "checkpoint")
-    resumed = prepare(adalora(tmp_path / "resumed", tmp_path), lambda event: None)
+    resumed = prepare(adalora(tmp_path / "resumed", tmp_path))
     checkpoint.load(resumed.training, tmp_path / "checkpoint")
     with resumed.training.compute.running(resumed.model):
         while not resumed.training.done:
@@ -176,8 +177,8 @@ def test_adalora_ends_at_its_budget_and_resumes_exactly(tmp_path):
 
 def test_adaloras_penalty_is_that_of_peft(tmp_path):
     tiny.model_folder(tmp_path / "base", "bert")
-    run = prepare(adalora(tmp_path / "run", tmp_path), lambda event: None)
-    wrapper = run.peer.wrapper
+    run = prepare(adalora(tmp_path / "run", tmp_path))
+    wrapper = run.adapted.wrapper
     ids, labels = torch.randint(3, 15, (2, 6)), torch.tensor([0, 1])
     with_penalty = wrapper.base_model(input_ids=ids, labels=labels).loss
     alone = run.model(input_ids=ids, labels=labels).loss

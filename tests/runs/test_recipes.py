@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from rankwise.runs import recipes
 from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions
 from rankwise.errors import RankwiseError
+from rankwise.runs import recipes
 from rankwise.runs.recipes import NAMES, published, published_notes, recipe, resolve, resolve_lr
 from rankwise.tasks.registry import TASKS
 
@@ -85,7 +85,7 @@ def test_resolving_twice_changes_nothing(planted):
 
 def test_a_recipe_without_epochs_for_a_task_says_to_give_them():
     config = RunConfig(task="movies", train=TrainOptions(recipe="lora-paper", lr=1e-3))
-    with pytest.raises(RankwiseError, match=r"'lora-paper' has no epochs for lora on movies\. .*--epochs"):
+    with pytest.raises(RankwiseError, match=r"'lora-paper' has no epochs for lora on movies\. .*`epochs=`"):
         resolve(config, "lora")
     found = resolve(replace(config, train=replace(config.train, epochs=2.0)), "lora")
     assert (found.train.epochs, found.train.batch_size) == (2.0, 16)
@@ -175,8 +175,8 @@ def test_all_linear_layers_take_the_rate_of_adaptive_which_starts_there(method):
 
 
 def test_a_method_without_a_learning_rate_says_to_give_one(planted):
-    with pytest.raises(RankwiseError, match=r"no learning rate for prefix on sst2\. Give one with --lr"):
-        resolve_lr(planted, "prefix", 768)
+    with pytest.raises(RankwiseError, match=r"no learning rate for peft:loha on sst2\. Give one with `lr=`"):
+        resolve_lr(planted, "peft:loha", 768)
 
 
 # What was published

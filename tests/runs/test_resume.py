@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions, to_json
 from rankwise.errors import RankwiseError
 from rankwise.report import collect
-from rankwise.runs.run import execute
 from rankwise.run_folder import RunFolder
+from rankwise.runs.run import execute
 from tiny import model_folder, reviews
 
 DISTURBED = Path(__file__).parents[1] / "disturbed.py"
@@ -340,7 +340,7 @@ def test_what_was_chosen_when_a_run_began_is_kept_when_it_continues(run):
 def test_weights_that_come_apart_in_the_last_step_are_no_result(run):
     folder = run(lr=1e30)
     with pytest.raises(
-        RankwiseError, match=r"The loss on the validation rows is (nan|inf) after step 1 of 1\. Lower --lr"
+        RankwiseError, match=r"The loss on the validation rows is (nan|inf) after step 1 of 1\. Lower `lr=`"
     ):
         execute(folder, lambda event: None)
     assert not folder.finished

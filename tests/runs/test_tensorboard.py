@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankwise.runs import tensorboard
-from rankwise.runs.tensorboard import Board
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
+from rankwise.runs import tensorboard
+from rankwise.runs.tensorboard import Board
 from tiny import model_folder, reviews
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -10,6 +10,7 @@ import torch
 import tiny
 from rankwise.adapters import peft_format
 from rankwise.adapters.load import load
+from rankwise.adapters.predict import evaluate, open_trained
 from rankwise.config import (
     CompareConfig,
     LoraOptions,
@@ -20,12 +21,12 @@ from rankwise.config import (
     to_json,
 )
 from rankwise.errors import RankwiseError
-from rankwise.runs.grid import run_grid
 from rankwise.lora.inject import find_targets, raise_to_start_rank, trained_beside
 from rankwise.lora.layer import lora_layers
-from rankwise.runs.run import execute, prepare
-from rankwise.adapters.predict import evaluate, open_trained
 from rankwise.run_folder import RunFolder
+from rankwise.runs.grid import run_grid
+from rankwise.runs.prepare import prepare
+from rankwise.runs.run import execute
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def config(
 def prepared(folder: Path, asked: RunConfig):
     run = RunFolder(folder)
     run.write_request(to_json(asked))
-    return prepare(run, lambda event: None)
+    return prepare(run)
 
 
 def trained(folder: Path, asked: RunConfig) -> Path:
@@ -126,9 +127,7 @@ def test_what_started_from_an_adapter_is_a_whole_adapter_again(first, tables, tm
 def test_full_fine_tuning_starts_from_the_merged_adapter_or_the_whole_model(first, tables, base, tmp_path):
     ids = torch.randint(3, 15, (2, 6))
     run = prepared(tmp_path / "merged", config(tables, "same", None, method="full", start=first))
-    torch.testing.assert_close(
-        run.model.eval()(ids).logits, load(first)(ids).logits, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(run.model.eval()(ids).logits, load(first)(ids).logits, rtol=1e-4, atol=1e-5)
     assert all(p.requires_grad for p in run.model.parameters())
 
     whole = trained(tmp_path / "whole", config(tables, "same", base, method="full"))
@@ -145,7 +144,7 @@ def test_full_fine_tuning_starts_from_the_merged_adapter_or_the_whole_model(firs
 
 
 def test_another_rank_than_the_adapters_is_refused(first, tables, tmp_path):
-    with pytest.raises(RankwiseError, match="brings its own rank.*rank 3 on 4 layers"):
+    with pytest.raises(RankwiseError, match="has its own rank.*rank 3 on 4 layers"):
         prepared(tmp_path / "second", config(tables, "same", None, start=first, rank=5))
     prepared(tmp_path / "third", config(tables, "same", None, start=first, rank=3))
 
@@ -155,7 +154,7 @@ def test_the_same_rank_and_alpha_as_the_adapters_may_be_asked_for_again(tables, 
     same = {"rank": 2, "alpha": 5.66, "rslora": True}
     first = trained(tmp_path / "first", config(tables, "same", base, **same))
     prepared(tmp_path / "second", config(tables, "same", None, start=first, **same))
-    with pytest.raises(RankwiseError, match="brings its own rank, alpha"):
+    with pytest.raises(RankwiseError, match="has its own rank, alpha"):
         prepared(tmp_path / "third", config(tables, "same", None, start=first, **{**same, "alpha": 5.67}))
 
 
@@ -186,14 +185,14 @@ def test_each_run_of_a_grid_starts_from_its_own_adapter(first, tmp_path):
         "rte.lora-rank-4.s1": str(tmp_path / "mnli.lora-rank-4.s1"),
     }
     missing = replace(grid, seeds=3)
-    with pytest.raises(RankwiseError, match=r"mnli.lora-rank-4.s2 is no folder.*--from-adapter"):
+    with pytest.raises(RankwiseError, match=r"mnli.lora-rank-4.s2 is no folder.*`from_adapter=`"):
         run_grid(missing, lambda name, event: None, command=lambda folder: ["false"])
 
 
 def test_a_folder_without_an_adapter_is_refused(tables, base, tmp_path):
-    with pytest.raises(RankwiseError, match="holds no adapter.*--from-adapter"):
+    with pytest.raises(RankwiseError, match="holds no adapter.*`from_adapter=`"):
         prepared(tmp_path / "a", config(tables, "same", base, start=tmp_path))
-    with pytest.raises(RankwiseError, match="whole model, and lora starts from an adapter.*--model"):
+    with pytest.raises(RankwiseError, match="whole model, and lora starts from an adapter.*`model=`"):
         prepared(tmp_path / "b", config(tables, "same", base, start=Path(base)))
     for method in ("head", "peft:dora"):
         with pytest.raises(RankwiseError, match="can't start from an adapter.*full, lora"):

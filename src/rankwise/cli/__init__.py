@@ -1,4 +1,4 @@
-"""The commands: arguments in, one call, result out. Everything they decide lives in the rooms they call."""
+"""The commands. Each reads its arguments, calls the library once, and shows the result."""
 
 from rankwise.cli import measuring, trained, training
 from rankwise.cli.app import app, main

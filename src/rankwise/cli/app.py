@@ -1,7 +1,7 @@
-"""The command line itself: the app, what every command shares, and how what is wrong is said.
+"""The application: what all commands share, and how errors are reported.
 
-People's output goes to stdout; with `--json` it goes to stderr and stdout carries one JSON object. What is wrong with the input is one
-line on stderr and exit code 2.
+Output for people goes to stdout. With `--json` it goes to stderr, and stdout carries one JSON object. An error in the input is one line on
+stderr and exit code 2.
 """
 
 import json as json_format
@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
 from cyclopts import (
     App,
@@ -23,11 +24,12 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from rankwise.cli.parameters import in_flags, with_flags
 from rankwise.errors import RankwiseError, nearest
 
 
 def _shown_default(value: Any) -> str | None:
-    """A default as one would type it; nothing for a flag that is off or a list that is empty."""
+    """Return a default as one would type it, and None for a flag that is off or an empty list."""
     if value is None or value in ((), False):
         return None
     return " ".join(value) if isinstance(value, tuple) else str(value)
@@ -37,7 +39,7 @@ app = App(
     name="rankwise",
     version=version("rankwise"),
     help="LoRA that finds its own rank, and the harness that proves it against full fine-tuning.",
-    suppress_keyboard_interrupt=False,  # `main` says how to continue
+    suppress_keyboard_interrupt=False,  # `main` handles it
     default_parameter=Parameter(negative=(), consume_multiple=True, show_default=_shown_default),
 )
 app.register_install_completion_command()
@@ -45,34 +47,40 @@ app.register_install_completion_command()
 Json = Annotated[
     bool, Parameter(name="--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
-Adapter = Annotated[Path, Parameter(help="What `rankwise train` or PEFT wrote.")]
+Adapter = Annotated[Path, Parameter(help="Folder that `rankwise train` or PEFT wrote.")]
 Base = Annotated[
-    str | None, Parameter(name="--model", help="The base model, where it isn't the one the adapter names.")
+    str | None, Parameter(name="--model", help="The base model. Default: the one that the adapter names.")
 ]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def command(function: Command) -> Command:
+    """Registers a function as a command: its parameters, dataclasses of options included, become flags."""
+    app.command(with_flags(function))
+    return function
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs a command and exits: 0 done, 2 something to put right, 130 interrupted, 1 a defect of rankwise."""
+    """Runs a command and exits: 0 done, 2 an error in the input, 130 interrupted, 1 a defect of rankwise."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # PEFT imports it, and it speaks of kernels to fetch
+    # PEFT imports bitsandbytes, which prints advice about kernels to download.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # leaving takes a moment; some press it again
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
         _fail("Interrupted. The same command continues from what was saved.", 130, debug)
-    except BrokenPipeError:  # whoever read our output has enough; nothing is left to flush at exit either
+    except BrokenPipeError:  # the reader of our output closed it; at exit nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _fail(
-            f"rankwise stopped on an error it has no sentence for ({what}). Give --debug to see where.",
+            f"rankwise stopped on an unexpected error ({what}). Give --debug to see where.",
             1,
             debug,
         )
@@ -87,9 +95,9 @@ def _fail(message: str, code: int, debug: bool) -> NoReturn:
 
 
 def _sentence(error: Exception, arguments: list[str]) -> str:
-    """What to put right in a command line, for the errors that cyclopts leaves a person guessing about."""
+    """Return an error as one sentence that says what to change in the command line."""
     if not isinstance(error, CycloptsError):
-        return str(error)
+        return in_flags(str(error))
     command = " ".join(["rankwise", *(error.command_chain or ())])
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name, what = error.argument.name, str(error.argument.parameter.help or "").rstrip(".")
@@ -106,12 +114,15 @@ def _sentence(error: Exception, arguments: list[str]) -> str:
 
 
 def people(json: bool) -> TextIO:
+    """Return the stream that people read."""
     return sys.stderr if json else sys.stdout
 
 
 def say(json: bool, line: str) -> None:
-    print(line, file=people(json))
+    """Prints a line for people."""
+    print(in_flags(line), file=people(json))
 
 
 def print_json(document: Any) -> None:
+    """Prints the one JSON object of a command."""
     print(json_format.dumps(document, ensure_ascii=False, allow_nan=False))

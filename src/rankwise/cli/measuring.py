@@ -1,20 +1,13 @@
-"""What fits, and how fast it is: `plan` and `bench`."""
-
-from typing import Annotated
-
-from cyclopts import Parameter
+"""The commands `plan` (what fits in memory) and `bench` (how fast training is)."""
 
 from rankwise.bench.config import BenchConfig
-from rankwise.cli.app import Json, app, people, print_json
+from rankwise.cli.app import Json, command, people, print_json
 from rankwise.config import PlanConfig
 
-Measured = Annotated[BenchConfig, Parameter(name="*")]
-Planned = Annotated[PlanConfig, Parameter(name="*")]
 
-
-@app.command
-def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
-    """Say what fits in memory before anything is trained or downloaded: full fine-tuning, LoRA, adaptive LoRA, and at which batch size.
+@command
+def plan(config: PlanConfig = PlanConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Compute what fits in memory, before anything is trained or downloaded: full fine-tuning, LoRA, adaptive LoRA, and the batch size.
 
     The plan runs a training step on tensors without values, for the heaviest batch of an epoch.
 
@@ -30,8 +23,8 @@ def plan(config: Planned = PlanConfig(), *, json: Json = False) -> None:  # noqa
         print_json(result)
 
 
-@app.command
-def bench(config: Measured = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+@command
+def bench(config: BenchConfig = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
     """Measure training on this machine: rankwise, PEFT + Trainer, full fine-tuning and the GEMM lower bound.
 
     Each contender is a process of its own. They take turns, and the table has medians over the turns. The embedded model is

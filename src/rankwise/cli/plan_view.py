@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.engine.measure import KINDS
+from rankwise.runs import methods
 
 
 class PlanProgress:
     """An `on_progress` for `plan`: in a terminal, a bar with the time left and what is being planned.
 
     Args:
-        stream: where it is shown.
+        stream: where the bar is shown.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -63,9 +64,9 @@ def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
     verdict = {"fits": "fits in", "doesn't": "doesn't fit in"}.get(one["verdict"], "is too close to call in")
     largest = one["largest_batch_size"]
     if largest == result["rows"]:
-        then = "so would any batch of this task"
+        then = "any larger batch of this task fits too"
     else:
-        then = f"the largest batch that does is {largest}" if largest else "nor does a single row"
+        then = f"the largest batch that fits has {largest} rows" if largest else "not even a single row fits"
     return (
         f"{name(one)} {verdict} {result['memory_mb'] / 1000:g} GB at batches of {one['batch_size']} "
         f"({one['peak_memory_mb']['total']:,.0f} MB of tensors); {then}."
@@ -74,11 +75,10 @@ def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
 
 def name(one: dict[str, Any]) -> str:
     """Return the name of a configuration, such as `LoRA of rank 8, lean,`."""
-    rank = f" of rank {one['rank']}" if one["rank"] else ""
-    what = {"full": "Full fine-tuning", "lora": "LoRA", "adaptive": "Adaptive LoRA"}[one["method"]]
-    if one["method"] == "adaptive":
-        rank = f" from rank {one['rank']}"
-    return f"{what}{rank}" + (", lean," if one["memory_mode"] == "lean" else "")
+    method = methods.named(one["method"])
+    of = "from" if method.finds_ranks else "of"
+    rank = f" {of} rank {one['rank']}" if one["rank"] else ""
+    return f"{method.label}{rank}" + (", lean," if one["memory_mode"] == "lean" else "")
 
 
 def _at_largest_rank(one: dict[str, Any]) -> str:

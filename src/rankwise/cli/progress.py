@@ -1,4 +1,4 @@
-"""What people see while it works: on a terminal a live table and bars, elsewhere plain lines without control characters."""
+"""Shows runs while they work: in a terminal a live table and bars, elsewhere plain lines without control characters."""
 
 import sys
 import time
@@ -11,12 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from rankwise.cli.parameters import in_flags
 from rankwise.report.words import clock
 
 PLAIN_SECONDS = 10.0
-"""Time between plain lines of one run."""
-PATIENCE = 2.0
-"""A `Bar` shows itself only where the work takes longer than this."""
+"""Time between two plain lines of one run."""
+BAR_SECONDS = 2.0
+"""A `Bar` appears only if the work takes longer than this."""
 
 
 class _Screen:
@@ -42,7 +43,8 @@ class _Screen:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
+        line = in_flags(line)
         if self.terminal:
             self.console.print(Text(line))
             return
@@ -51,11 +53,12 @@ class _Screen:
         print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
     def render(self) -> Any:
+        """Return what the live region shows now."""
         return Text("")
 
 
 class _RunState:
-    """Where one run is."""
+    """The state of one run, from its events."""
 
     def __init__(self) -> None:
         self.state, self.step, self.steps = "waiting", 0, 0
@@ -66,6 +69,7 @@ class _RunState:
         self.spoken = 0.0
 
     def hear(self, event: dict[str, Any]) -> None:
+        """Takes an event."""
         kind = event["event"]
         if kind == "start":
             self.state, self.steps = "starting", event["steps"]
@@ -82,10 +86,11 @@ class _RunState:
 
     @property
     def share(self) -> float:
+        """The fraction of the steps that is done."""
         return self.step / self.steps if self.steps else 0.0
 
     def words(self) -> str:
-        """`step 120/825 (15 %), loss 0.431, 154 rows/s, 1:32 left`."""
+        """Return `step 120/825 (15 %), loss 0.431, 154 rows/s, 1:32 left`."""
         parts = [f"step {self.step}/{self.steps} ({100 * self.share:.0f} %)"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
@@ -96,11 +101,12 @@ class _RunState:
         return ", ".join(parts)
 
     def bar(self, width: int = 24) -> Text:
+        """Return a bar of the steps that are done."""
         full = round(width * self.share)
         return Text("━" * full, style="green") + Text("━" * (width - full), style="bright_black")
 
     def due(self) -> bool:
-        """It is time for another plain line."""
+        """Return whether it is time for another plain line."""
         now = time.monotonic()
         if now - self.spoken < PLAIN_SECONDS and self.step < self.steps:
             return False
@@ -109,7 +115,7 @@ class _RunState:
 
 
 class RunProgress(_Screen):
-    """One run: call it with each event."""
+    """Shows one run. Call it with each event."""
 
     def __init__(self, stream: TextIO) -> None:
         self.run = _RunState()
@@ -131,10 +137,10 @@ class RunProgress(_Screen):
 
 
 class GridProgress(_Screen):
-    """A grid of runs: call it with a run's name and each of its events."""
+    """Shows a grid of runs. Call it with a run's name and each of its events."""
 
     SHOWN = 16
-    """Rows of the live table at most; the others are counted."""
+    """Most rows of the live table; further runs are only counted."""
 
     def __init__(self, stream: TextIO) -> None:
         self.runs: dict[str, _RunState] = {}
@@ -176,7 +182,7 @@ class GridProgress(_Screen):
         return tally + (f", about {clock(left)} left" if left else "")
 
     def _seconds_left(self) -> float | None:
-        """Time for what is left, from the runs that are done: unknown until there is one."""
+        """Return an estimate of the time left, from the runs that are done; None if there are none."""
         seconds = [run.seconds for run in self.runs.values() if run.state == "done" and run.seconds]
         running = [run for run in self.runs.values() if run.state in ("training", "evaluating")]
         if not seconds:
@@ -193,7 +199,7 @@ class GridProgress(_Screen):
         return Group(table, Text(foot, style="bold"))
 
     def _shown(self) -> list[tuple[str, _RunState]]:
-        """What runs, then what was done last, then what waits."""
+        """Return the rows of the table: those around the first run at work."""
         runs = list(self.runs.items())
         if len(runs) <= self.SHOWN:
             return runs
@@ -215,7 +221,7 @@ class GridProgress(_Screen):
 
 
 class Bar:
-    """How far a pass over rows is: call it with (done, of). It shows itself where the pass takes over two seconds."""
+    """Shows the progress of a pass over rows, if it takes longer than `BAR_SECONDS`. Call it with (done, of)."""
 
     def __init__(self, stream: TextIO, label: str) -> None:
         self._console, self._label = Console(file=stream, highlight=False), label
@@ -227,12 +233,12 @@ class Bar:
         return self
 
     def __exit__(self, *what: object) -> None:
-        if self._task is not None:  # stopping what never started would print an empty line
+        if self._task is not None:  # stopping a bar that never started would print an empty line
             self._progress.stop()
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()
-        if now - self._begun < PATIENCE:
+        if now - self._begun < BAR_SECONDS:
             return
         if self._console.is_terminal:
             if self._task is None:

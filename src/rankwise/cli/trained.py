@@ -1,4 +1,4 @@
-"""The commands for what is trained already: `evaluate`, `predict`, `inspect`, `compress`, `merge`, `export`; and `models`."""
+"""The commands for trained adapters: `evaluate`, `predict`, `inspect`, `compress`, `merge`, `export`; and `models`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from rankwise.cli.app import Adapter, Base, Json, app, people, print_json, say
-from rankwise.config import MaybeWhole
+from rankwise.cli.app import Adapter, Base, Json, command, people, print_json, say
 from rankwise.errors import RankwiseError
 
 if TYPE_CHECKING:
@@ -20,39 +19,35 @@ AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loral
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How a trained model reads texts."""
+    """Where a trained model finds the texts."""
 
     model: Base = None
     text: str | None = None
-    """Column of the text. Default: as in training."""
+    """Column that holds the text. Default: as in training."""
     text_pair: str | None = None
-    """Column of the second text. Default: as in training."""
+    """Column that holds the second text. Default: as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(TextOptions):
-    """Labelled rows, and how a trained model reads them."""
+    """Where a trained model finds labelled rows."""
 
     split: str = "validation"
-    """Split of the run's own task or data set, where no file is given."""
+    """Split of the run's task or data set, if no file is given."""
     data: Path | None = None
-    """Folder of Parquet files of that task. Default: as in training."""
+    """Folder of the task's Parquet files. Default: as in training."""
     label: str | None = None
-    """Column of the label. Default: as in training."""
+    """Column that holds the label. Default: as in training."""
 
 
-Texts = Annotated[TextOptions, Parameter(name="*")]
-Labelled = Annotated[LabelOptions, Parameter(name="*")]
-
-
-@app.command
+@command
 def evaluate(
     adapter: Adapter,
     file: Annotated[
-        Path | None, Parameter(help="Labelled rows; without it those that the run was scored on.")
+        Path | None, Parameter(help="Labelled rows. Default: those that the run was evaluated on.")
     ] = None,
     /,
-    rows: Labelled = LabelOptions(),
+    rows: LabelOptions = LabelOptions(),
     *,
     json: Json = False,
 ) -> None:
@@ -75,19 +70,19 @@ def evaluate(
         print_json({"adapter": str(adapter), **result, "notes": notes})
 
 
-@app.command
+@command
 def predict(
     adapter: Adapter,
-    file: Annotated[Path, Parameter(help="Rows to predict on: CSV, TSV, JSONL or Parquet.")],
+    file: Annotated[Path, Parameter(help="Rows to predict: CSV, TSV, JSONL or Parquet.")],
     /,
-    rows: Texts = TextOptions(),
+    rows: TextOptions = TextOptions(),
     *,
     out: Annotated[
-        Path, Parameter(help="File to write, its kind by its ending: .jsonl, .csv, .tsv or .parquet.")
+        Path, Parameter(help="File to write. Its ending says the format: .jsonl, .csv, .tsv or .parquet.")
     ],
     json: Json = False,
 ) -> None:
-    """Write what the model says of each row of a file: its label with probabilities and logits, or its number.
+    """Write the predictions for each row of a file: label, probabilities and logits, or a number.
 
     Example: rankwise predict my-adapter new.jsonl --out scored.jsonl
     """
@@ -115,9 +110,9 @@ def _open(adapter: Path, rows: TextOptions) -> "Trained":
     )
 
 
-@app.command
+@command
 def inspect(adapter: AnyAdapter, /, *, json: Json = False) -> None:
-    """Show an adapter's ranks by layer, how they were found, and how its energy is spread.
+    """Show an adapter's rank in each layer, how ranks were found, and how its energy is distributed.
 
     Example: rankwise inspect my-adapter
     """
@@ -130,15 +125,15 @@ def inspect(adapter: AnyAdapter, /, *, json: Json = False) -> None:
         print_json(found)
 
 
-@app.command
+@command
 def compress(
     adapter: Adapter,
     file: Annotated[
         Path | None,
-        Parameter(help="Labelled rows that it was not trained on; without it the run's own, by --split."),
+        Parameter(help="Labelled rows that it wasn't trained on. Default: the run's own, see --split."),
     ] = None,
     /,
-    rows: Labelled = LabelOptions(),
+    rows: LabelOptions = LabelOptions(),
     *,
     out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
     json: Json = False,
@@ -179,7 +174,7 @@ def compress(
         print_json({"adapter": str(adapter), "out": str(out), **result, "notes": list(notes)})
 
 
-@app.command
+@command
 def merge(
     adapter: Adapter,
     /,
@@ -188,7 +183,7 @@ def merge(
     model: Base = None,
     json: Json = False,
 ) -> None:
-    """Fold an adapter into a float32 copy of its base: an ordinary Transformers folder.
+    """Merge an adapter into a float32 copy of its base model: an ordinary Transformers folder.
 
     Example: rankwise merge my-adapter --out merged-model
     """
@@ -205,7 +200,7 @@ def merge(
 
 
 def _count(kind: Any, tokens: Sequence[Token]) -> int:
-    """`50k`, `1.5M` or a plain number."""
+    """Read `50k`, `1.5M` or a plain number."""
     text = tokens[0].value
     try:
         return int(float(text.rstrip("kKmM")) * {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1))
@@ -213,21 +208,21 @@ def _count(kind: Any, tokens: Sequence[Token]) -> int:
         raise RankwiseError(f"--max-params takes a number such as 50k or 1.5M, not {text!r}.") from None
 
 
-@app.command
+@command
 def export(
     adapter: AnyAdapter,
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder to write; a file for loralib.")],
     format: str = "peft",
-    uniform_rank: MaybeWhole = None,
+    uniform_rank: int | None = None,
     max_params: Annotated[int | None, Parameter(converter=_count)] = None,
     no_head: bool = False,
     model: Base = None,
     alpha: float | None = None,
     json: Json = False,
 ) -> None:
-    """Write an adapter in the form that another program reads: PEFT, a server of LoRA adapters, or loralib.
+    """Write an adapter in another program's format: PEFT, a server of LoRA adapters, or loralib.
 
     Example: rankwise export my-adapter --uniform-rank 8 --no-head --out served
 
@@ -236,13 +231,13 @@ def export(
     format
         peft or loralib, or one that a plug-in adds.
     uniform_rank
-        The same rank for each layer, as servers want it: cut by singular values, or filled up with zeros.
+        The same rank for each layer, as servers want it: truncated by singular values, or padded with zeros.
     max_params
-        Entries of the adapter's matrices at most (50k, 1.5M): the components with least energy are left out.
+        Most parameters of the adapter (50k, 1.5M). The components with the least energy are left out.
     no_head
         Leave out the classification head, which most servers can't load.
     alpha
-        s = alpha/r of a loralib checkpoint, which doesn't say it.
+        alpha of a loralib checkpoint, which doesn't store it; s = alpha/r.
     """
     from rankwise.adapters import export
 
@@ -271,11 +266,11 @@ def export(
         )
 
 
-@app.command
+@command
 def models(*, json: Json = False) -> None:
-    """List the model families that are known, with their default targets, and whether their rows are packed without padding.
+    """List the known model families with their default targets, and whether they train without padding.
 
-    Others work with --targets, and are padded where they can't be packed.
+    Other models need --targets. If they can't be packed, they are padded.
 
     Example: rankwise models
     """

@@ -1,4 +1,4 @@
-"""The commands that train, and the report on what was trained: `compare`, `train`, `report`."""
+"""The commands `compare`, `train` and `report`."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,21 +9,19 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import Json, app, people, print_json, say
+from rankwise.cli.app import Json, command, people, print_json, say
+from rankwise.cli.parameters import flag
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
 from rankwise.runs.tensorboard import check as check_tensorboard
 
-Config = Annotated[CompareConfig, Parameter(name="*")]
-OneRun = Annotated[RunConfig, Parameter(name="*")]
 
+@command
+def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
+    """Compare methods: tasks × methods × seeds, each run in its own process.
 
-@app.command
-def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
-    """Compare methods: tasks × methods × seeds, each run in a process of its own.
-
-    The same command again continues what was interrupted and keeps what is finished; more tasks, methods or seeds under the same
-    --out are added to it.
+    The same command again keeps finished runs and continues interrupted ones. With the same --out, more tasks, methods or seeds are added
+    to the grid.
 
     Example: rankwise compare --tasks sst2 rte --methods full lora --seeds 5 --out runs/first
     """
@@ -39,6 +37,8 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
     n = len(config.runs())
     if len(failed) < n:
         _report(config.out, json)
+        _show_ranks(config, json)
+        say(json, f"The page with curves, ranks and examples: {config.out / 'report.html'}")
     elif json:
         print_json({"out": str(config.out), "failed": failed})
     if failed:
@@ -46,18 +46,18 @@ def compare(config: Config = CompareConfig(), *, json: Json = False) -> None:  #
         raise RankwiseError(f"{len(failed)} of {n} run{'s' * (n != 1)} failed: {whys}")
 
 
-@app.command
+@command
 def report(
     out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")],
     /,
     *,
     watch: Annotated[
         bool,
-        Parameter(help="Make it again whenever a run ends, until the grid is finished; the page follows."),
+        Parameter(help="Write the report again whenever a run ends, until the grid is finished."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Make report.html, report.md, report.json and results.parquet from the run folders of a grid.
+    """Write report.html, report.md, report.json and results.parquet from the run folders of a grid.
 
     Example: rankwise report runs/first
     """
@@ -82,29 +82,55 @@ def _report(out: Path, json: bool) -> None:
         print_json(report.to_json(document))
 
 
-@app.command
+def _show_ranks(config: CompareConfig, json: bool) -> None:
+    """Draws the ranks of each method that finds them, for each task's first finished seed."""
+    from rankwise.run_folder import RunFolder, run_name
+    from rankwise.runs import methods
+
+    shown = set()
+    for run in config.runs():
+        cell, folder = (
+            (run.task, run.method),
+            RunFolder(config.out / run_name(run.task, run.method, run.seed)),
+        )
+        finds_ranks = methods.named(methods.plain_name(run.method)).finds_ranks
+        if finds_ranks and cell not in shown and folder.finished:
+            shown.add(cell)
+            say(json, f"\nRanks by layer: {run.method} on {run.task}, seed {run.seed}")
+            _draw_ranks(folder.read_result(), json)
+
+
+def _draw_ranks(result: dict[str, Any], json: bool) -> None:
+    from rankwise.adapters import rank_table
+
+    for line in rank_table.draw(result["rank"]):
+        say(json, line)
+    say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
+
+
+@command
 def train(
     files: Annotated[
         tuple[Path, ...],
         Parameter(
-            help="CSV, TSV, JSONL or Parquet, one file, several or a pattern; without any a task by name (--task) or a --dataset."
+            help="CSV, TSV, JSONL or Parquet: one file, several or a pattern. Default: the task that --task names, or --dataset."
         ),
     ] = (),
     /,
-    config: OneRun = RunConfig(),  # noqa: B008 (frozen)
+    config: RunConfig = RunConfig(),  # noqa: B008 (frozen)
     *,
     out: Annotated[Path, Parameter(help="Folder of the run: the adapter, its record, and its scores.")],
-    tensorboard: Annotated[bool, Parameter(help="Write the run's curves for TensorBoard too.")] = False,
+    tensorboard: Annotated[bool, Parameter(help="Also write the run's curves for TensorBoard.")] = False,
     json: Json = False,
 ) -> None:
-    """Train one adapter (or a whole model), on a task by name or on a table of one's own.
+    """Train one adapter (or a whole model), on a task by name or on a table of your own.
 
     The same command again continues an interrupted run.
 
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
-    from rankwise.models import hub
     from rankwise.run_folder import RunFolder, one_answer
+    from rankwise.runs import methods
     from rankwise.tasks import tables
 
     if tensorboard:
@@ -122,20 +148,16 @@ def train(
         result = folder.read_result()
     else:
         if config.model.from_adapter is not None:
-            hub.check_start(config.model.from_adapter, config.method.partition(":")[0])
+            methods.check_start(config.model.from_adapter, config.method)
         _find_model(config)
         result = _train(folder, request, {"tensorboard": tensorboard}, json)
     if folder.read_ranks():
-        from rankwise.adapters import rank_table
-
-        for line in rank_table.draw(result["rank"]):
-            say(json, line)
-        say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
+        _draw_ranks(result, json)
         if not any(result["rank"].values()):
             say(
                 json,
-                "No layer kept a component: rows held out of training were no better for the adapters, so only the head is trained. "
-                "More rows or --epochs may change that; --method lora keeps its rank whatever they show.",
+                "No layer kept a component: the adapters didn't lower the loss on held-out rows, so only the head is trained. "
+                "More rows or --epochs may change that. --method lora has a fixed rank.",
             )
     say(
         json,
@@ -144,7 +166,7 @@ def train(
     if one_answer(folder.read_predictions()):
         say(
             json,
-            f"Every validation row was given the same answer: nothing was learned. Try a lower --lr (now {result['lr']:g}), or more steps.",
+            f"Every validation row got the same prediction: nothing was learned. Try a lower --lr (now {result['lr']:g}), or more steps.",
         )
     if json:
         print_json({"out": str(out), **result})
@@ -157,9 +179,9 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
         _refuse_other(folder, request)
     with _nothing_half_written(folder), _alone(folder):
         if folder.has_run and folder.checkpoint is None:
-            folder.update_run_json(facts=None)  # nothing to continue, so nothing of that try binds this one
+            folder.update_run_json(facts=None)  # without a checkpoint this is a new run, which chooses anew
         folder.write_request(request, assigned)
-        from rankwise.runs.run import execute  # slow to import: here, that the folder can be written is known
+        from rankwise.runs.run import execute  # slow to import: only once the folder is known to be writable
 
         with RunProgress(people(json)) as progress:
             return execute(folder, progress)
@@ -167,7 +189,7 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
 
 @contextmanager
 def _alone(folder: Any) -> Iterator[None]:
-    """Refuses a second run in the same folder at the same time."""
+    """Refuses a folder in which another process is running."""
     from filelock import FileLock, Timeout
 
     from rankwise.files import make_folder
@@ -189,7 +211,7 @@ def _alone(folder: Any) -> Iterator[None]:
 
 @contextmanager
 def _nothing_half_written(folder: Any) -> Iterator[None]:
-    """Takes back a folder that a run made, where it ended before its first checkpoint: there is nothing to continue from."""
+    """Removes a folder that this run made, if it ended before its first checkpoint."""
     new = not folder.path.exists()
     try:
         yield
@@ -211,17 +233,17 @@ def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
 def _refuse_table_options(config: RunConfig) -> None:
     given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
     if given:
-        flag = f"--{given[0].replace('_', '-')}"
+        option = flag(given[0])
         raise RankwiseError(
-            f"{flag} is for a table of one's own, and no file is given before it: rankwise train reviews.csv {flag} …"
+            f"{option} is for a table of your own, and no file is given: rankwise train reviews.csv {option} …"
         )
 
 
-# ── Before anything slow is started ───────────────────────────────────────────────────────────
+# ── Checks before anything slow is started ────────────────────────────────────────────────────
 
 
 def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
-    """Refuses a misspelt task, method or recipe before anything is written or loaded."""
+    """Refuses an unknown task, method or recipe before anything is written or loaded."""
     from rankwise.runs import methods as known_methods
     from rankwise.runs import recipes
     from rankwise.tasks import registry
@@ -234,7 +256,7 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
 
 
 def _find_model(config: CompareConfig | RunConfig) -> str | None:
-    """Refuses a model that isn't there before anything slow is started; returns its name, if it isn't an adapter's to say."""
+    """Refuses a model that doesn't exist. Returns its name, or None if the adapter to start from names it."""
     from rankwise.models import hub
     from rankwise.runs import recipes
 
@@ -247,7 +269,7 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
 
 
 def _fetch(config: CompareConfig) -> None:
-    """Has the model and the embedded data before a process is started for each run, so that a first download is seen."""
+    """Fetches the embedded model and data in this process, so that the download's progress is shown."""
     from rankwise import downloads
     from rankwise.models import hub
     from rankwise.tasks import registry

@@ -24,8 +24,6 @@ SCRATCH: dict[str, dict[str, Any]] = {
 """Encoders that nobody has trained, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-STARTS = ("full", "lora", "adaptive")
-"""Methods that `--from-adapter` is for."""
 HUB_SECONDS = 10.0
 
 
@@ -59,27 +57,6 @@ def find(name: str) -> str:
             f"{nearest(name, _known(folder))}"
         )
     return name
-
-
-def check_start(folder: Path, method: str) -> None:
-    """Refuses a folder that a run can't start from: an adapter, or for full fine-tuning a whole model.
-
-    Raises:
-        RankwiseError: saying what is there instead.
-    """
-    if method not in STARTS:
-        raise RankwiseError(f"{method} can't start from an adapter. Those that can: {', '.join(STARTS)}.")
-    if (folder / ADAPTER_CONFIG).is_file():
-        return
-    if not (folder / CONFIG).is_file():
-        held = "holds no adapter" if folder.is_dir() else "is no folder"
-        raise RankwiseError(
-            f"{folder} {held}, so there is nothing to start from. Name what `rankwise train` wrote with --from-adapter."
-        )
-    if method != "full":
-        raise RankwiseError(
-            f"{folder} holds a whole model, and {method} starts from an adapter. Give the model with --model instead."
-        )
 
 
 def _cached(name: str) -> bool:

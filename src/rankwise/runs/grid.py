@@ -1,8 +1,8 @@
-"""Many runs: each a process of its own, so that its memory is its own and a crash takes nothing else down.
+"""A grid of runs, each in its own process: memory is measured for each run alone, and a crash ends one run only.
 
     CompareConfig ─► one folder a run ─► finished: kept · unfinished: continued · new: started ─► events ─► progress
 
-A run folder says everything about its run, so a grid that was stopped in any way continues by being asked for again.
+A run folder holds everything about its run, so the same request continues a grid that was stopped in any way.
 """
 
 import json
@@ -24,16 +24,17 @@ from rankwise.config import CompareConfig, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
 from rankwise.hardware import cores
-from rankwise.models.hub import check_start
 from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
+from rankwise.runs.methods import check_start
 
 Command = Callable[[Path], list[str]]
-"""A run folder → the command line of the process that runs it."""
+"""From a run folder, the command line of the process that runs it."""
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with a run's name and each of its events."""
 
 
 def worker_command(folder: Path) -> list[str]:
+    """Return the command line of the process that runs a folder."""
     return [sys.executable, "-m", "rankwise.runs.worker", str(folder)]
 
 
@@ -47,19 +48,19 @@ class Run:
 
 
 def run_grid(config: CompareConfig, listen: Listener, *, command: Command = worker_command) -> dict[str, str]:
-    """Runs what of a grid isn't finished yet.
+    """Run what isn't finished of a grid.
 
     Args:
         config: tasks × methods × seeds, and where.
-        listen: hears `planned`, `kept`, `failed` and every event of the runs.
-        command: how a run is started.
+        listen: called with `planned`, `kept`, `failed` and every event of the runs.
+        command: starts a run.
 
     Returns:
-        The runs that failed: name → the sentence that says why.
+        For the name of each run that failed, a sentence that says why.
 
     Raises:
         RankwiseError: the folder can't be written, is in use, or holds runs with other settings.
-        KeyboardInterrupt: Ctrl-C; the processes are stopped, and the same call continues.
+        KeyboardInterrupt: Ctrl-C; the processes are stopped, and the same call continues the grid.
     """
     make_folder(config.out)
     lock = FileLock(config.out / ".lock")
@@ -67,7 +68,7 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
         at_work = lock.acquire(timeout=0)
     except Timeout:
         raise RankwiseError(
-            f"Another rankwise is at work in {config.out}. Wait for it, or give another --out."
+            f"Another rankwise is at work in {config.out}. Wait for it, or give another `out=`."
         ) from None
     with at_work:
         runs = _cells(config)
@@ -79,14 +80,14 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
             listen(run.name, {"event": "planned"})
             if run.folder.finished:
                 listen(run.name, {"event": "kept", **run.folder.read_result()})
-                run.folder.remove_checkpoint()  # where a kill came between the result and its removal
+                run.folder.remove_checkpoint()  # a killed process may have left it beside its result
             else:
                 waiting.append(run)
         return _run_all(config, waiting, listen, command)
 
 
 def _cells(config: CompareConfig) -> list[Run]:
-    """Every run once, in order, also where a task or method was named twice."""
+    """Return every run once, in order, even if a task or method is named twice."""
     runs: dict[str, Run] = {}
     for run in map(_start, config.runs()):
         name = run_name(run.task, run.method, run.seed)
@@ -94,13 +95,13 @@ def _cells(config: CompareConfig) -> list[Run]:
         if other.config != run:
             raise RankwiseError(
                 f"{other.config.method} and {run.method} would share the folder {name}. "
-                "Give one of them a grid of its own with --out."
+                "Give one of them its own grid with `out=`."
             )
     return list(runs.values())
 
 
 def _start(run: RunConfig) -> RunConfig:
-    """The run with its own task, method and seed in the name of the folder it starts from."""
+    """Return the run with its task, method and seed filled in where the folder it starts from has `{task}`, `{method}`, `{seed}`."""
     if run.model.from_adapter is None:
         return run
     folder = str(run.model.from_adapter)
@@ -110,10 +111,10 @@ def _start(run: RunConfig) -> RunConfig:
 
 
 def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
-    """Refuses a grid whose folder holds runs asked for with other settings.
+    """Refuses a grid whose folder holds runs with other settings.
 
     Raises:
-        RankwiseError: naming each setting that differs, once; or a finished run doesn't say any more what it was.
+        RankwiseError: naming each setting that differs once; or a finished run's record is damaged.
     """
     found: dict[str, None] = {}
     for run in runs:
@@ -121,20 +122,20 @@ def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
             found |= dict.fromkeys(differences(run.folder.read_run()["requested"], to_json(run.config)))
     if found:
         raise RankwiseError(
-            f"{out} holds runs with other settings: {'; '.join(found)}. Give another --out, or the settings there."
+            f"{out} holds runs with other settings: {'; '.join(found)}. Give another `out=`, or the settings there."
         )
 
 
 def _check_starts(runs: Sequence[Run]) -> None:
-    """Refuses a grid one of whose runs has nothing to start from, before any is started."""
+    """Refuses a grid in which a run has nothing to start from, before any run is started."""
     for run in runs:
         folder = run.config.model.from_adapter
         if folder is not None and not run.folder.finished:
-            check_start(folder, run.config.method.partition(":")[0])
+            check_start(folder, run.config.method)
 
 
 def _remember(config: CompareConfig) -> None:
-    """grid.json: what was asked for so far, and the command that asks for it again."""
+    """Writes grid.json: everything asked for so far, and the command that asked for it last."""
     asked = to_json(config)
     known = read_grid(config.out)
     for key in ("tasks", "methods"):
@@ -171,9 +172,9 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
 
 
 def _ask(config: CompareConfig, run: Run) -> None:
-    """Writes the request; threads that an earlier start was assigned stay, because resuming is exact."""
+    """Writes the request. Threads that were assigned to an earlier start stay, because a resumed run is exact."""
     known = run.folder.read_run() if run.folder.has_run else {}
-    if known.get("requested") != to_json(run.config):  # an earlier try failed before it had a checkpoint
+    if known.get("requested") != to_json(run.config):  # an earlier attempt failed before its first checkpoint
         known = {}
     threads = config.model.threads or max(1, cores() // config.jobs)
     assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
@@ -184,7 +185,7 @@ def _ask(config: CompareConfig, run: Run) -> None:
 
 
 class _Child:
-    """A run's process: its events go to a queue, followed by None when it has ended."""
+    """A run's process. Its events go to a queue, followed by None when the process has ended."""
 
     def __init__(
         self, run: Run, command: list[str], heard: "queue.Queue[tuple[Run, dict[str, Any] | None]]"
@@ -202,7 +203,7 @@ class _Child:
             try:
                 event = json.loads(line)
             except ValueError:
-                continue  # what a library printed
+                continue  # printed by a library
             if isinstance(event, dict) and "event" in event:
                 heard.put((self._run, event))
         heard.put((self._run, None))
@@ -212,7 +213,7 @@ class _Child:
             self._error = event["message"]
 
     def end(self) -> str | None:
-        """Why the run failed, or None; with its result written it hasn't, whatever the process ended on."""
+        """Return why the run failed, or None. A run whose result is written hasn't failed, whatever the exit code."""
         code = self._process.wait()
         self._close()
         if self._run.folder.finished:
@@ -220,7 +221,7 @@ class _Child:
         if self._error:
             return self._error
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"The process {how}; {self._run.folder.log} has its last words."
+        return f"The process {how}; see its last output in {self._run.folder.log}."
 
     def stop(self) -> None:
         self._process.terminate()
@@ -238,10 +239,10 @@ class _Child:
 
 
 def die_with_parent() -> None:
-    """Ends this process when its parent is gone, however it went: the parent holds the other end of stdin."""
+    """Ends this process when its parent has ended in any way: the parent holds the other end of stdin."""
 
     def watch() -> None:
-        while os.read(0, 1024):  # not sys.stdin, whose lock a thread must not hold when Python ends
+        while os.read(0, 1024):  # not sys.stdin: a thread must not hold its lock when Python ends
             pass
         os._exit(1)
 

@@ -1,46 +1,120 @@
-"""A method says what of a model is trained, and in which number type the rest is kept. One entry each.
+"""The methods by name. A `Method` says what it trains and what it can do; nothing outside this file knows methods by their names.
 
-`full` trains every weight (float32 weights, products under autocast), `head` and `bitfit` a part of a model kept like that; `lora` and
-PEFT's methods (`peft:<name>`, see `peft_methods`) freeze the base in the run's own dtype and train adapters and head in float32.
+`full`, `head` and `bitfit` train all or some of the model's own weights. Those stay in float32, and products run under autocast. `lora`,
+`adaptive` and PEFT's methods (`peft:<name>`, see `peft_methods`) freeze the base in the run's number type and train an adapter and the
+head in float32.
+
+To add a method, put one entry into `METHODS`, or call `register` with one in a plug-in (see `rankwise.plugins`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from rankwise import plugins
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError, nearest
+from rankwise.models import hub
 from rankwise.seeding import stream_seed
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from rankwise.runs.peft_methods import Peer
+    from rankwise.engine.training import MethodHooks
     from rankwise.tasks.encoding import Encoded
 
 PEFT = "peft:"
-"""Begins the name of a method that PEFT builds."""
+"""Prefix of the methods that PEFT builds."""
+LORA_OPTIONS = tuple(field.name for field in fields(LoraOptions))
 
 
-@dataclass(frozen=True)
+@runtime_checkable
+class Adapted(Protocol):
+    """What `Method.prepare` returns if the method wraps, counts and saves the model itself, as PEFT's methods do."""
+
+    @property
+    def model(self) -> "nn.Module":
+        """What is trained and run."""
+        ...
+
+    @property
+    def hooks(self) -> "MethodHooks | None":
+        """What the method does besides the loss, if anything."""
+        ...
+
+    @property
+    def head_params(self) -> int:
+        """Parameters of the head and of other modules that are trained whole."""
+        ...
+
+    def save(self, folder: Path, base_model: str) -> None:
+        """Writes the adapter to `folder`."""
+        ...
+
+
+@runtime_checkable
+class Prepare(Protocol):
+    """Makes a loaded model ready to be trained; afterwards `requires_grad` is right on every parameter."""
+
+    def __call__(
+        self,
+        model: "PreTrainedModel",
+        config: RunConfig,
+        new_modules: list[str],
+        rows: "Encoded | None" = None,
+        /,
+    ) -> "Adapted | None":
+        """
+        Args:
+            model: as loaded, adapted in place.
+            config: of the run.
+            new_modules: paths of modules outside the head that aren't pretrained (see `models.loading.load`).
+            rows: the training rows, for methods that initialise from data.
+
+        Returns:
+            What wraps and saves the model, or None if `models` and `adapters` do that.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """How one method prepares a model.
+    """What a method does and can do.
 
     Attributes:
-        prepare: (model, config, new modules) → nothing; leaves `requires_grad` right on every parameter.
-        frozen_base: the base stays as loaded, so it may be loaded in half precision, and an adapter is what is saved.
+        label: its name for people.
+        prepare: makes a model ready to be trained.
+        frozen_base: the base isn't trained, so it may be in half precision, and only an adapter is saved.
+        has_ranks: it trains low-rank adapters.
+        finds_ranks: it chooses their ranks while training.
+        settings: options (`LoraOptions`) that may stand behind its name: `lora:rank=4`. Every method takes `lr`.
+        starts_from_adapter: it can start from an adapter that an earlier run saved.
+        starts_from_model: it can start from a whole model that an earlier run saved, or from random weights.
+        quantized_base: its frozen base may be in 8 or 4 bits.
+        planned: `rankwise plan` can compute its memory.
+        recipe_of: the method whose settings it takes if a recipe has none for it.
     """
 
-    prepare: Callable[["nn.Module", RunConfig, list[str]], Any]
-    frozen_base: bool
+    label: str
+    prepare: Prepare
+    frozen_base: bool = False
+    has_ranks: bool = False
+    finds_ranks: bool = False
+    settings: tuple[str, ...] = ()
+    starts_from_adapter: bool = False
+    starts_from_model: bool = False
+    quantized_base: bool = False
+    planned: bool = False
+    recipe_of: str | None = None
 
 
-def _full(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+def _full(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /) -> None:
     model.requires_grad_(True)
 
 
-def _head(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+def _head(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /) -> None:
     from rankwise.lora.inject import train_beside
     from rankwise.models.families import body_and_heads
 
@@ -48,8 +122,8 @@ def _head(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None
     train_beside(model, [*body_and_heads(model)[1], *new_modules])
 
 
-def _bitfit(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
-    """Every bias, and what is new (Ben Zaken et al. 2022)."""
+def _bitfit(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /) -> None:
+    """Trains every bias, the head and new modules (Ben Zaken et al. 2022)."""
     _head(model, config, new_modules)
     biases = [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"]
     if all(p.requires_grad for p in biases):
@@ -58,67 +132,118 @@ def _bitfit(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> No
         bias.requires_grad_(True)
 
 
-def _lora(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
-    if config.model.from_adapter:  # its layers are there already
+def _lora(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /) -> None:
+    if config.model.from_adapter:  # the adapter is in place
         return
-    from rankwise.lora.inject import (
-        adapt,  # here, so that method names can be checked without waiting for torch
-    )
+    from rankwise.lora.inject import adapt  # imports torch, which checking a method's name must not wait for
 
-    adapt(model, config.lora.fixed_rank, rslora=config.lora.rslora, **_adapter(config, new_modules))
+    adapt(model, config.lora.fixed_rank, rslora=config.lora.rslora, **_adapter_options(config, new_modules))
 
 
-def _adaptive(model: "nn.Module", config: RunConfig, new_modules: list[str]) -> None:
+def _adaptive(
+    model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /
+) -> None:
     from rankwise.lora.inject import adapt_freely, raise_to_start_rank
     from rankwise.lora.layer import lora_layers
 
-    if config.model.from_adapter:  # its layers are there already
+    if config.model.from_adapter:  # the adapter is in place; other layers may still grow one
         raise_to_start_rank(model, dropout=config.lora.lora_dropout, seed=stream_seed(config.seed, "adapter"))
         for layer in lora_layers(model).values():
             layer.collect_statistics()
         return
-    adapt_freely(model, config.lora.rank, **_adapter(config, new_modules))
+    adapt_freely(model, config.lora.rank, **_adapter_options(config, new_modules))
 
 
-def _adapter(config: RunConfig, new_modules: list[str]) -> dict[str, Any]:
-    """What an adapter of a fixed rank and one that finds its own have in common."""
+def _adapter_options(config: RunConfig, new_modules: list[str]) -> dict[str, Any]:
+    """Return the arguments that `adapt` and `adapt_freely` share."""
     lora, seed = config.lora, stream_seed(config.seed, "adapter")
     shared = {"alpha": lora.alpha, "dropout": lora.lora_dropout, "targets": lora.targets}
     return {**shared, "also_train": new_modules, "seed": seed}
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(_full, frozen_base=False),
-    "head": Method(_head, frozen_base=False),
-    "bitfit": Method(_bitfit, frozen_base=False),
-    "lora": Method(_lora, frozen_base=True),
-    "adaptive": Method(_adaptive, frozen_base=True),
+    "full": Method(
+        label="Full fine-tuning",
+        prepare=_full,
+        starts_from_adapter=True,
+        starts_from_model=True,
+        planned=True,
+    ),
+    "head": Method(label="Head alone", prepare=_head),
+    "bitfit": Method(label="BitFit", prepare=_bitfit),
+    "lora": Method(
+        label="LoRA",
+        prepare=_lora,
+        frozen_base=True,
+        has_ranks=True,
+        settings=LORA_OPTIONS,
+        starts_from_adapter=True,
+        quantized_base=True,
+        planned=True,
+    ),
+    "adaptive": Method(
+        label="Adaptive LoRA",
+        prepare=_adaptive,
+        frozen_base=True,
+        has_ranks=True,
+        finds_ranks=True,
+        settings=LORA_OPTIONS,
+        starts_from_adapter=True,
+        quantized_base=True,
+        planned=True,
+        recipe_of="lora",
+    ),
 }
 
 
-def named(name: str) -> Method:
-    """The entry of a method's plain name; PEFT's share one, for `prepare` has them built."""
-    return METHODS["lora"] if name.startswith(PEFT) else METHODS[name]
+def register(name: str, method: Method) -> None:
+    """Add a method. From then on its name works wherever a method is named in this process.
 
-
-def prepare(
-    model: "PreTrainedModel", name: str, config: RunConfig, new_modules: list[str], rows: "Encoded"
-) -> "Peer | None":
-    """Makes a model ready to be trained by a run's method.
-
-    Args:
-        model: as loaded; prepared in place.
-        name: the method's plain name.
-        config: of the run.
-        new_modules: what is new outside the head (see `models.load`).
-        rows: the training rows.
-
-    Returns:
-        What runs and saves the model where PEFT does, else None.
+    Raises:
+        RankwiseError: a method of that name exists.
     """
-    if not name.startswith(PEFT):
-        METHODS[name].prepare(model, config, new_modules)
-        return None
+    if name in METHODS:
+        raise RankwiseError(f"There is a method {name!r} already. Give yours another name.")
+    METHODS[name] = method
+
+
+def named(name: str) -> Method:
+    """Return the method of a plain name (`lora`, `peft:dora`).
+
+    Raises:
+        RankwiseError: there is no such method.
+    """
+    plugins.load()
+    if name.startswith(PEFT):
+        prepare = partial(_peft, name)
+        return Method(label=f"PEFT's {name.removeprefix(PEFT)}", prepare=prepare, frozen_base=True)
+    if name not in METHODS:
+        known = {*METHODS, f"{PEFT}dora", f"{PEFT}prefix"}
+        raise RankwiseError(
+            f"There is no method {name!r}.{nearest(name, known)} Further methods of PEFT: peft:<name>."
+        )
+    return METHODS[name]
+
+
+def of_layers(*, has_ranks: bool, finds_ranks: bool) -> str:
+    """Return the name of the method that leaves a model with such layers: `full`, `lora` or `adaptive`."""
+    sought = (has_ranks, finds_ranks)
+    return next(name for name, method in METHODS.items() if (method.has_ranks, method.finds_ranks) == sought)
+
+
+def names(**able: bool) -> list[str]:
+    """Return the names of the methods with these abilities: `names(planned=True)`."""
+    plugins.load()
+    return [
+        name
+        for name, method in METHODS.items()
+        if all(getattr(method, ability) == value for ability, value in able.items())
+    ]
+
+
+def _peft(
+    name: str, model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /
+) -> "Adapted | None":
     from rankwise.runs import peft_methods
 
     given = _settings(config.method.removeprefix(name).removeprefix(","), config.method)
@@ -127,42 +252,76 @@ def prepare(
     return peft_methods.prepare(model, name.removeprefix(PEFT), own, config, new_modules, rows)
 
 
-def parse(spec: str, lora: LoraOptions) -> tuple[str, LoraOptions, float | None]:
-    """`lora:rank=4,targets=all-linear` → the method's name, the options with those settings in place, and its learning rate where
-    it has one of its own (`full:lr=5e-5`).
+# ── A method as a run asks for it: `lora:rank=4,targets=all-linear` ───────────────────────────
 
-    Several targets are joined by `+`: `lora:targets=query+key`. PEFT's methods have their settings behind a comma, ours and PEFT's
-    own: `peft:dora,rank=4`, `peft:prefix,num_virtual_tokens=10`.
+
+@dataclass(frozen=True)
+class Requested:
+    """What a run asks for.
+
+    Attributes:
+        name: the method's plain name.
+        lora: the run's options with the method's own settings in place.
+        lr: the method's own learning rate, if it gives one (`full:lr=5e-5`).
+    """
+
+    name: str
+    lora: LoraOptions
+    lr: float | None
+
+    @property
+    def method(self) -> Method:
+        """The entry of that name."""
+        return named(self.name)
+
+
+def plain_name(spec: str) -> str:
+    """Return the plain name in a specification: `lora:rank=4` → `lora`, `peft:dora,rank=4` → `peft:dora`."""
+    return spec.partition(",")[0] if spec.startswith(PEFT) else spec.partition(":")[0]
+
+
+def parse(spec: str, lora: LoraOptions) -> Requested:
+    """Read a specification: `lora:rank=4,targets=all-linear`.
+
+    Several targets are joined by `+`: `lora:targets=query+key`. PEFT's methods have their settings, ours and PEFT's own, behind a comma:
+    `peft:dora,rank=4`, `peft:prefix,num_virtual_tokens=10`.
+
+    Args:
+        spec: the method's name and settings.
+        lora: the run's options, which its settings override.
 
     Raises:
         RankwiseError: an unknown method or setting, or a value of the wrong kind.
     """
-    name, _, rest = spec.partition(":")
-    if name == "peft":
-        name, _, rest = spec.partition(",")
-    elif name not in METHODS:
-        known = {*METHODS, "peft:dora", "peft:prefix"}
-        raise RankwiseError(
-            f"There is no method {name!r}.{nearest(spec, known)} Further ones of PEFT's: peft:<name>."
-        )
-    given = _settings(rest, spec)
-    rate = given.pop("lr", None)
-    try:
-        lr = None if rate is None else float(rate)
-    except ValueError:
-        raise RankwiseError(f"{spec!r}: lr takes float, not {rate!r}.") from None
-    if lr is not None and not lr > 0:
-        raise RankwiseError(f"{spec!r}: lr must be above 0.")
+    name = plain_name(spec)
+    method = named(name)
+    given = _settings(spec.removeprefix(name)[1:], spec)
+    lr = _rate(given.pop("lr", None), spec)
     if name.startswith(PEFT):
         given, _ = _split(name, given)
-    elif given and name not in ("lora", "adaptive"):
+    elif given and not method.settings:
         raise RankwiseError(f"{spec!r}: {name} has no settings of its own but lr.")
-    return name, _with(lora, given, spec, name), lr
+    elif unknown := [key for key in given if key not in method.settings]:
+        raise RankwiseError(
+            f"{spec!r}: {name} has no setting {unknown[0]!r}.{nearest(unknown[0], method.settings)}"
+        )
+    return Requested(name, _with(lora, given, spec), lr)
 
 
-def _settings(rest: str, spec: str) -> dict[str, str]:
-    """`rank=4,targets=query` as a dict of text."""
-    parts = {part: part.partition("=") for part in filter(None, rest.split(","))}
+def _rate(text: str | None, spec: str) -> float | None:
+    """Read a method's own learning rate."""
+    try:
+        lr = None if text is None else float(text)
+    except ValueError:
+        raise RankwiseError(f"{spec!r}: lr takes float, not {text!r}.") from None
+    if lr is not None and not lr > 0:
+        raise RankwiseError(f"{spec!r}: lr must be above 0.")
+    return lr
+
+
+def _settings(text: str, spec: str) -> dict[str, str]:
+    """Read `rank=4,targets=query` as a dict of texts."""
+    parts = {part: part.partition("=") for part in filter(None, text.split(","))}
     for part, (key, equals, _) in parts.items():
         if not equals:
             raise RankwiseError(f"{spec!r}: {part!r} is no setting; write {key}=value.")
@@ -170,7 +329,7 @@ def _settings(rest: str, spec: str) -> dict[str, str]:
 
 
 def _split(name: str, given: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Settings of one of PEFT's methods: those that are the run's own LoRA options, and PEFT's.
+    """Return the settings of one of PEFT's methods that are the run's own options, and those that are PEFT's.
 
     Raises:
         RankwiseError: PEFT isn't installed, or has no such method or setting.
@@ -185,13 +344,12 @@ def _split(name: str, given: dict[str, str]) -> tuple[dict[str, str], dict[str, 
     return {key: value for key, value in given.items() if key in ours}, own
 
 
-def _with(lora: LoraOptions, given: dict[str, str], spec: str, name: str) -> LoraOptions:
+def _with(lora: LoraOptions, given: dict[str, str], spec: str) -> LoraOptions:
+    """Return the options with settings, given as text, in place."""
     kinds = {f.name: type(f.default) if f.default is not None else float for f in fields(LoraOptions)}
     kinds["rank"] = int
     values: dict[str, Any] = {}
     for key, text in given.items():
-        if key not in kinds:
-            raise RankwiseError(f"{spec!r}: {name} has no setting {key!r}.{nearest(key, kinds)}")
         try:
             values[key] = _value(kinds[key], text)
         except (ValueError, KeyError):
@@ -203,3 +361,30 @@ def _value(kind: type, text: str) -> Any:
     if kind is bool:
         return {"true": True, "false": False}[text.lower()]
     return tuple(text.split("+")) if kind is tuple else kind(text)
+
+
+# ── Where a run may start ─────────────────────────────────────────────────────────────────────
+
+
+def check_start(folder: Path, spec: str) -> None:
+    """Refuses a folder that a method can't start from.
+
+    Raises:
+        RankwiseError: saying what the folder holds instead.
+    """
+    name = plain_name(spec)
+    method = named(name)
+    if not method.starts_from_adapter:
+        able = ", ".join(names(starts_from_adapter=True))
+        raise RankwiseError(f"{name} can't start from an adapter. Methods that can: {able}.")
+    if (folder / hub.ADAPTER_CONFIG).is_file():
+        return
+    if not (folder / hub.CONFIG).is_file():
+        held = "holds no adapter" if folder.is_dir() else "is no folder"
+        raise RankwiseError(
+            f"{folder} {held}, so there is nothing to start from. Name what `rankwise train` wrote with `from_adapter=`."
+        )
+    if not method.starts_from_model:
+        raise RankwiseError(
+            f"{folder} holds a whole model, and {name} starts from an adapter. Give the model with `model=` instead."
+        )

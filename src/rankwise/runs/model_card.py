@@ -1,4 +1,4 @@
-"""The model card of an adapter: README.md, with the metadata that hub pages read, from what the run recorded of itself."""
+"""Writes an adapter's model card: README.md with the metadata that pages of the Hugging Face hub read, made from the run's records."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from rankwise.models import hub
 from rankwise.runs import recipes
-from rankwise.tasks.problems import PROBLEMS
+from rankwise.tasks import objectives
 
 HUB_NAMES = {hub.EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}
-"""Where a model that we have a name of our own for is found on the hub."""
-SHOWN = (
+"""Hub names of models that have another name here."""
+SETTINGS = (
     "method",
     "rank",
     "epochs",
@@ -24,6 +24,7 @@ SHOWN = (
     "clip",
     "seed",
 )
+"""The settings that the card lists."""
 
 
 def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
@@ -31,8 +32,8 @@ def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
 
     Args:
         folder: of the run.
-        record: its run.json.
-        result: what its result.json will hold.
+        record: the content of run.json.
+        result: the content of result.json.
     """
     partial = folder / "README.md.partial"
     partial.write_text(card(record, result), encoding="utf-8")
@@ -40,8 +41,8 @@ def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 def card(record: dict[str, Any], result: dict[str, Any]) -> str:
-    """The card's text: YAML between two lines of dashes, then Markdown."""
-    # JSON is YAML, and quotes what needs quoting
+    """Return the card: YAML between two lines of dashes, then Markdown."""
+    # JSON is valid YAML and quotes what YAML requires
     head = "".join(
         f"{key}: {json.dumps(value, ensure_ascii=False)}\n"
         for key, value in _metadata(record, result).items()
@@ -76,16 +77,6 @@ def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _what(task: dict[str, Any]) -> str:
-    """What the outputs say of a text."""
-    names = ", ".join(task["label_names"])
-    if task["problem"] == "regression":
-        return f"Says a number of a text: {names}."
-    if task["problem"] == "multi-label":
-        return f"Says which of these hold of a text: {names}."
-    return f"Classifies text as {names}."
-
-
 def _base(result: dict[str, Any]) -> str:
     name: str = result["model"]
     return HUB_NAMES.get(name, name)
@@ -93,11 +84,12 @@ def _base(result: dict[str, Any]) -> str:
 
 def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
     task, resolved = record["task"], record["resolved"]
+    objective = objectives.named(task["problem"])
     settings = {**resolved["train"], "method": result["method"], "seed": result["seed"]}
     if result["rank"]:
         low, high = min(result["rank"].values()), max(result["rank"].values())
         settings["rank"] = low if low == high else f"{low} to {high}"
-    rows = "".join(f"| {name} | {settings[name]} |\n" for name in SHOWN if settings.get(name) is not None)
+    rows = "".join(f"| {name} | {settings[name]} |\n" for name in SETTINGS if settings.get(name) is not None)
     scores = "".join(
         f"| {split} | {name} | {value:.4f} |\n"
         for split, values in result["scores"].items()
@@ -109,13 +101,13 @@ def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
     recipe = recipes.recipe(resolved["train"]["recipe"])["source"]
     return f"""# {task["name"]}: {result["method"]} on {base}
 
-{_what(task)} {task["source"]}.
+{objective.describe(task["label_names"])} {task["source"]}.
 Trained on {result["n_train"]:,} rows; {result["trainable_params"]:,} of {result["total_params"]:,} parameters were trained.
 
 | split | metric | value |
 |---|---|---|
 {scores}
-The scores are the last step's, on {result["n_validation"]:,} rows that nothing was chosen by.
+The scores are those of the last step, on {result["n_validation"]:,} rows that weren't used to choose anything.
 
 ## Use
 
@@ -125,9 +117,10 @@ import rankwise
 model = rankwise.load("this-folder")
 ```
 
-or `rankwise predict this-folder new.csv --out scored.csv`; PEFT loads it with `PeftModel.from_pretrained(base_model, "this-folder")`, the
-base by `AutoModelForSequenceClassification.from_pretrained` with `num_labels={len(task["label_names"])}` and
-`problem_type="{PROBLEMS[task["problem"]].problem_type}"`.
+Or run `rankwise predict this-folder new.csv --out scored.csv`. PEFT loads the adapter with `PeftModel.from_pretrained(base_model,
+"this-folder")`. Its base model comes from `AutoModelForSequenceClassification.from_pretrained` with
+`num_labels={len(task["label_names"])}` and
+`problem_type="{objective.problem_type}"`.
 
 ## Training
 

@@ -1,14 +1,13 @@
-"""PEFT's methods as contenders in our own loop: `peft:dora`, `peft:prefix`, `peft:<name>,key=value`.
+"""PEFT's methods in rankwise's own training loop: `peft:dora`, `peft:prefix`, `peft:<name>,key=value`.
 
-PEFT builds, counts and saves them; rows, order, schedule and evaluation are those of every other method. A method that works inside the
-model's layers runs on the Transformers model itself, so that it can be packed; one that puts virtual tokens in front of each row runs
-on PEFT's wrapper, padded. AdaLoRA acts after each optimizer step as its authors say, and its regulariser joins the loss.
+PEFT builds the adapters, counts their parameters and saves them. Rows, their order, schedule and evaluation are the same as for every other
+method. A method that changes the model's layers runs on the Transformers model itself, so it can be packed. A method that puts virtual
+tokens before each row runs on PEFT's wrapper, with padding. AdaLoRA also acts after each optimizer step and adds to the loss.
 """
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -22,15 +21,14 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapters import peft_format
 from rankwise.adapters.peft_kinds import peft_errors
-from rankwise.models import loading
 from rankwise.config import LoraOptions, RunConfig
-from rankwise.tasks.encoding import Encoded
+from rankwise.engine.batch_schedule import total_steps
+from rankwise.engine.packing import pad
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora.inject import find_targets, train_beside
 from rankwise.models.families import body_and_heads
-from rankwise.engine.packing import pad
 from rankwise.seeding import seed_torch
-from rankwise.engine.batch_schedule import total_steps
+from rankwise.tasks.encoding import Encoded
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora": ("ADALORA", {}),
@@ -40,7 +38,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("PREFIX_TUNING", {"num_virtual_tokens": 20}),
     "prompt": ("PROMPT_TUNING", {"num_virtual_tokens": 20}),
 }
-"""Short names: PEFT's type, and what makes it that method. Any other type goes by its own name (`peft:vera`, `peft:ia3`, `peft:loha`)."""
+"""Short names: PEFT's type, and the settings that make the method. Other types have PEFT's names (`peft:vera`, `peft:ia3`, `peft:loha`)."""
 OURS = {
     "rank": "r",
     "alpha": "lora_alpha",
@@ -48,24 +46,24 @@ OURS = {
     "lora_dropout": "lora_dropout",
     "targets": "target_modules",
 }
-"""Our names for settings that PEFT has too."""
+"""Options (`LoraOptions`) that PEFT has too, with PEFT's names."""
 EVA_ROWS = 16
-"""Rows a batch of those that EVA looks at; more where a layer that sees one position of each row, as BERT's pooler, needs them."""
+"""Rows in each batch that EVA reads. A layer that sees one position of each row, like BERT's pooler, needs more."""
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A model that PEFT has adapted.
+class PeftMethod:
+    """A model that PEFT adapted; a `methods.Adapted`.
 
     Attributes:
-        wrapper: PEFT's own model, which counts and saves.
-        model: what is trained and run: the Transformers model inside, or the wrapper where that adds virtual tokens.
-        act: what the method does besides the loss, or None.
+        wrapper: PEFT's model, which saves the adapter.
+        model: what is trained and run: the Transformers model inside, or the wrapper if that adds virtual tokens.
+        hooks: what the method does besides the loss, or None.
     """
 
     wrapper: PeftModel
     model: nn.Module
-    act: "AdaLoraSteps | None"
+    hooks: "AdaLoraSteps | None"
 
     @property
     def head_params(self) -> int:
@@ -77,14 +75,14 @@ class Peer:
         )
 
     def save(self, folder: Path, base_model: str) -> None:
-        """Writes the adapter as PEFT does, with the base's name and the labels in the header's metadata as ours have them."""
+        """Writes the adapter as PEFT does, and adds the base model's name and the labels to the metadata."""
         self.wrapper.save_pretrained(str(folder), save_embedding_layers=False)
         peft_format.add_metadata(folder, self.wrapper, base_model)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's form with nothing filled in
+        (folder / "README.md").unlink(missing_ok=True)  # an empty form; the run writes its own model card
 
 
 def kind(name: str) -> tuple[PeftType, dict[str, Any]]:
-    """PEFT's type of a method, and the settings that make it.
+    """Return PEFT's type of a method, and the settings that make it that method.
 
     Raises:
         RankwiseError: PEFT has no such method, or it is none for sequence classification.
@@ -99,12 +97,12 @@ def kind(name: str) -> tuple[PeftType, dict[str, Any]]:
 
 
 def shared_settings(name: str) -> set[str]:
-    """Which of the run's LoRA options a method takes as its own."""
+    """Return the options (`LoraOptions`) that a method takes as its own settings."""
     return set(OURS) if kind(name)[0] in (PeftType.LORA, PeftType.ADALORA) else set()
 
 
 def settings(name: str, given: dict[str, str]) -> dict[str, Any]:
-    """Settings of a method's specification in PEFT's names and kinds.
+    """Return a method's settings with PEFT's names and types.
 
     Raises:
         RankwiseError: the method has no such setting, or it takes another kind of value.
@@ -140,15 +138,15 @@ def _value(text: str) -> Any:
 
 def prepare(
     model: PreTrainedModel, name: str, given: dict[str, str], config: RunConfig, new: list[str], rows: Encoded
-) -> Peer:
-    """Has PEFT adapt a model, in place.
+) -> PeftMethod:
+    """Adapt a model with PEFT, in place.
 
     Args:
         model: a sequence classifier.
         name: the method, without `peft:`.
         given: its own settings, as text.
         config: of the run.
-        new: modules outside the head that are new (see `models.load`).
+        new: modules outside the head that aren't pretrained (see `models.loading.load`).
         rows: the training rows.
 
     Raises:
@@ -183,14 +181,12 @@ def prepare(
         elif parameter.requires_grad:  # EVA makes layers whose rank it changes anew, in the base's dtype
             parameter.data = parameter.data.float()
     inside = wrapper.get_base_model() if not peft_config.is_prompt_learning else wrapper
-    act = AdaLoraSteps(wrapper.base_model) if isinstance(wrapper.base_model, AdaLoraModel) else None
-    return Peer(wrapper, cast(nn.Module, inside), act)
-
-
+    hooks = AdaLoraSteps(wrapper.base_model) if isinstance(wrapper.base_model, AdaLoraModel) else None
+    return PeftMethod(wrapper, cast(nn.Module, inside), hooks)
 
 
 def _defaults(model: nn.Module, peft_type: PeftType, lora: LoraOptions, steps: int) -> dict[str, Any]:
-    """The run's own LoRA options where they mean the same in PEFT; of AdaLoRA the authors' proportions.
+    """Return the run's options that mean the same in PEFT, and for AdaLoRA its authors' schedule in proportion to the steps.
 
     Source: Zhang et al. 2023 for the initial rank, 1.5 times the target's. The authors' scripts for GLUE (github.com/QingruZhang/AdaLoRA)
     for the rest: t_i is 9 to 18 % of a run's steps, t_f 44 to 58 %, Δ_T 0.03 to 0.6 %, γ 0.1 (0.3 on RTE and STS-B).
@@ -219,24 +215,24 @@ def _defaults(model: nn.Module, peft_type: PeftType, lora: LoraOptions, steps: i
 
 
 def _fits(model: PreTrainedModel, document: dict[str, Any], rows: Encoded) -> None:
-    """Refuses virtual tokens for which a model has no positions left."""
+    """Refuses virtual tokens for which the model has too few positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = int(rows.lengths.max()) + document.get("num_virtual_tokens", 0)
     if "num_virtual_tokens" in document and positions and longest > positions:
         raise RankwiseError(
             f"{document['num_virtual_tokens']} virtual tokens and the longest text make {longest} tokens; the model takes {positions}. "
-            f"Give --max-length {positions - document['num_virtual_tokens']}."
+            f"Give `max_length={positions - document['num_virtual_tokens']}`."
         )
 
 
 def _initialise_from_data(wrapper: PeftModel, rows: Encoded, model: PreTrainedModel) -> None:
-    """EVA: A from the singular vectors of what each layer is given, ranks by how much of it they explain (Paischer et al. 2024)."""
+    """Initialise A from singular vectors of each layer's input, and ranks by the variance they explain (EVA: Paischer et al. 2024)."""
     from peft import initialize_lora_eva_weights
 
     order = torch.randperm(len(rows)).numpy()
     pad_id = model.config.pad_token_id or 0
     config = cast(Any, wrapper.active_peft_config)
-    vectors = math.ceil(config.r * config.eva_config.rho)  # that are looked for in each layer
+    vectors = math.ceil(config.r * config.eva_config.rho)  # singular vectors computed for each layer
     size = min(max(EVA_ROWS, vectors), len(rows))
     batches = []
     for start in range(0, len(rows) - size + 1, size):
@@ -252,7 +248,7 @@ def _initialise_from_data(wrapper: PeftModel, rows: Encoded, model: PreTrainedMo
 
 
 def _without_padding(inputs: tuple[Tensor, ...], positions: Tensor, name: str) -> Tensor:
-    """What EVA takes of a layer's input: the positions that aren't padding; PEFT's own can't take a pooler, which is given one a row."""
+    """Return a layer's input without padding. PEFT's own function can't take a pooler's input, which has one position for each row."""
     from peft.tuners.lora.eva import prepare_layer_inputs_fn_language_modeling
 
     if inputs[0].ndim == 2:
@@ -260,12 +256,10 @@ def _without_padding(inputs: tuple[Tensor, ...], positions: Tensor, name: str) -
     return prepare_layer_inputs_fn_language_modeling(inputs[0], positions, name)
 
 
-
-
 class AdaLoraSteps:
-    """What AdaLoRA does besides its loss: a penalty on P and Q, and after each step the budget's new masks.
+    """What AdaLoRA does besides the loss: a penalty on P and Q, and new masks by the budget after each step.
 
-    Source: Zhang et al. 2023, eq. 4 and algorithm 1; PEFT's `AdaLoraModel`, which is driven by hand outside its own forward.
+    Source: Zhang et al. 2023, eq. 4 and algorithm 1; PEFT's `AdaLoraModel` does the first in its own forward, which isn't used here.
     """
 
     def __init__(self, model: AdaLoraModel) -> None:
@@ -273,7 +267,7 @@ class AdaLoraSteps:
         self._config = cast(Any, model.peft_config[model.trainable_adapter_name])
 
     def gradients(self, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
-        """Gradients of γ/n · Σ ‖PᵀP − I‖ + ‖QQᵀ − I‖ over the n matrices."""
+        """Return the gradients of γ/n · Σ ‖PᵀP − I‖ + ‖QQᵀ − I‖ over the n matrices."""
         factors = [
             p @ p.T if "lora_A" in name else p.T @ p
             for name, p in self.model.named_parameters()
@@ -285,11 +279,11 @@ class AdaLoraSteps:
         return torch.autograd.grad(self._config.orth_reg_weight * penalty, parameters, allow_unused=True)
 
     def after_step(self, step: int) -> None:
-        """Importance from this step's gradients, and the singular values that the budget leaves."""
+        """Updates the importance from this step's gradients, and masks singular values beyond the budget."""
         self.model.update_and_allocate(step)
 
     def state(self) -> dict[str, Tensor]:
-        """Averages of importance and the ranks so far, by name."""
+        """Return the averages of importance and the ranks so far, by name."""
         allocator = self.model.rankallocator
         tensors = {
             f"{kind}.{name}": value for kind in _AVERAGES for name, value in getattr(allocator, kind).items()
@@ -298,7 +292,7 @@ class AdaLoraSteps:
         return tensors | {f"rank_pattern.{name}": torch.tensor(kept) for name, kept in ranks.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Sets what `state` gave."""
+        """Restores what `state` returned."""
         for kind in _AVERAGES:
             setattr(self.model.rankallocator, kind, _below(kind, state))
         ranks = {name: kept.tolist() for name, kept in _below("rank_pattern", state).items()}

@@ -1,4 +1,4 @@
-"""A run's curves as TensorBoard's event files, beside its other files in `tensorboard/`. An extra, asked for with --tensorboard."""
+"""Writes a run's curves as TensorBoard's event files, in the folder `tensorboard/` of the run (`--tensorboard`, an optional extra)."""
 
 import importlib.util
 from pathlib import Path
@@ -7,39 +7,40 @@ from typing import Any
 from rankwise.errors import RankwiseError
 
 FLUSH_SECONDS = 5
+"""Time between two writes of the file."""
 
 
 def check() -> None:
-    """Refuses --tensorboard where its package isn't installed.
+    """Refuses `tensorboard=` if the package isn't installed.
 
     Raises:
-        RankwiseError: it isn't.
+        RankwiseError: saying how to install it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise RankwiseError(
-            "--tensorboard needs the package tensorboard: pip install 'rankwise[tensorboard]'. Or leave it out."
+            "`tensorboard=` needs the package tensorboard. Install it (pip install 'rankwise[tensorboard]'), or leave the option out."
         )
 
 
 class Board:
-    """Where a run's steps are shown; without a folder it takes them and does nothing.
+    """Writes a run's steps; without a folder it does nothing.
 
     Args:
-        folder: the run's.
-        step: the last step that counts: what an interrupted run wrote after it is taken back.
+        folder: of the run.
+        step: the last step of the checkpoint; what an interrupted run wrote after it is removed.
     """
 
     def __init__(self, folder: Path | None = None, step: int = 0) -> None:
         self._writer = None
         if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and an extra
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
 
             self._writer = SummaryWriter(
                 str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS
             )
 
     def step(self, line: dict[str, Any]) -> None:
-        """Adds a line of steps.jsonl: what training says under `train/`, scores under `validation/`."""
+        """Adds a line of steps.jsonl: training under `train/`, scores under `validation/`."""
         if self._writer is None:
             return
         scalars = {f"train/{name}": line[name] for name in ("loss", "lr", "grad_norm") if name in line}
@@ -52,7 +53,7 @@ class Board:
             self._writer.add_scalar(tag, value, line["step"])
 
     def close(self, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Adds the final scores of each split, and ends the file."""
+        """Adds the final scores of each split, and closes the file."""
         if self._writer is None:
             return
         for split, values in scores.items():

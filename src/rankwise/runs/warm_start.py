@@ -1,7 +1,7 @@
-"""Where a run begins: at a pretrained model, or at what an earlier run trained (`--from-adapter`).
+"""Loads the model that a run starts from: a pretrained one, or what an earlier run trained (`--from-adapter`).
 
-Hu et al. 2021 (app. D) start RTE, MRPC and STS-B from the adapter that was trained on MNLI. The adapter's matrices, ranks and scaling go
-on as they are. Its head goes on where the labels are the same; new labels get the head that any run with this seed begins with.
+Hu et al. 2021 (app. D) start RTE, MRPC and STS-B from the adapter that was trained on MNLI. Training continues with the adapter's matrices,
+ranks and scaling. Its head is kept if the labels are the same; otherwise the head is new, as in any run with this seed.
 """
 
 import math
@@ -21,45 +21,49 @@ from rankwise.models import hub, loading
 from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
 from rankwise.run_folder import RunFolder
-from rankwise.tasks.problems import of_config
+from rankwise.runs import methods
+from rankwise.tasks.objectives import of_config
 from rankwise.tasks.task import Task
 
 
 def locate(config: RunConfig) -> Source:
-    """The model that a run loads: the one it names, the base of the adapter it starts from, or the whole model it starts from.
+    """Return where a run's model is: the one it names, or the base model or whole model that it starts from.
 
     Raises:
-        RankwiseError: there is no such model, or nothing was trained in the folder to start from.
+        RankwiseError: there is no such model, or nothing in the folder to start from.
     """
     folder, asked, limit = config.model.from_adapter, config.model.model, config.data.max_length
     if folder is None:
-        if asked in hub.SCRATCH and _method(config) != "full":
-            raise RankwiseError(f"{asked} has nothing pretrained to keep; it takes --method full.")
+        if asked in hub.SCRATCH and not _method(config).starts_from_model:
+            able = " or ".join(methods.names(starts_from_model=True))
+            raise RankwiseError(
+                f"{asked} isn't pretrained, so a frozen base is of no use. Take `method={able}`."
+            )
         return loading.locate(asked or hub.EMBEDDED, limit)
-    hub.check_start(folder, _method(config))
+    methods.check_start(folder, config.method)
     if not (folder / peft_format.CONFIG).is_file():
         run = RunFolder(folder)
         name = run.read_result()["model"] if run.finished else str(folder)
         return replace(loading.locate(str(folder), limit), name=name)
     base = asked or peft_format.read(folder).base_model
     if base is None:
-        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Say which with --model.")
+        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Give it with `model=`.")
     return loading.locate(base, limit)
 
 
 def load(
     config: RunConfig, source: Source, task: Task, *, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, list[str], str]:
-    """Loads the model of a run, with an adapter in place where it starts from one.
+    """Load the model of a run, with the adapter in place if it starts from one.
 
     Args:
         config: of the run.
         source: from `locate`.
-        task: whose labels the head is for.
-        dtype: of the frozen weights, or of all where every weight is trained.
+        task: what the head is for.
+        dtype: of the frozen weights, or of all weights if the base is trained.
 
     Returns:
-        The model, its new modules outside the head (see `models.load`), and what it started from, for the first lines of a run.
+        The model, its new modules outside the head (see `models.loading.load`), and what it started from, for the first lines of a run.
     """
     label_names = list(task.label_names)
     model, new = loading.load(source, label_names, dtype=dtype, seed=config.seed, problem=task.problem)
@@ -76,7 +80,7 @@ def load(
     adapter = peft_format.read(folder)
     kept = _same_labels(adapter, task)
     adapter = replace(adapter if kept else _without_head(model, adapter), dropout=config.lora.lora_dropout)
-    if _method(config) == "full":
+    if not _method(config).frozen_base:
         attach.merge(attach.attach(model, adapter))
     else:
         _refuse_other_adapter(model, adapter, config.lora)
@@ -86,8 +90,8 @@ def load(
     return model, new, f"Started from the adapter in {folder}, {_head(kept)}."
 
 
-def _method(config: RunConfig) -> str:
-    return config.method.partition(":")[0]
+def _method(config: RunConfig) -> methods.Method:
+    return methods.named(methods.plain_name(config.method))
 
 
 def _head(kept: bool) -> str:
@@ -100,7 +104,7 @@ def _labels(config: Any) -> list[str]:
 
 
 def _same_labels(adapter: Adapter, task: Task) -> bool:
-    """Whether an adapter's head speaks of these labels; one that names none is taken at their number."""
+    """Return whether an adapter's head is for a task's labels. If it names none, their number decides."""
     if adapter.problem not in (None, task.problem):
         return False
     if adapter.label_names is None:
@@ -109,24 +113,24 @@ def _same_labels(adapter: Adapter, task: Task) -> bool:
 
 
 def _without_head(model: PreTrainedModel, adapter: Adapter) -> Adapter:
-    """The adapter without its head, which is for other labels."""
+    """Return the adapter without its head."""
     heads = tuple(f"{path}." for path in body_and_heads(model)[1])
     trained = {name: value for name, value in adapter.trained.items() if not name.startswith(heads)}
     return replace(adapter, trained=trained)
 
 
 def _refuse_other_adapter(model: PreTrainedModel, adapter: Adapter, lora: LoraOptions) -> None:
-    """An adapter brings its ranks, scaling and targets along; other ones can't be asked for."""
+    """Refuses options that differ from the adapter's own ranks, scaling and targets."""
     if replace(lora, lora_dropout=0.0) == LoraOptions():
         return
     asked = dict.fromkeys(find_targets(model, lora.targets), lora.fixed_rank)
     ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}
     s = scale(lora.fixed_rank, lora.alpha, lora.rslora)
-    # an adapter's file gives alpha with nine digits (`adapter_io.whole`)
+    # An adapter's file stores alpha with nine digits (`peft_format`).
     if asked != ranks or not all(math.isclose(other, s, rel_tol=1e-6) for other in adapter.scaling.values()):
         raise RankwiseError(
-            f"The adapter in {adapter.folder} brings its own rank, alpha and targets (rank {_range(ranks)} on {len(ranks)} layers), "
-            "and other ones are asked for. Leave --rank, --alpha, --rslora and --targets out."
+            f"The adapter in {adapter.folder} has its own rank, alpha and targets (rank {_range(ranks)} on {len(ranks)} layers), "
+            "and other ones are given. Leave out `rank=`, `alpha=`, `rslora=` and `targets=`."
         )
 
 

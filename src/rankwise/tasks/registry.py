@@ -3,6 +3,7 @@
 GLUE: Wang et al. 2019, arXiv:1804.07461. Columns, class ids and metrics are those of `nyu-mll/glue`.
 """
 
+from rankwise import plugins
 from rankwise.downloads import MOVIES
 from rankwise.errors import RankwiseError, nearest
 from rankwise.tasks.movies import load_movies
@@ -155,6 +156,7 @@ def named(name: str) -> Task:
     Raises:
         RankwiseError: there is none; the message gives the nearest.
     """
+    plugins.load()
     if name not in TASKS:
         raise RankwiseError(f"There is no task {name!r}.{nearest(name, TASKS)}")
     return TASKS[name]

@@ -255,7 +255,7 @@ def test_the_command_prints_words_or_one_object(tmp_path, capfd):
     assert ended.value.code == 0
     said = capfd.readouterr().out
     assert "LoRA of rank 8 doesn't fit in" in said
-    assert "nor does a single row" in said
+    assert "not even a single row fits" in said
     with pytest.raises(SystemExit):
         main([*arguments, "--json"])
     assert json.loads(capfd.readouterr().out)["configurations"][0]["fits"] is False
@@ -265,7 +265,7 @@ def test_the_command_prints_words_or_one_object(tmp_path, capfd):
     ("arguments", "sentence"),
     [
         (["--memory", "lean"], "--memory is a size to fit in, such as 8GB; lean is a --memory-mode."),
-        (["--methods", "prefix"], "--methods takes full, lora and adaptive, not 'prefix'."),
+        (["--methods", "prefix"], "--methods takes full, lora, adaptive, not 'prefix'."),
         (["--task", "stt2"], "Lengths are a task's name or a number of tokens, not 'stt2'."),
     ],
 )

@@ -25,6 +25,7 @@ from rankwise.lora import quantized
 from rankwise.lora.scaling import START_RANK
 from rankwise.models import hub, loading
 from rankwise.rank.config import RankConfig
+from rankwise.runs.methods import names
 
 OVERHEAD: dict[str, tuple[float, float, float, float]] = {
     "cpu": (0.3e9, 0.6e9, 0.0, 0.10),
@@ -62,9 +63,13 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     Raises:
         RankwiseError: the model, the task or a size is unknown or malformed.
     """
+    planned = names(planned=True)
+    for method in config.methods:
+        if method not in planned:
+            raise RankwiseError(f"`methods=` takes {', '.join(planned)}, not {method!r}.")
     limit = None if config.memory is None else parse_memory(config.memory)
     if isinstance(limit, str):
-        raise RankwiseError(f"--memory is a size to fit in, such as 8GB; {limit} is a --memory-mode.")
+        raise RankwiseError(f"`memory=` is a size to fit in, such as 8GB; {limit} is a `memory_mode=`.")
     if config.base_bits is not None:
         quantized.check(torch.device(config.device))
     architecture = find_architecture(config.model)

@@ -1,6 +1,6 @@
-"""Hyperparameters as data: one TOML file a recipe, and the published results they are compared with.
+"""Recipes: default hyperparameters, one TOML file each, and the published results that runs are compared with.
 
-A setting is looked up from the particular to the general: `tasks.<task>.<method>`, `methods.<method>`, `defaults`.
+A setting is looked up in `tasks.<task>.<method>`, then in `methods.<method>`, then in `defaults`.
 """
 
 import math
@@ -12,12 +12,11 @@ from typing import Any
 
 from rankwise.config import RunConfig, TrainOptions
 from rankwise.errors import RankwiseError, nearest
+from rankwise.runs import methods
 
 NAMES = ("lora-paper", "poster", "rankwise")
-LIKE = {"adaptive": "lora"}
-"""Methods that take another's settings where a recipe has none for them."""
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
-"""What training can't begin without; the learning rate may follow the model's width."""
+"""Settings that training needs, besides the learning rate, which may depend on the model's width."""
 
 
 @cache
@@ -26,10 +25,10 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """A recipe's file as a nested dict.
+    """Return a recipe as a nested dict.
 
     Raises:
-        RankwiseError: no such recipe.
+        RankwiseError: there is no such recipe.
     """
     if name not in NAMES:
         raise RankwiseError(f"There is no recipe {name!r}.{nearest(name, NAMES)}")
@@ -37,19 +36,19 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def resolve(config: RunConfig, method: str) -> RunConfig:
-    """Fills in everything the recipe decides, except the learning rate where it follows the model's width (`resolve_lr`).
+    """Return the options with everything that the recipe decides, except a learning rate by width (see `resolve_lr`).
 
     Args:
-        config: as asked for; what is set there wins.
+        config: as requested; what it sets has priority.
         method: the method's plain name (`lora` for `lora:rank=4`).
 
     Raises:
-        RankwiseError: no such recipe, or one that leaves something open for this task and method.
+        RankwiseError: there is no such recipe, or it lacks a setting for this task and method.
     """
     data = recipe(config.train.recipe)
     known = dict(data["defaults"])
     for table in (data.get("methods", {}), data.get("tasks", {}).get(config.task, {})):
-        for name in (LIKE.get(method, method), method):
+        for name in (methods.named(method).recipe_of or method, method):
             known |= table.get(name, {})
     unset = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
     if config.train.warmup is not None:
@@ -57,9 +56,9 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
     max_length = known.get("max_length") if config.data.max_length is None else config.data.max_length
     missing = sorted(unset.intersection(NEEDED) - known.keys())
     if missing:
-        flags = " ".join(f"--{name.replace('_', '-')}" for name in missing)
+        arguments = ", ".join(f"`{name}=`" for name in missing)
         raise RankwiseError(
-            f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {flags}."
+            f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {arguments}."
         )
     start = None if config.model.from_adapter else data["model"]  # an adapter names its own base
     return replace(
@@ -72,13 +71,19 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
 
 @dataclass(frozen=True)
 class LearningRate:
+    """A peak learning rate, and where it comes from, for the first lines of a run."""
+
     value: float
     why: str
-    """Where it comes from, for the first lines of a run."""
 
 
 def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
-    """The peak learning rate of a resolved config for a model of hidden size `width`.
+    """Return the peak learning rate for a model of hidden size `width`.
+
+    Args:
+        config: from `resolve`.
+        method: the method's plain name.
+        width: the model's hidden size.
 
     Raises:
         RankwiseError: the recipe has none for this method.
@@ -88,13 +93,13 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     data = recipe(config.train.recipe)
     tables = data.get("lr_by_width", {})
     like = data.get("lr_as", {}).get(method, method)
-    if like == "lora" and "all-linear" in config.lora.targets:
-        like = "adaptive"  # the same layers
-    like = like if like in tables else LIKE.get(like, like)
+    if "all-linear" in config.lora.targets:
+        like = data.get("lr_in_all_layers_as", {}).get(like, like)
+    like = like if like in tables else methods.named(like).recipe_of or like
     table = tables.get(like)
     if not table:
         raise RankwiseError(
-            f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with --lr."
+            f"The recipe {config.train.recipe!r} has no learning rate for {method} on {config.task}. Give one with `lr=`."
         )
     points = sorted((int(w), lr) for w, lr in table.items())
     near = min(max(width, points[0][0]), points[-1][0])
@@ -107,7 +112,7 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
 
 
 def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
-    """A straight line in log-log between the points around `width`, which lies among them."""
+    """Interpolate in log-log between the points left and right of `width`."""
     if width in dict(points):
         return dict(points)[width]
     right = next(i for i in range(1, len(points)) if points[i][0] >= width)
@@ -117,9 +122,9 @@ def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
 
 
 def published(task: str, model: str) -> list[dict[str, Any]]:
-    """Published scores of a task with a model: dicts with `method`, `settings`, `score`, `source`.
+    """Return the published scores of a task with a model: dicts with `method`, `settings`, `score`, `source`.
 
-    They are of the full task: never comparable with a run on a sample of it.
+    They were measured on the full task, so a run on a sample of it can't be compared with them.
     """
     name = model.rstrip("/").rpartition("/")[2].lower()
     return [
@@ -135,7 +140,7 @@ def published(task: str, model: str) -> list[dict[str, Any]]:
 
 
 def published_notes(task: str, model: str) -> list[dict[str, str]]:
-    """Published facts of a task with a model that are not scores: dicts with `text` and `source`."""
+    """Return published statements on a task with a model that aren't scores: dicts with `text` and `source`."""
     name = model.rstrip("/").rpartition("/")[2].lower()
     return [
         {"text": e["text"], "source": e["source"]}

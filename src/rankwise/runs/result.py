@@ -1,0 +1,165 @@
+"""The end of a run: scores, predictions, the saved adapter or model, and result.json."""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from rankwise import hardware
+from rankwise.adapters import peft_format
+from rankwise.engine.measure import allocated_peak_mb, product_rate
+from rankwise.files import cache_folder
+from rankwise.lora.layer import lora_layers
+from rankwise.models import loading
+from rankwise.run_folder import RunFolder
+from rankwise.runs import model_card
+from rankwise.runs.evaluation import evaluate, labels
+from rankwise.runs.events import Emit
+from rankwise.runs.prepare import Prepared
+
+Scores = dict[str, dict[str, float]]
+"""Split → metric → score."""
+
+
+def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float | None) -> dict[str, Any]:
+    """Evaluate and save a trained run, and return what result.json holds.
+
+    Args:
+        run: after its last step.
+        folder: where everything is written.
+        emit: told how far evaluation is.
+        peak_rss_mb: the process's memory at its peak in training.
+    """
+    assigned = folder.read_run().get("assigned") or {}
+    scores = _evaluate(run, folder, emit)
+    _save(run, folder, keep_model=assigned.get("keep_model", True))
+    result = {
+        **_scores(run, scores),
+        **_sizes(run),
+        **_costs(run, folder, peak_rss_mb=peak_rss_mb, shared_machine=assigned.get("shared_machine", False)),
+        **_ranks(run),
+        "lr": run.config.train.lr,
+        "padding": run.config.train.padding,
+        "device": run.training.compute.device.type,
+        "dtype": run.facts["dtype"],
+        "threads": run.facts["threads"],
+    }
+    if (folder.path / peft_format.CONFIG).is_file():
+        model_card.write(folder.path, folder.read_run(), result)
+    folder.write_result(result)
+    folder.remove_checkpoint()
+    return result
+
+
+def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> Scores:
+    """Return the scores on every split; the headline split's predictions are written."""
+    scores: Scores = {}
+    for split, rows in run.rows.validation.items():
+        logits, scores[split] = evaluate(
+            run.training, rows, split=split, task=run.rows.dataset.task, emit=emit
+        )
+        if split == run.rows.headline:
+            predictions = run.rows.objective.predict(logits)
+            folder.write_predictions(rows.idx, labels(rows), predictions, logits)
+    return scores
+
+
+def _save(run: Prepared, folder: RunFolder, *, keep_model: bool) -> None:
+    """Writes the adapter, or the whole model if no base stays as it was."""
+    if run.adapted is not None:
+        run.adapted.save(folder.path, run.source.name)
+    elif run.method.frozen_base:
+        peft_format.save(run.model, folder.path, base_model=run.source.name)
+    elif keep_model:
+        with loading.quiet():
+            cast(PreTrainedModel, run.model).save_pretrained(folder.path)
+            run.source.tokenizer.save_pretrained(folder.path)
+
+
+def _scores(run: Prepared, scores: Scores) -> dict[str, Any]:
+    task, headline = run.rows.dataset.task, run.rows.headline
+    return {
+        "task": task.name,
+        "method": run.config.method,
+        "seed": run.config.seed,
+        "model": run.source.name,
+        "metric": task.metrics[0],
+        "score": scores[headline][task.metrics[0]],
+        "scores": scores,
+        "n_train": len(run.training.rows),
+        "n_validation": len(run.rows.validation[headline]),
+    }
+
+
+def _sizes(run: Prepared) -> dict[str, Any]:
+    """Return the numbers of parameters."""
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    layers = lora_layers(run.model).values()
+    adapter = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers)
+    if run.adapted is not None:
+        adapter = trained - run.adapted.head_params
+    return {
+        "trainable_params": trained,
+        "total_params": sum(p.numel() for p in run.model.parameters()),
+        "adapter_params": adapter,
+        "head_params": trained - adapter if adapter else None,
+    }
+
+
+def _costs(
+    run: Prepared, folder: RunFolder, *, peak_rss_mb: float | None, shared_machine: bool
+) -> dict[str, Any]:
+    """Return time, speed and memory; speed only if the run had the machine to itself."""
+    training, profiled = run.training, [line for line in folder.read_steps() if "memory" in line]
+    speed = None if shared_machine else training.speed
+    return {
+        "steps": training.step_number,
+        "train_seconds": training.seconds,
+        "samples_per_second": speed and speed.rows_per_second,
+        "tokens_per_second": speed and speed.tokens_per_second,
+        "speed": speed and _speed(run, [line for line in profiled if "flops" in line]),
+        "peak_memory_mb": max((line["memory"] for line in profiled), key=lambda m: m["total"], default=None),
+        "peak_rss_mb": peak_rss_mb,
+        "peak_cuda_mb": allocated_peak_mb(training.compute.device),
+    }
+
+
+def _speed(run: Prepared, profiled: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what a step of this process took, or None if no step was measured.
+
+    Args:
+        run: after its last step.
+        profiled: lines of the steps whose operations were counted.
+
+    Returns:
+        `step_seconds` {median, min, max}; `shares` of the time; `flops_per_step` of matrix products; `flops_per_second`; and
+        `product_share`: the fraction of what large matrix products alone reach on this machine.
+    """
+    training, speed = run.training, run.training.speed
+    if speed.step_seconds is None or speed.tokens_per_step is None or not profiled:
+        return None
+    flops_a_token = sum(line["flops"] for line in profiled) / sum(line["tokens"] for line in profiled)
+    flops_a_step = flops_a_token * speed.tokens_per_step
+    flops_a_second = flops_a_token * cast(float, speed.tokens_per_second)
+    device = training.compute.device
+    key = f"{hardware.hardware(device)['processor']}, {device.type}, {run.facts['threads']} threads"
+    rate = product_rate(device, getattr(torch, run.facts["dtype"]), key, cache_folder())
+    return {
+        "step_seconds": asdict(speed.step_seconds),
+        "shares": speed.shares,
+        "flops_per_step": flops_a_step,
+        "flops_per_second": flops_a_second,
+        "product_share": flops_a_second / rate,
+    }
+
+
+def _ranks(run: Prepared) -> dict[str, Any]:
+    """Return the rank of each layer, and what finding them took."""
+    training, ranks = run.training, {path: layer.rank for path, layer in lora_layers(run.model).items()}
+    return {
+        "rank": ranks,
+        "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
+        "rank_seconds": training.rank_seconds if training.rank else None,
+        "held_out_passes_rows": training.rank.held_out.rows_seen if training.rank else None,
+    }
