@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PROGRAM := $(VENV)/.program
 STAMP  := $(VENV)/.installed
 OUT    ?= runs/compare
 
@@ -16,8 +17,9 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-compare: $(STAMP)  ## full fine-tuning against LoRA on the embedded model and data; the table at the end
-	@$(BIN)/rankwise compare --tasks movies --methods full lora --seeds 2 --epochs 2 --out $(OUT)
+# Ten minutes on 2 cores with AVX512-BF16, installing included: so 3,000 of the 8,771 training rows, and 2 epochs.
+compare: $(PROGRAM)  ## full fine-tuning, LoRA and adaptive rank on the embedded model and data: table, ranks, report.html
+	@$(BIN)/rankwise compare --tasks movies --methods full lora adaptive --seeds 2 --epochs 2 --limit-train 3000 --out $(OUT)
 
 # Coverage costs little where Python can count lines itself, from 3.12 on; before that it nearly doubles the tests' time.
 COVERAGE = $(shell $(BIN)/python -c 'import sys; print("--cov --cov-report=term" * (sys.version_info >= (3, 12)))')
@@ -30,12 +32,17 @@ check: format lint types  ## the developer's quick loop: format, lint, types, fa
 
 setup: $(STAMP)  ## the environment alone
 
-$(STAMP): pyproject.toml constraints.txt
+$(PROGRAM): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rankwise needs Python 3.11 or newer; $(PYTHON) is older. Say which: make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing rankwise and its pinned dependencies into $(VENV) (a minute or two) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(STAMP): $(PROGRAM)
+	@echo "Installing what developers and optional features need ..."
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peft,quantized,tensorboard]' --group dev
 	@touch $@
 
