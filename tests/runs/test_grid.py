@@ -367,7 +367,7 @@ GRID = """
 import json, sys
 from pathlib import Path
 from rankwise.config import CompareConfig
-from rankwise.grid import run_grid
+from rankwise.runs.grid import run_grid
 out, jobs, *worker = sys.argv[1:]
 config = CompareConfig(tasks=("sst2",), methods=("full", "lora"), seeds=1, out=Path(out), jobs=int(jobs))
 try:
@@ -397,7 +397,7 @@ def processes():
         process.wait()
 
 
-def children(out: Path, n: int) -> list[int]:
+def children(out: Path, n: int):
     """Process ids of n runs, once all are at work."""
     folders = [out / "sst2.full.s0", out / "sst2.lora.s0"][:n]
     return wait_until(
