@@ -45,8 +45,13 @@ def test_memory_is_measured_on_the_batches_in_which_it_can_peak():
 class Coordinator(io.TextIOWrapper):
     """The other end of a contender's pipes: gives `turns` turns, and notes how many reports came before each."""
 
-    mode = property(lambda self: "r")  # as stdin has them
-    name = property(lambda self: "<stdin>")
+    @property
+    def mode(self):
+        return "r"
+
+    @property
+    def name(self):
+        return "<stdin>"
 
     def __init__(self, turns, file):
         super().__init__(io.BytesIO())

@@ -19,6 +19,7 @@ from rankwise.bench.plan.seconds import epoch_seconds
 from rankwise.bench.plan.setup import Setting, can_be_packed
 from rankwise.bench.plan.step import MemoryPlanner
 from rankwise.config import PlanConfig, parse_memory
+from rankwise.engine.compute import Padding
 from rankwise.engine.measure import MB, Spread, megabytes
 from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
@@ -103,7 +104,7 @@ class _Planning:
         on_progress: Report,
     ) -> None:
         self.config, self.architecture, self.lengths, self.limit = config, architecture, lengths, limit
-        self.padding = "packed" if can_be_packed(architecture) else "longest"
+        self.padding: Padding = "packed" if can_be_packed(architecture) else "longest"
         self.modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
         self._on_progress, self._done = on_progress, count()
         sizes = 1 if limit is None else 3  # that are planned for a configuration, mostly
