@@ -177,7 +177,7 @@ def test_a_hundred_copies_of_a_seed_are_no_more_evidence_than_one():
 
 
 def test_seeds_of_different_rows_are_refused():
-    with pytest.raises(RankwiseError, match="differ in number"):
+    with pytest.raises(RankwiseError, match="numbers of validation rows differ"):
         mcnemar([(predictions([1]), predictions([0])), (predictions([1, 0]), predictions([0, 1]))])
 
 
@@ -220,7 +220,7 @@ def test_a_single_test_is_left_as_it_is():
 
 @given(p_values)
 def test_holms_correction_is_that_of_its_closed_form(values):
-    """The largest of (m − j) · p(j) over the sorted p values up to one's own place."""
+    """The largest of (m − j) · p(j) over the sorted p values up to its own place."""
     ordered = sorted(values)
     stepped = [min(1.0, (len(values) - j) * p) for j, p in enumerate(ordered)]
     expected = [max(stepped[: ordered.index(p) + 1]) for p in values]
