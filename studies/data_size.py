@@ -3,8 +3,9 @@
     python studies/data_size.py --data ../shared/data/glue     # runs what is missing, stores as it goes, prints
     python studies/data_size.py --show                         # prints what is stored
 
-Runs are those of studies/grid.py, the knee for all, with `--limit-train`: the same rows for every method and seed, judged on the rows of
-that study, whose own results are with all of a task's training rows. Stored as studies/data_size.parquet, a row a run.
+Runs are those of studies/grid.py, the two-phase schedule for all, with `--limit-train`: the same rows for every method and seed. They are
+judged on the rows of that study, whose own results are with all of a task's training rows. Stored as studies/data_size.parquet,
+a row a run.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
         for method, task, size in itertools.product(asked.methods, asked.tasks, asked.sizes):
             known = {(r["task"], r["n_train"], r["method"], r["seed"]) for r in stored()}
             if not known.issuperset((task, size, method, seed) for seed in range(SEEDS)):
-                limit = ("--limit-train", str(size), "--schedule", "knee", "--jobs", str(asked.jobs))
+                limit = ("--limit-train", str(size), "--schedule", "two-phase", "--jobs", str(asked.jobs))
                 grid.compare(asked.work / f"{size}", data, task, [method], SEEDS, *limit)
                 store(asked.work)
     show(stored())

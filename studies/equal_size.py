@@ -7,8 +7,8 @@ Seeds, rows and runs are those of studies/grid.py, whose adaptive runs say the s
 in all linear layers, all with adaptive's schedule. AdaLoRA and EVA also run as they are by default (rank 8 on query and value).
 `convert_to_lora` keeps in each layer the singular values with a share of its energy; the share is the largest that makes no larger
 adapter than adaptive's, or the smallest, since it keeps a rank of 1 in every layer. Stored as studies/equal_size.parquet, a row a run;
-`--device cuda --jobs 14` runs the peers on a GPU, stored apart and beside the same adaptive runs. `--show --earlier` prints what earlier
-versions gave, with the linear schedule.
+`--device cuda --jobs 14` runs the baselines on a GPU, stored apart and beside the same adaptive runs. `--show --earlier` prints what
+earlier versions gave, with the linear schedule.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     if not asked.show:
         if asked.data is None:
             parser.error("--data is needed to run anything")
-        more = ["--schedule", "knee", "--device", asked.device, "--jobs", str(asked.jobs)]
+        more = ["--schedule", "two-phase", "--device", asked.device, "--jobs", str(asked.jobs)]
         data, out = grid.prepare(asked.data, asked.work / "data"), asked.work / "equal"
         for at_defaults in (False, True)[: asked.stages]:
             for task in asked.tasks:

@@ -5,7 +5,7 @@
 
 Runs are `rankwise compare` on the embedded model, two at a time with one thread each; stop it at any time, the same command continues.
 What is stored is not run again, even where its folder is gone. studies/earlier holds what came before updates were clipped
-(`optim.Update`) and before the last change of how layers are cut; `--show --earlier` prints that.
+(`optim.Update`) and before the last change of how layers are pruned; `--show --earlier` prints that.
 Fixed ranks have the scale, 5.66/√r, and the learning rate that is best for them in studies/learning_rates.py: 2e-3 on query and value, 1e-3
 in all linear layers. Adaptive and full fine-tuning have the recipe's. To see small differences more rows are
 judged than GLUE's validation splits have: sst2 trains on 12,000 rows and is judged on 10,000 further ones besides, mrpc on its test
@@ -13,8 +13,8 @@ split too. rte starts from the mnli adapter of the same seed and method; the hea
 Stored as studies/grid.parquet, a row a run.
 `--device cuda --jobs 14` runs it on a GPU, stored apart as studies/grid-cuda*.parquet (one process at a time hardly uses it);
 what wasn't run there is taken from the CPU: adaptive, and with `--schedule` whatever has that schedule.
-`--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule knee` the others adaptive's; both are
-stored apart, as studies/grid-<schedule>.parquet. With knee, a second table lets either schedule of a fixed rank be the best.
+`--schedule linear` gives adaptive the schedule that the others have in the recipe, `--schedule two-phase` the others adaptive's; both are
+stored apart, as studies/grid-<schedule>.parquet. With two-phase, a second table lets either schedule of a fixed rank be the best.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from rankwise.run_folder import RunFolder, run_folders
 from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
-OF_RECIPE = {"adaptive": "knee"}
+OF_RECIPE = {"adaptive": "two-phase"}
 """Methods whose schedule in the recipe isn't linear."""
-KNEE = ", knee"
+TWO_PHASE = ", two-phase"
 """What is added to the names of methods that have adaptive's schedule."""
 Row = dict[str, Any]
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS, help="some of the tasks")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="how many stages")
     parser.add_argument("--methods", nargs="*", help="some of the methods")
-    parser.add_argument("--schedule", choices=("linear", "knee"), help="for all methods, stored apart")
+    parser.add_argument("--schedule", choices=("linear", "two-phase"), help="for all methods, stored apart")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is stored apart")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
@@ -115,9 +115,9 @@ def main() -> None:
         show(of_recipe if asked.show else _stored())
     else:
         show(_with_schedule(asked.schedule, of_recipe, own := _first([*_stored(), *on_cpu])))
-        if asked.schedule == "knee":
+        if asked.schedule == "two-phase":
             print("\nWhere fixed ranks have either schedule:\n")
-            show([*of_recipe, *({**row, "method": f"{row['method']}{KNEE}"} for row in own)])
+            show([*of_recipe, *({**row, "method": f"{row['method']}{TWO_PHASE}"} for row in own)])
 
 
 def _with_schedule(schedule: str, of_recipe: list[Row], own: list[Row]) -> list[Row]:

@@ -36,7 +36,7 @@ OTHERS: Rates = {
     "lora:rank=8,alpha=16,targets=all-linear": SLOWER,
     "adaptive": SLOWER,
 }
-PEERS: Rates = {
+BASELINES: Rates = {
     "peft:adalora,rank=4,targets=all-linear": (1e-3, 2e-3, 4e-3, 8e-3),
     "peft:eva,rank=4,targets=all-linear": (5e-4, 1e-3, 1.4e-3, 2e-3),
 }
@@ -109,8 +109,8 @@ SWEEPS = [
     Sweep("sst2", 3.0, 0.98, BETWEEN, (0,)),
     Sweep("sst2", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
     Sweep("mnli", 3.0, 0.98, WITH_POOLER, (0,), pooler=True),
-    Sweep("mnli", 3.0, 0.98, PEERS, (0,)),
-    Sweep("mnli", 3.0, 0.98, AT_ITS_SIZE, (0,), schedule="knee"),
+    Sweep("mnli", 3.0, 0.98, BASELINES, (0,)),
+    Sweep("mnli", 3.0, 0.98, AT_ITS_SIZE, (0,), schedule="two-phase"),
     Sweep("mnli", 3.0, 0.98, HEAD, (0,)),
     Sweep("sst2", 3.0, 0.98, HEAD, (0,)),
 ]
@@ -182,7 +182,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             for lr, (accuracy, loss, n) in means.items():
                 mark = "  ←" if lr == best else ""
                 print(
-                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {'pooler' * sweep.pooler:6} {sweep.schedule or '':4} "
+                    f"{task:7} {epochs:g} epochs  β₂ {beta2:<5g}  {method:40} {'pooler' * sweep.pooler:6} {sweep.schedule or '':9} "
                     f"{lr:8.1e}  accuracy {accuracy:.4f}  loss {loss:.4f}  n = {n}{mark}"
                 )
     for task in dict.fromkeys(sweep.task for sweep in SWEEPS):

@@ -1,4 +1,4 @@
-"""Which part of a model is it by which full fine-tuning is ahead of adapters?
+"""Which part of a model puts full fine-tuning ahead of adapters?
 
     python studies/parts.py --data ../shared/data/glue      # runs what is missing, stores as it goes, prints
     python studies/parts.py --show                          # prints what is stored
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rankwise.rank import defaults
 from rankwise.runs import methods
-from trials import Row, cut_at, run_missing, split, trial
+from trials import NEVER_PRUNED, Row, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 SEEDS = (0, 1)
@@ -76,11 +78,11 @@ def _trial(work: Path, which: Row) -> Row:
 
 
 def _freeze(parts: Sequence[str]) -> None:
-    """Has every method leave the parameters alone that have one of these in their name."""
+    """Have every method leave the parameters alone that have one of these in their name."""
     for name, method in methods.METHODS.items():
 
-        def prepare(model: Any, *given: Any, own: Any = method.prepare) -> None:
-            own(model, *given)
+        def prepare(model: Any, *given: Any, own: Any = method.prepare, **named: Any) -> None:
+            own(model, *given, **named)
             for path, parameter in model.named_parameters():
                 if any(part in path for part in parts) and not path.startswith("classifier"):
                     parameter.requires_grad_(False)
@@ -89,7 +91,7 @@ def _freeze(parts: Sequence[str]) -> None:
 
 
 def show(rows: list[Row]) -> None:
-    """Markdown, means over seeds."""
+    """Print means over seeds as Markdown."""
     print(
         "| task | what is trained | accuracy | loss at the best temperature | by seed |\n|---|---|---:|---:|---:|"
     )
@@ -109,7 +111,6 @@ if __name__ == "__main__":
         from rankwise.cli import main as rankwise
 
         _freeze(VARIANTS[sys.argv[2]][1])
-        if "never cut" in sys.argv[2]:
-            cut_at({0.8: 0.0})
-        rankwise(sys.argv[3:])
+        with defaults.replaced(config=NEVER_PRUNED) if "never cut" in sys.argv[2] else nullcontext():
+            rankwise(sys.argv[3:])
     main()

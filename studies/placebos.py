@@ -1,13 +1,13 @@
-"""Is it the map of ranks that adaptive finds, its size, or the path to it that helps? Trainings from scratch with the map that the same
-seed's adaptive training ended with, with the same map shuffled over layers, and with rank 1 everywhere.
+"""What helps: the rank pattern that adaptive finds, its size, or the path to it? Trainings from scratch with the rank pattern that the same
+seed's adaptive training ended with, with that pattern shuffled over layers, and with rank 1 everywhere.
 
     python studies/placebos.py --data ../shared/data/glue      # runs what is missing, stores, prints
     python studies/placebos.py --show                          # prints what is stored
 
-Maps, rows, seeds, rates and judging are those of studies/ablations.py, variant "as it is", which has to be run before. A placebo is an
-adaptive training whose ranks stay as they begin: the scale alpha/r, the rate, the schedule, the rows and their order are the same.
-Shuffling is among layers of which a component has as many parameters, so that the size stays. Stored as studies/placebos.parquet, a row a
-training.
+Rank patterns, rows, seeds, rates and judging are those of studies/ablations.py, variant "as it is", which has to be run before. A placebo
+is an adaptive training whose ranks stay as they begin: the scaling alpha/r, the rate, the schedule, the rows and their order are the same.
+Shuffling is among layers whose components have the same number of parameters, so that the size stays. Stored as studies/placebos.parquet,
+a row a training.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ from torch import nn
 
 import ablations
 from rankwise.lora import inject
-from rankwise.rank import controller
-from trials import Row, run_missing, split, trial
+from rankwise.lora.scaling import ALPHA
+from rankwise.rank import defaults
+from rankwise.rank.controller import RankController
+from trials import Row, replaced_in, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 FOUND, SHUFFLED, ONE = "the map that was found", "that map, shuffled over layers", "rank 1 everywhere"
 PLACEBOS = (FOUND, SHUFFLED, ONE)
+"""Names as they are stored; a map is a rank pattern."""
 
 
 def main() -> None:
@@ -54,7 +59,7 @@ def main() -> None:
         for task in asked.tasks:
             split(task, asked.data, asked.work)
         wanted = [
-            {"task": row["task"], "variant": placebo, "seed": row["seed"], "map": row["ranks"]}
+            {"task": row["task"], "variant": placebo, "seed": row["seed"], "pattern": row["ranks"]}
             for row in adaptive
             for placebo in asked.placebos
         ]
@@ -63,27 +68,43 @@ def main() -> None:
 
 
 def _trial(work: Path, which: Row) -> Row:
-    """One placebo: its map is written beside its run, whose process reads it."""
-    name = f"{PLACEBOS.index(which['variant'])}-s{which['seed']}-{crc32(which['map'].encode()):08x}"
-    out = work / which["task"] / name  # of another map nothing is taken up
+    """Run one placebo; its rank pattern is written beside its run, whose process reads it."""
+    name = f"{PLACEBOS.index(which['variant'])}-s{which['seed']}-{crc32(which['pattern'].encode()):08x}"
+    out = work / which["task"] / name  # a run with another pattern is another folder
     start = out.with_name(f"{name}.json")
-    start.write_text(json.dumps(_begin(which["variant"], json.loads(which["map"]), which["seed"])))
+    start.write_text(json.dumps(_begin(which["variant"], json.loads(which["pattern"]), which["seed"])))
     settings = {"lr": ablations.LR, "epochs": ablations.EPOCHS, "beta2": ablations.BETA2}
     settings |= {"schedule": ablations.SCHEDULE, "seed": which["seed"]}
     return which | trial(out, which["task"], "adaptive", settings, [__file__, "--with", str(start)])
 
 
 def _begin(placebo: str, found: dict[str, int], seed: int) -> dict[str, Any]:
-    """For `_keep`: a rank for each layer, or what to shuffle with."""
+    """Return the arguments of `_kept`."""
     ranks = dict.fromkeys(found, 1) if placebo == ONE else found
     return {"ranks": ranks, "shuffle": seed if placebo == SHUFFLED else None}
 
 
-def _keep(ranks: dict[str, int], shuffle: int | None) -> None:
-    """This process's adaptive trainings start with these ranks and stay with them."""
+class KeepsRanks(RankController):
+    """Holds rows out as ever, and decides nothing."""
+
+    def prune(self, tolerance: float) -> None:
+        pass
+
+    def grow(self) -> None:
+        pass
+
+
+@contextmanager
+def _kept(ranks: dict[str, int], shuffle: int | None) -> Iterator[None]:
+    """Have adaptive trainings start with these ranks and stay with them, for a block of code.
+
+    Args:
+        ranks: module path → rank.
+        shuffle: seed by which ranks are shuffled; None leaves them.
+    """
     insert = inject.insert
 
-    def with_map(model: nn.Module, start: dict[str, int], scaling: dict[str, float], **more: Any) -> None:
+    def with_pattern(model: nn.Module, start: dict[str, int], scaling: dict[str, float], **more: Any) -> None:
         given = {path: ranks[path] for path in start}
         if shuffle is not None:
             alike = defaultdict(list)
@@ -95,15 +116,14 @@ def _keep(ranks: dict[str, int], shuffle: int | None) -> None:
                     path: ranks[other] for path, other in zip(paths, rng.permutation(paths), strict=True)
                 }
         some = {path: r for path, r in given.items() if r}
-        insert(model, some, {path: controller.ALPHA / r for path, r in some.items()}, **more)
+        insert(model, some, {path: ALPHA / r for path, r in some.items()}, **more)
 
-    inject.insert = with_map
-    controller.RankController._cut = lambda self, share: None
-    controller.RankController._grow = lambda self: None
+    with replaced_in(inject, insert=with_pattern), defaults.replaced(controller=KeepsRanks):
+        yield
 
 
 def show(adaptive: list[Row], placebos: list[Row]) -> None:
-    """Markdown: means over seeds, and by seed what adaptive differs by."""
+    """Print Markdown: means over seeds, and by seed what adaptive differs by."""
     own = {(row["task"], row["seed"]): row for row in adaptive}
     print(
         "| task | trained | accuracy | loss at the best temperature | parameters | adaptive − it, by seed | the same of losses |\n"
@@ -129,6 +149,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--with"]:
         from rankwise.cli import main as rankwise
 
-        _keep(**json.loads(Path(sys.argv[2]).read_text()))
-        rankwise(sys.argv[3:])
+        with _kept(**json.loads(Path(sys.argv[2]).read_text())):
+            rankwise(sys.argv[3:])
     main()

@@ -30,12 +30,13 @@ from rankwise.lora.inject import adapt_freely
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.models.hub import EMBEDDED
-from rankwise.rank.controller import CUT_AT, RankController
+from rankwise.rank.config import RankConfig
+from rankwise.rank.controller import RankController
 from rankwise.seeding import stream_seed
 from rankwise.tasks import registry
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.load import load_split
-from trials import cut_at, earlier, run_missing
+from trials import earlier, prune_at, run_missing
 
 STORED = Path(__file__).with_suffix(".parquet")
 LAYERS = (1, 3, 4)
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, with one thread each")
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
-    parser.add_argument("--late", type=float, help="share of the gain that is negligible at the last cut")
+    parser.add_argument("--late", type=float, help="tolerance of the last prune, as a share of the gain")
     parser.add_argument("--steps", type=int, help=f"of a training, {STEPS:,} if not given")
     asked = parser.parse_args()
     asked.show |= asked.earlier
@@ -76,10 +77,11 @@ def main() -> None:
 
 
 def trial(rank: int, seed: int, start: int, late: float | None, steps: int | None) -> dict[str, Any]:
-    """One student; see the row it returns."""
+    """Train one student; return a row of the study."""
     total = steps or STEPS
+    config = RankConfig()
     if late is not None:
-        cut_at({**CUT_AT, max(CUT_AT): late})
+        config = prune_at({**config.prune_at, max(config.prune_at): late})
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)
@@ -99,7 +101,7 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
     def losses() -> Tensor:
         return (_logits(student.eval(), rows, held_out) - targets[held_out]).square().mean(dim=1) / scale
 
-    controller = RankController(student, losses, total, optimizer, seed=seed)
+    controller = RankController(student, losses, total, optimizer, seed=seed, config=config)
     before = losses().mean().item()
     lengths = rows.lengths[train]
     batches = [
@@ -157,7 +159,7 @@ def _model(seed: int) -> Any:
 
 
 def _plant(model: nn.Module, rank: int, seed: int) -> None:
-    """Adds U·Vᵀ with equal singular values, of `SIZE` of the weight's norm in all, to the value projections of `LAYERS`."""
+    """Add U·Vᵀ with equal singular values, of `SIZE` of the weight's norm in all, to the value projections of `LAYERS`."""
     generator = torch.Generator().manual_seed(stream_seed(seed, "planted"))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith("value") and _layer(name) in LAYERS and rank:
@@ -195,7 +197,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"start {row['start']:2}  k = {row['rank']:2}  seed {row['seed']}  planted {row['planted']:3}  found {row['found']:3}  "
             f"precision {row['precision']:.2f}  recall {row['recall']:.2f}  "
             f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}"
-            + (f"  {100 * row['late']:g} % negligible" if row.get("late") else "")
+            + (f"  {100 * row['late']:g} % tolerance" if row.get("late") else "")
             + (f"  {row['steps']:,} steps" if row.get("steps") else "")
         )
 

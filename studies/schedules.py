@@ -1,4 +1,4 @@
-"""What a cut costs, by how the learning rate falls: what is left of it at the last cut is what layers learn again with what they lost.
+"""What pruning costs, by how the learning rate falls: with what is left of it after the last prune, layers learn again what they lost.
 
     python studies/schedules.py --data ../shared/data/glue      # runs what is missing, stores, prints
     python studies/schedules.py --show                          # prints what is stored
@@ -15,19 +15,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rankwise.rank import defaults
 from rankwise.run_folder import method_slug
-from trials import Row, cut_at, run_missing, split, trial
+from trials import NEVER_PRUNED, Row, prune_at, run_missing, split, trial
 
 STORED = Path(__file__).with_suffix(".parquet")
 TASKS, SEEDS = ("sst2", "mnli"), (0, 1)
-CUTS = ((0.0, 0.0), (0.002, 0.02), (0.002, 0.1), (0.02, 0.1))
-"""What is negligible half-way and at four fifths, as shares of the gain; the first never cuts."""
+TOLERANCES = ((0.0, 0.0), (0.002, 0.02), (0.002, 0.1), (0.02, 0.1))
+"""Half-way and at four fifths of the steps, as shares of the gain; the first never prunes."""
 FIXED = {
     "lora:rank=8,alpha=5.66,rslora=true": 2e-3,
     "lora:rank=64,alpha=5.66,rslora=true": 2e-3,
     "full": 1e-4,
 }
-"""Methods whose ranks don't change, and their learning rates: for these the schedule is nothing but a schedule."""
+"""Methods whose ranks don't change, and their learning rates: what the schedule does without any pruning."""
 ADAPTIVE_LR = 1.4e-3
 
 
@@ -49,29 +50,29 @@ def main() -> None:
 
 
 def _trials(tasks: list[str]) -> list[Row]:
-    methods = [("adaptive", ADAPTIVE_LR, *cut) for cut in CUTS]
+    methods = [("adaptive", ADAPTIVE_LR, *tolerances) for tolerances in TOLERANCES]
     methods += [(method, lr, None, None) for method, lr in FIXED.items()]
     return [
         {"task": task, "method": method, "lr": lr, "half_way": half_way, "late": late, "schedule": schedule, "seed": seed}
         for task in tasks
         for method, lr, half_way, late in methods
-        for schedule in ("linear", "knee")
+        for schedule in ("linear", "two-phase")
         for seed in SEEDS
     ]  # fmt: skip
 
 
 def _trial(work: Path, which: Row) -> Row:
-    cut = [] if which["late"] is None else [str(which["half_way"]), str(which["late"])]
-    name = "-".join([method_slug(which["method"]), *cut, which["schedule"], f"s{which['seed']}"])
+    given = [] if which["late"] is None else [str(which["half_way"]), str(which["late"])]
+    name = "-".join([method_slug(which["method"]), *given, which["schedule"], f"s{which['seed']}"])
     settings = {name: which[name] for name in ("lr", "schedule", "seed")}
-    program = [str(Path(__file__)), "--cut", *cut] if cut else ("-m", "rankwise")
+    program = [str(Path(__file__)), "--prune", *given] if given else ("-m", "rankwise")
     return which | trial(work / which["task"] / name, which["task"], which["method"], settings, program)
 
 
 def _print(rows: list[Row]) -> None:
-    """Markdown; loss at the best temperature, seed by seed, and means."""
+    """Print Markdown: loss at the best temperature, seed by seed, and means."""
     print(
-        "| task | method | negligible | schedule | accuracy | loss | mean of both | parameters |\n"
+        "| task | method | tolerance | schedule | accuracy | loss | mean of both | parameters |\n"
         "|---|---|---:|---|---:|---:|---:|---:|"
     )
     keys = dict.fromkeys((r["task"], r["method"], r["half_way"], r["late"], r["schedule"]) for r in rows)
@@ -83,23 +84,24 @@ def _print(rows: list[Row]) -> None:
             == (task, method, half_way, late, schedule)
         ]
         found.sort(key=lambda r: r["seed"])
-        cut = "" if late is None else f"{100 * half_way:g} and {100 * late:g} %" if late else "never cut"
+        tolerance = f"{100 * half_way:g} and {100 * late:g} %" if late else "never pruned"
+        tolerance = "" if late is None else tolerance
         accuracy = ", ".join(f"{100 * r['accuracy']:.2f}" for r in found)
         loss = ", ".join(f"{r['calibrated_loss']:.4f}" for r in found)
-        means = [
+        mean, mean_loss, size = (
             statistics.fmean(r[name] for r in found)
             for name in ("accuracy", "calibrated_loss", "adapter_params")
-        ]
-        print(
-            f"| {task} | {method} | {cut} | {schedule} | {accuracy} | {loss} | {100 * means[0]:.2f}, {means[1]:.4f} | {means[2]:,.0f} |"
         )
+        means = f"{100 * mean:.2f}, {mean_loss:.4f} | {size:,.0f}"
+        print(f"| {task} | {method} | {tolerance} | {schedule} | {accuracy} | {loss} | {means} |")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--cut"]:
+    if sys.argv[1:2] == ["--prune"]:
         from rankwise.cli import main as rankwise
 
         half_way, late = map(float, sys.argv[2:4])
-        cut_at({0.5: half_way, 0.8: late} if late else {0.8: 0.0})
-        rankwise(sys.argv[4:])
+        config = prune_at({0.5: half_way, 0.8: late}) if late else NEVER_PRUNED
+        with defaults.replaced(config=config):
+            rankwise(sys.argv[4:])
     main()

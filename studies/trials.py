@@ -1,15 +1,21 @@
-"""Trainings on rows held out of a task's training split: what the studies of learning rates and of ablations have in common.
+"""Trainings on rows held out of a task's training split: what the studies of learning rates and of ablations share.
 
-A tenth of the training rows (1,000 at most, stratified) is held out; no validation split is read. sst2 and qqp have rows to spare, 8,000 to
-train on and 8,000 to judge on; those of sst2 studies/grid.py sees neither way.
+A tenth of the training rows (1,000 at most, stratified) is held out; no validation split is read. sst2 and qqp have rows to spare: 8,000 to
+train on and 8,000 to judge on. Those of sst2 are not used by studies/grid.py in any way.
+
+A study varies a training in three ways. `rankwise.rank.defaults.replaced` gives it another `RankConfig`, `PruningRule` or controller.
+`training_with` gives it other arguments of `Training`. `replaced_in` replaces attributes of a module or class, where no argument reaches.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from rankwise.rank import controller
+from rankwise.engine.training import Training
+from rankwise.rank.config import RankConfig
 from rankwise.run_folder import RunFolder
 from rankwise.tasks import registry
 from rankwise.tasks.encoding import Rows
@@ -28,23 +35,57 @@ from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.splits import stratified_split
 
 LEFT, MANY = {"sst2": 22_000, "qqp": 0}, 8_000
-"""Training rows, in a drawn order, that aren't touched here (sst2's are studies/grid.py's), and how many are trained and judged on."""
+"""Training rows, in a drawn order, that aren't used here (sst2's are studies/grid.py's), and how many are trained and judged on."""
 
 Row = dict[str, Any]
 
 
-def cut_at(shares: dict[float, float]) -> None:
-    """What is negligible at each cut of this process's trainings: these shares of the gain and no more, however little the rows tell."""
-    controller.CUT_AT, controller.MOST = shares, 0.0
+def prune_at(tolerances: Mapping[float, float]) -> RankConfig:
+    """Return a configuration that prunes by these tolerances, without a noise tolerance.
+
+    Args:
+        tolerances: share of the training steps → loss increase that is negligible then, as a share of the gain.
+    """
+    return RankConfig(prune_at=tolerances, noise_cap=0.0)
+
+
+NEVER_PRUNED = prune_at({0.8: 0.0})
+
+
+@contextmanager
+def training_with(**arguments: Any) -> Iterator[None]:
+    """Give every `Training` of this process other arguments, for a block of code."""
+    with replaced_in(Training, __init__=partialmethod(Training.__init__, **arguments)):
+        yield
+
+
+@contextmanager
+def replaced_in(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Replace attributes of a module or class for a block of code."""
+    before = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def earlier(stored: Path) -> Path:
-    """Where the results of earlier versions are, which today's code wouldn't give again."""
+    """Return where results of earlier versions are, which today's code wouldn't give again."""
     return stored.parent / "earlier" / stored.name
 
 
 def split(task: str, data: Path | None, work: Path, most: int | None = None) -> None:
-    """Writes the task's training rows without a held-out slice, and the slice; `most` of the former, and three times that of the latter."""
+    """Write a task's training rows without a held-out slice, and the slice.
+
+    Args:
+        task: its name.
+        data: folder with one sub-folder of Parquet files a task.
+        work: the files are `<work>/<task>/train.parquet` and `held_out.parquet`.
+        most: training rows at most; three times as many are held out at most.
+    """
     rows, _ = load_split(registry.named(task), "train", data)
     if task in LEFT:
         left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
@@ -66,7 +107,7 @@ def _table(rows: Rows) -> pa.Table:
 
 
 def run_missing(stored: Path, wanted: Sequence[Row], run: Callable[[Row], Row], jobs: int) -> None:
-    """Runs the trials that `stored` doesn't have, and stores each as it comes.
+    """Run the trials that `stored` doesn't have, and store each as it ends.
 
     Args:
         stored: a Parquet file, a row a trial.
@@ -82,12 +123,10 @@ def run_missing(stored: Path, wanted: Sequence[Row], run: Callable[[Row], Row], 
         row = run(which)
         with lock:
             rows.append(row)
-            partial, names = (
-                stored.with_suffix(".partial"),
-                dict.fromkeys(name for row in rows for name in row),
-            )
-            pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), partial)
-            partial.replace(stored)
+            half = stored.with_suffix(".partial")
+            names = dict.fromkeys(name for row in rows for name in row)
+            pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), half)
+            half.replace(stored)
             print(f"{len(rows)}: {row}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -101,7 +140,7 @@ def trial(
     settings: Mapping[str, float | str],
     program: Sequence[str] = ("-m", "rankwise"),
 ) -> Row:
-    """`rankwise train` on one thread in a process of its own, with the recipe's other settings.
+    """Run `rankwise train` on one thread in a process of its own, with the recipe's other settings.
 
     Args:
         out: folder of the run, beside the files that `split` wrote.
@@ -111,10 +150,10 @@ def trial(
         program: what Python runs.
 
     Returns:
-        What was measured on the rows held out; accuracy and loss None where the loss was not a number: the rate is too high.
+        What was measured on the held-out rows. Accuracy and loss are None where the loss was not a number: the rate is too high.
 
     Raises:
-        SystemExit: the training ended in any other way, killed for one: that says nothing about the rate.
+        SystemExit: the training ended in another way; if it was killed, that says nothing about the rate.
     """
     pair = ["--text-pair", "text_pair"] if registry.named(task).text_pair else []
     command = [sys.executable, *program, "train", str(out.parent / "train.parquet"), *pair]
@@ -124,7 +163,7 @@ def trial(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        if "Lower --lr" not in done.stderr:
+        if not re.search(r"Lower (--lr|lr=)", done.stderr):
             raise SystemExit(f"{out} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
         return {"accuracy": None, "loss": None}
     result = json.loads(done.stdout)

@@ -55,7 +55,6 @@ LABELS = (
     (r"^full$", "full fine-tuning"),
     (r"^head$", "the head alone"),
     (r"^lora$", "LoRA, the recipe's"),
-    (r"^knee$", "two-phase"),
     (r"^lora:rank=(\d+),alpha=5.66,rslora=true,targets=all-linear", r"rank \1 in all linear layers"),
     (r"^lora:rank=(\d+),alpha=5.66,rslora=true", r"rank \1 on query and value"),
     (r"^lora:rank=(\d+),alpha=([\d.]+),targets=all-linear", r"rank \1 in all linear layers, alpha \2"),
@@ -197,7 +196,7 @@ EARLIER = (
     Table(
         "The grid, CPU, fixed ranks with the two-phase schedule",
         "Before update clipping.",
-        ("earlier/grid-knee.parquet",),
+        ("earlier/grid-two-phase.parquet",),
         ("task", "method"),
         score="score",
         extra=(("adapter_params", "parameters", "{:,.0f}"),),
@@ -205,7 +204,7 @@ EARLIER = (
     Table(
         "The grid, GPU",
         "Before update clipping. Fixed ranks have the two-phase schedule.",
-        ("earlier/grid-cuda.parquet", "earlier/grid-cuda-knee.parquet"),
+        ("earlier/grid-cuda.parquet", "earlier/grid-cuda-two-phase.parquet"),
         ("task", "method"),
         score="score",
         extra=(("adapter_params", "parameters", "{:,.0f}"),),
@@ -583,7 +582,7 @@ def compression() -> str:
         groups.setdefault((row["adapter"], row["rule"], row["drawn"]), []).append(row)
     lines = []
     for (adapter, rule, drawn), of in groups.items():
-        increases, errors = [row["harm"] for row in of], [row["too_much"] for row in of]
+        increases, errors = [row["loss_increase"] for row in of], [row["too_much"] for row in of]
         twice, params = [row["twice_too_much"] for row in of], _present(of, "params")
         line = [
             adapter,
@@ -625,13 +624,13 @@ def checks() -> str:
     """Return how often a check on few held-out rows errs."""
     lines = []
     for row in sorted(
-        read("decisions.parquet"), key=lambda row: (row["rule"], row["negligible"], row["seed"], row["drawn"])
+        read("decisions.parquet"), key=lambda row: (row["rule"], row["tolerance"], row["seed"], row["drawn"])
     ):
-        line = [_rule(row["rule"]), f"{100 * row['negligible']:g} %", str(row["seed"]), str(row["drawn"])]
+        line = [_rule(row["rule"]), f"{100 * row['tolerance']:g} %", str(row["seed"]), str(row["drawn"])]
         line += [
             f"{100 * row['made']:.0f} %",
             f"{row['left']:.0f} of {row['of']}",
-            f"{100 * row['harm']:.2f} %",
+            f"{100 * row['loss_increase']:.2f} %",
         ]
         lines.append([*line, *(f"{300 * row[name]:.0f} of 300" for name in ("too_much", "twice_too_much"))])
     text = (
@@ -657,11 +656,11 @@ def loss_increases() -> str:
         [
             str(row["seed"]),
             f"{row['left']} of {row['of']}",
-            f"{100 * row['worth']:.2f} %",
-            f"{signed([row['harm']])} %",
-            f"{row['harm'] / row['worth']:.1f}".replace("-", "−"),
+            f"{100 * row['importance']:.2f} %",
+            f"{signed([row['loss_increase']])} %",
+            f"{row['loss_increase'] / row['importance']:.1f}".replace("-", "−"),
         ]
-        for row in read("harm.parquet")
+        for row in read("loss_increase.parquet")
     ]
     text = "The same adapters, all 8,000 rows. Both columns are shares: of all importance, and of the gain. `studies/decisions.py`."
     header = ["seed", "components left", "importance removed", "loss increase", "loss increase / importance"]
