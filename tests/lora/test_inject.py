@@ -43,7 +43,7 @@ def test_a_pooler_that_is_trained_whole_gets_no_adapter():
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_adapting_leaves_logits_unchanged_and_trains_adapters_and_head_alone(family):
+def test_adapting_keeps_logits_and_trains_adapters_and_head_alone(family):
     model = tiny.classifier(family)
     ids = torch.randint(3, 15, (2, 6))
     expected = model(ids).logits
@@ -79,7 +79,7 @@ def test_adams_first_step_goes_as_far_from_any_start_rank():
     assert all(x == pytest.approx(falls[16], rel=0.2) for x in falls.values()), falls
 
 
-def test_all_linear_takes_every_linear_layer_of_the_body_and_none_of_the_head():
+def test_all_linear_takes_the_bodys_linear_layers_and_not_the_heads():
     model = tiny.classifier("roberta")
     body = [n for n, m in model.roberta.named_modules() if isinstance(m, nn.Linear)]
     assert find_targets(model, ["all-linear"]) == [f"roberta.{name}" for name in body]

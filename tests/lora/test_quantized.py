@@ -40,7 +40,7 @@ def test_a_quantized_layer_computes_with_the_weight_that_it_stands_for(bits, dty
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.12)])
-def test_the_weight_is_kept_to_a_few_percent_in_a_fraction_of_its_bytes(bits, most):
+def test_a_quantized_weight_is_close_and_small(bits, most):
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) * 0.02
     packed = QuantizedWeight.of(weight, bits)
     assert ((packed.dequantize() - weight).abs().mean() / weight.abs().mean()).item() < most
@@ -50,7 +50,7 @@ def test_the_weight_is_kept_to_a_few_percent_in_a_fraction_of_its_bytes(bits, mo
 
 
 @bits
-def test_lora_on_a_quantized_base_has_the_gradients_of_lora_on_the_weight_that_it_stands_for(bits):
+def test_gradients_equal_those_on_the_dequantized_base(bits):
     base = nn.Linear(48, 96)
     there = LoRALinear(base, 4, scaling=2.0, generator=torch.Generator().manual_seed(0))
     nn.init.normal_(there.lora_B, std=0.1)
@@ -66,7 +66,7 @@ def test_lora_on_a_quantized_base_has_the_gradients_of_lora_on_the_weight_that_i
 
 @bits
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "modernbert", "llama"])
-def test_a_model_says_the_same_as_with_the_weights_that_its_layers_stand_for(bits, family):
+def test_a_model_equals_the_one_with_dequantized_weights(bits, family):
     model = tiny.classifier(family)
     rankwise.adapt(model, 4)
     n = quantize(model, bits)
@@ -94,7 +94,7 @@ def test_what_is_trained_and_what_is_no_linear_layer_stays():
         quantize(tiny.classifier("gpt2").requires_grad_(False), 8)
 
 
-def test_an_adapter_trained_on_a_quantized_base_loads_on_the_base_itself(tmp_path):
+def test_an_adapter_of_a_quantized_base_loads_on_the_base_itself(tmp_path):
     model = tiny.classifier("bert")
     rankwise.adapt(model, 4)
     quantize(model, 4)
@@ -105,9 +105,7 @@ def test_an_adapter_trained_on_a_quantized_base_loads_on_the_base_itself(tmp_pat
 
 
 @bits
-def test_a_run_keeps_its_base_in_few_bits_and_is_evaluated_as_it_was_trained(
-    told, tmp_path, monkeypatch, bits
-):
+def test_a_run_is_trained_and_evaluated_on_its_quantized_base(told, tmp_path, monkeypatch, bits):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     model = tiny.model_folder(tmp_path / "bert")
