@@ -39,7 +39,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         if family not in FAMILIES:
             raise RankwiseError(
-                f"Query and value of a {family} model are not known. Name the layers to adapt with --targets; "
+                f"Query and value of a {family} model are not known. Name the layers to adapt with targets=; "
                 f"it has: {', '.join(sorted({name.rsplit('.', 1)[-1] for name in linear}))}."
             )
         targets = FAMILIES[family].query_value

@@ -1,10 +1,10 @@
-"""Frozen weights in 8 or 4 bits, by bitsandbytes: QLoRA's layers, under LoRA layers that stay in float32.
+"""Frozen weights in 8 or 4 bits, by bitsandbytes, under LoRA layers that stay in float32 (QLoRA).
 
     W [d_out, d_in] ─► blocks of one scale each ─► 8-bit dynamic or 4-bit NormalFloat ─► W again, layer by layer, when it is read
 
-A quantized weight is a tensor of W's shape that holds the packed form. Linear layers make W of it for their product and drop it at once, in
-forward and again in backward; whatever else asks sees W. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits, Dettmers et al. 2023
-(arXiv:2305.14314) for 4.
+A quantized weight is a tensor of W's shape that holds the packed form. A linear layer dequantizes it for its product and frees W at once, in
+forward and again in backward. Any other operation sees the dequantized W. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits,
+Dettmers et al. 2023 (arXiv:2305.14314) for 4 bits.
 """
 
 import logging
@@ -22,19 +22,19 @@ from rankwise.lora.layer import LoRALinear
 from rankwise.models.families import body_and_heads
 
 BLOCK = {8: 256, 4: 64}
-"""Entries that share a scale, by bits."""
+"""Bits → entries that share a scale."""
 DEVICES = ("cpu", "cuda")
 
 
 def check(device: torch.device) -> None:
-    """Refuses a device or an environment in which weights can't be quantized.
+    """Check that weights can be quantized on a device and in this environment.
 
     Raises:
-        RankwiseError: saying which, or what to install.
+        RankwiseError: the device has no such kernels, or bitsandbytes is missing.
     """
     if device.type not in DEVICES:
         raise RankwiseError(
-            f"--base-bits works on {' and '.join(DEVICES)}, not on {device.type}. Leave it out."
+            f"base_bits= works on {' and '.join(DEVICES)}, not on {device.type}. Leave it out."
         )
     _bitsandbytes()
 
@@ -45,14 +45,14 @@ def _bitsandbytes() -> Any:
             import bitsandbytes.functional  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise RankwiseError(
-            "--base-bits needs bitsandbytes. Install it: pip install 'rankwise[quantized]'."
+            "base_bits= needs bitsandbytes. Install it: pip install 'rankwise[quantized]'."
         ) from None
     return bitsandbytes.functional
 
 
 @contextmanager
 def _quiet():
-    """Keeps notes on faster kernels that could be fetched off the terminal."""
+    """Silence bitsandbytes' notes on faster kernels that could be fetched."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -85,7 +85,7 @@ class QuantizedWeight(Tensor):
 
     @staticmethod
     def of(weight: Tensor, bits: int) -> "QuantizedWeight":
-        """Quantizes a weight [d_out, d_in] where it is."""
+        """Quantize a weight [d_out, d_in], on its device."""
         library = _bitsandbytes()
         if bits == 4:
             packed, state = library.quantize_4bit(weight, quant_type="nf4", blocksize=BLOCK[4])
@@ -96,7 +96,7 @@ class QuantizedWeight(Tensor):
         return QuantizedWeight(packed, state, bits)
 
     def dequantize(self) -> Tensor:
-        """The weight that the packed form stands for."""
+        """Return the weight [d_out, d_in] that the packed form stands for."""
         library = _bitsandbytes()
         read = library.dequantize_4bit if self.bits == 4 else library.dequantize_blockwise
         return read(self.packed, self.state)
@@ -122,7 +122,7 @@ class QuantizedWeight(Tensor):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x·Wᵀ + b, and the gradient of x alone; W is made anew for each product."""
+    """Compute y = x·Wᵀ + b, and the gradient of x only; W is dequantized anew for each product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
@@ -136,17 +136,17 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def quantize(model: nn.Module, bits: int) -> int:
-    """Packs the frozen linear layers of a classifier's body, in place and layer by layer, where they are.
+    """Quantize the frozen linear layers of a classifier's body, in place, one after the other.
 
     Args:
-        model: adapted, and on its device.
+        model: with its LoRA layers, on its device.
         bits: 8 or 4.
 
     Returns:
         How many layers.
 
     Raises:
-        RankwiseError: no such layer (GPT-2's are none).
+        RankwiseError: no such layer (those of GPT-2 are `Conv1D`).
     """
     layers = [
         module
@@ -156,16 +156,16 @@ def quantize(model: nn.Module, bits: int) -> int:
     ]
     if not layers:
         raise RankwiseError(
-            f"{type(model).__name__} has no frozen linear layers to keep in {bits} bits. Leave --base-bits out."
+            f"{type(model).__name__} has no frozen linear layers to keep in {bits} bits. Leave base_bits= out."
         )
     for layer in layers:
         weight = QuantizedWeight.of(cast(Tensor, layer.weight).detach(), bits)
         layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.register_buffer("packed", weight.packed, persistent=False)  # so that they count as weights
+        layer.register_buffer("packed", weight.packed, persistent=False)  # so that memory counts them as weights
         layer.register_buffer("absmax", weight.state.absmax, persistent=False)
     return len(layers)
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer's weight is packed."""
+    """Return whether a layer's weight is quantized."""
     return isinstance(module.weight, QuantizedWeight)
