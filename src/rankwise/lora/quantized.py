@@ -2,8 +2,8 @@
 
     W [d_out, d_in] ─► blocks of one scale each ─► 8-bit dynamic or 4-bit NormalFloat ─► W again, layer by layer, when it is read
 
-A quantized weight is a tensor of W's shape that holds the packed form. A linear layer dequantizes it for its product and frees W at once, in
-forward and again in backward. Any other operation sees the dequantized W. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits,
+A quantized weight is a tensor of W's shape that holds the packed form. A linear layer dequantizes it for its product and frees W at once,
+in forward and again in backward. Any other operation sees the dequantized W. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits,
 Dettmers et al. 2023 (arXiv:2305.14314) for 4 bits.
 """
 
