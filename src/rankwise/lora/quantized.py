@@ -161,7 +161,9 @@ def quantize(model: nn.Module, bits: int) -> int:
     for layer in layers:
         weight = QuantizedWeight.of(cast(Tensor, layer.weight).detach(), bits)
         layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.register_buffer("packed", weight.packed, persistent=False)  # so that memory counts them as weights
+        layer.register_buffer(
+            "packed", weight.packed, persistent=False
+        )  # so that memory counts them as weights
         layer.register_buffer("absmax", weight.state.absmax, persistent=False)
     return len(layers)
 
