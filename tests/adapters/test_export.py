@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import tiny
-from rankwise import export
-from rankwise.adapters import attach, peft_format
+from rankwise import export, plugins
+from rankwise.adapters import attach, formats, peft_format
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.formats import FORMATS, ExportFormat, loralib
+from rankwise.adapters.formats import FORMATS, ExportFormat, loralib, register
 from rankwise.adapters.inspect import inspect
 from rankwise.adapters.truncate import components
 from rankwise.cli import main
@@ -116,7 +116,7 @@ def test_an_adapter_survives_the_way_to_loralib_and_back(base, adapted, tmp_path
 
 
 def test_a_format_from_outside_the_package_is_one_entry(adapted, tmp_path, monkeypatch):
-    """A format that stores ΔW of each layer, as a plug-in would register it."""
+    """A format that stores ΔW of each layer."""
 
     def write(adapter: Adapter, out: Path) -> None:
         deltas = {path: (adapter.scaling[path] * (B @ A)).numpy() for path, (A, B) in adapter.lora.items()}
@@ -130,6 +130,29 @@ def test_a_format_from_outside_the_package_is_one_entry(adapted, tmp_path, monke
             np.testing.assert_allclose(found[path], layer.delta().numpy(), rtol=1e-5, atol=1e-6)
     with pytest.raises(RankwiseError, match=r"no export format 'delt'.*peft, loralib, delta"):
         export(folder, tmp_path / "x", format="delt")
+
+
+def test_a_plug_in_adds_a_format_to_the_command(adapted, tmp_path, monkeypatch, capfd):
+    site = tmp_path / "site"
+    info = site / "names_format-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: names-format\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rankwise.plugins]\nnames = names_format\n")
+    (site / "names_format.py").write_text(
+        "from rankwise.adapters.formats import ExportFormat, register\n"
+        "write = lambda adapter, out: out.write_text('\\n'.join(adapter.lora))\n"
+        "register(ExportFormat('names', write, one_file=True))\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(plugins, "_looked", False)
+    monkeypatch.setattr(formats, "FORMATS", dict(FORMATS))
+    _, folder = adapted
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(folder), "--format", "names", "--out", str(tmp_path / "names.txt")])
+    assert stopped.value.code == 0, capfd.readouterr().err
+    assert (tmp_path / "names.txt").read_text().split() == list(peft_format.read(folder).lora)
+    with pytest.raises(RankwiseError, match="'names' already"):
+        register(formats.FORMATS["names"])
 
 
 def test_a_loralib_checkpoint_is_inspected_like_its_adapter(adapted, tmp_path):

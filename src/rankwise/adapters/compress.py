@@ -82,9 +82,7 @@ def compress(
         raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
     check_folder(out, trained.folder, hub.CONFIG)
     if rows.labels is None or len(rows) < FEWEST:
-        raise RankwiseError(
-            f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more."
-        )
+        raise RankwiseError(f"Too few labelled rows to tell sizes apart: {len(rows)}. Give {FEWEST} or more.")
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
     order = np.random.default_rng(0).permutation(len(encoded))
     seen, held_out = (encoded.select(np.sort(half)) for half in np.array_split(order, 2))
