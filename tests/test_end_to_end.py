@@ -87,7 +87,7 @@ def test_a_changed_setting_is_refused_with_the_difference(first, out, capfd):
     assert "data.limit_train: 400 there, 401 now" in capfd.readouterr().err
 
 
-def test_the_adapter_scores_as_its_run_did_and_predicts_the_same_once_merged(answer, out):
+def test_a_loaded_and_a_merged_adapter_predict_as_the_run_did(answer, out):
     run = results(out)["movies.lora.s0"]
     adapter = out / "movies.lora.s0"
     own = answer("evaluate", adapter)

@@ -170,7 +170,7 @@ def test_class_weights_move_the_decision_and_are_recorded(told, model):
     assert lead["weighted"] > lead["plain"] + 0.5
 
 
-def test_an_adapter_for_classes_gives_its_matrices_to_regression_with_a_new_head(told, model):
+def test_regression_starts_from_an_adapter_for_classes_with_a_new_head(told, model):
     Path("classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(60)))
     told("train", "classes.jsonl", "--model", model, "--method", "lora", "--out", "first", *BRIEF)
     told(

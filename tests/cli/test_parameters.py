@@ -33,7 +33,7 @@ def call(line):
     return app(line, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def test_fields_of_dataclasses_are_flags_and_come_back_as_those_dataclasses():
+def test_fields_of_dataclasses_are_flags_and_come_back_as_dataclasses():
     options, count = call("--name y --batch-size 8 --count 3")
     assert options == Outer(name="y", inner=Inner(batch_size=8))
     assert (type(options), type(options.inner), count) == (Outer, Inner, 3)

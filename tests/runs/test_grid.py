@@ -308,7 +308,7 @@ def test_a_changed_setting_of_a_run_with_a_checkpoint_is_refused_too(tmp_path):
         ran(grid(tmp_path, methods=("full",), lora=LoraOptions(rank=4)))
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_may_be_asked_for_differently(tmp_path):
+def test_a_run_that_failed_without_checkpoint_may_get_other_settings(tmp_path):
     ran(grid(tmp_path, methods=("full",)), worker("sys.exit(1)"))
     folder = RunFolder(tmp_path / "sst2.full.s0")
     folder.update_run_json(facts={"threads": 77})
@@ -352,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         ran(grid(tmp_path / "taken"))
 
 
-def test_a_grid_that_ended_in_an_error_can_be_asked_for_again_in_the_same_process(tmp_path):
+def test_a_failed_grid_can_run_again_in_the_same_process(tmp_path):
     ran(grid(tmp_path))
     with pytest.raises(RankwiseError) as held:  # and so the frames behind it
         ran(grid(tmp_path, train=TrainOptions(epochs=9.0)))

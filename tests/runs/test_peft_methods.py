@@ -79,7 +79,7 @@ def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_sixty_steps_on_movies_are_counted_saved_and_evaluated_as_peft_does(name, tmp_path):
+def test_runs_of_pefts_methods_count_save_and_score_as_peft_does(name, tmp_path):
     # float32, since after 60 steps rows lie close to the edge, and bfloat16 rounds otherwise where an adapter is loaded as ours
     result = run(tmp_path, asked(f"peft:{name}", dtype="float32"))
     assert result["steps"] == 60

@@ -63,7 +63,7 @@ def test_a_tasks_setting_wins_over_the_methods_and_that_over_the_default(planted
     assert found.model.model == "roberta-base"
 
 
-def test_a_method_that_is_like_another_has_its_settings_but_for_those_of_its_own(planted):
+def test_a_method_takes_anothers_settings_unless_it_has_its_own(planted):
     recipe("rankwise")["methods"]["adaptive"] = {"epochs": 5, "schedule": "two-phase"}
     found = resolve(replace(planted, task="rte"), "adaptive").train
     assert (found.epochs, found.batch_size, found.schedule) == (5, 16, "two-phase")
@@ -147,14 +147,14 @@ def test_a_width_of_the_recipe_has_its_own_learning_rate(planted):
         (724, math.sqrt(1e-3 * 5e-4)),
     ],
 )
-def test_between_known_widths_a_learning_rate_follows_straight_lines_in_the_logarithm(planted, width, lr):
+def test_between_widths_learning_rates_are_interpolated_in_log_log(planted, width, lr):
     found = resolve_lr(planted, "lora", width)
     assert found.value == pytest.approx(lr, rel=0.005)
     assert found.why.endswith("carried over by width")
 
 
 @pytest.mark.parametrize(("width", "lr", "near"), [(32, 4e-3, 256), (4096, 5e-4, 1024)])
-def test_beyond_the_known_widths_the_nearest_ones_rate_counts_and_that_is_said(planted, width, lr, near):
+def test_beyond_known_widths_the_nearest_widths_rate_is_taken_with_a_note(planted, width, lr, near):
     found = resolve_lr(planted, "lora", width)
     assert found.value == lr
     assert f"at width {near}, the nearest width there is a rate for; this model's is {width}" in found.why

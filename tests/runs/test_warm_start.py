@@ -124,7 +124,7 @@ def test_what_started_from_an_adapter_is_a_whole_adapter_again(first, tables, tm
     assert scores["loss"] == pytest.approx(stored["loss"], abs=1e-6)
 
 
-def test_full_fine_tuning_starts_from_the_merged_adapter_or_the_whole_model(first, tables, base, tmp_path):
+def test_full_fine_tuning_starts_from_a_merged_adapter_or_a_whole_model(first, tables, base, tmp_path):
     ids = torch.randint(3, 15, (2, 6))
     run = prepared(tmp_path / "merged", config(tables, "same", None, method="full", start=first))
     torch.testing.assert_close(run.model.eval()(ids).logits, load(first)(ids).logits, rtol=1e-4, atol=1e-5)
