@@ -34,7 +34,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(folder, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, place):
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     with pytest.raises(
-        RankwiseError, match=rf"{place} can't be written: .+\. Give another folder with --out"
+        RankwiseError, match=rf"{place} can't be written: .+\. Give another folder with `out=`"
     ):
         make_folder(tmp_path / place)
     with pytest.raises(RankwiseError, match="can't be written"):

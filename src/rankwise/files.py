@@ -1,4 +1,4 @@
-"""Files and folders: where caches are kept, whether a place can be written, and writing so that a reader never finds half a file."""
+"""Files and folders: where caches are kept, whether a place can be written, and writes that a reader sees whole or not at all."""
 
 import json
 import os
@@ -12,48 +12,55 @@ from rankwise.errors import RankwiseError
 
 
 def cache_folder() -> Path:
-    """Where fetched and computed files of this user are kept."""
+    """Return the folder that keeps this user's fetched and computed files."""
     return platformdirs.user_cache_path("rankwise")
 
 
 def check_place(out: Path, folder: Path, kind: str) -> None:
-    """Makes sure that files can be written to the folder that `out`, a file or folder, is or lies in; it needn't exist.
+    """Check that files can be written to a folder, which needn't exist yet.
+
+    Args:
+        out: the file or folder to be written, for the message.
+        folder: `out` itself, or the folder that it lies in.
+        kind: `file` or `folder`, for the message.
 
     Raises:
-        RankwiseError: they can't.
+        RankwiseError: they can't be.
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise RankwiseError(
-            f"{out} can't be written: {place} takes no files. Name another {kind} with --out."
+            f"{out} can't be written: {place} takes no files. Name another {kind} with `out=`."
         )
 
 
 def check_folder(out: Path, source: Path, foreign: str) -> None:
-    """Makes sure that what is made from an adapter may be written to a folder; writes nothing itself.
+    """Check that what is made from an adapter may be written to a folder. Writes nothing.
 
     Args:
-        out: needn't exist; what was written there the same way before is replaced.
+        out: the folder; it needn't exist. Files of the same names will be replaced.
         source: the adapter's folder or file.
-        foreign: name of a file that, with what is to be written beside it, would make a folder neither one thing nor the other.
+        foreign: name of a file that doesn't belong beside what is to be written.
 
     Raises:
-        RankwiseError: it is the source itself, holds another run or what is foreign, or can't be written.
+        RankwiseError: `out` is the source itself, holds a run or the foreign file, or can't be written.
     """
     if out.exists() and out.samefile(source):
-        raise RankwiseError(f"{out} holds the adapter itself. Name another folder with --out.")
+        raise RankwiseError(f"{out} holds the adapter itself. Name another folder with `out=`.")
     for name in (foreign, "result.json"):
         if (out / name).exists():
             what = "a run" if name == "result.json" else f"something else ({name})"
-            raise RankwiseError(f"{out} holds {what}, which would be spoilt. Name another folder with --out.")
+            raise RankwiseError(
+                f"{out} holds {what}, which would be spoilt. Name another folder with `out=`."
+            )
     check_place(out, out, "folder")
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that can be written to.
+    """Make a folder that can be written to.
 
     Raises:
-        RankwiseError: it can't be.
+        RankwiseError: that isn't possible.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -62,12 +69,12 @@ def make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RankwiseError(
-            f"{path} can't be written: {error.strerror or error}. Give another folder with --out."
+            f"{path} can't be written: {error.strerror or error}. Give another folder with `out=`."
         ) from None
 
 
 def damaged(file: Path, why: object, remedy: str = "Remove its folder to run it again.") -> RankwiseError:
-    """The error for a file that isn't what was written there."""
+    """Return the error for a file that is missing or isn't what was written there."""
     if not file.exists():
         return RankwiseError(f"{file} is missing. {remedy}")
     reason = (str(why).strip() or type(why).__name__).splitlines()[0]
@@ -77,7 +84,11 @@ def damaged(file: Path, why: object, remedy: str = "Remove its folder to run it 
 def read_json(
     file: Path, keys: Sequence[str] = (), remedy: str = "Remove its folder to run it again."
 ) -> dict[str, Any]:
-    """A JSON object that has all these keys."""
+    """Read a JSON object that has all these keys.
+
+    Raises:
+        RankwiseError: the file is missing or damaged; `remedy` ends the message.
+    """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,12 +102,17 @@ def read_json(
 
 
 def append_lines(file: Path, lines: list[dict[str, Any]]) -> None:
+    """Add one line of JSON for each entry."""
     with file.open("a", encoding="utf-8") as opened:
         opened.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def read_lines(file: Path, what: str) -> list[dict[str, Any]]:
-    """Lines of JSON that say their step."""
+    """Read lines of JSON that have a `step`. A last line without an end is left out, since a kill may have cut it short.
+
+    Raises:
+        RankwiseError: another line is damaged; `what` names what it should be.
+    """
     if not file.is_file():
         return []
     entries = []
@@ -110,10 +126,12 @@ def read_lines(file: Path, what: str) -> list[dict[str, Any]]:
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
+    """Write a JSON object as `write` does."""
     write(file, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write(file: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader finds the old content or the new, even after a crash."""
     partial = file.with_name(f"{file.name}.partial")
     with partial.open("wb") as handle:
         handle.write(content)
@@ -123,6 +141,7 @@ def write(file: Path, content: bytes) -> None:
 
 
 def flush(path: Path) -> None:
+    """Flush a file or folder from the system's cache to disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""What a run runs on: device, number type, threads, and the versions and hardware recorded with it.
+"""What a run runs on: device, number type, cores, and the versions and hardware that are recorded with it.
 
-torch is imported where it is needed, because the grid asks for the cores and needs no torch.
+torch is imported inside functions, because the grid's own process needs only the number of cores.
 """
 
 import os
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def choose_device(asked: str) -> "torch.device":
-    """The device asked for; `auto` takes cuda, then mps, then cpu.
+    """Return the device asked for. `auto` takes the first that there is of cuda, mps and cpu.
 
     Raises:
-        RankwiseError: it isn't a device of this machine.
+        RankwiseError: this machine has no such device.
     """
     import torch
 
@@ -32,13 +32,13 @@ def choose_device(asked: str) -> "torch.device":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise RankwiseError(
-            f"This machine has no device {asked!r}. Leave --device out to take the best there is."
+            f"This machine has no device {asked!r}. Leave out `device=` to take the best there is."
         ) from None
     return device
 
 
 def choose_dtype(asked: str, device: "torch.device") -> tuple["torch.dtype", str]:
-    """The number type of frozen weights and matrix products, and why: bfloat16 where the hardware multiplies it."""
+    """Return the number type of frozen weights and matrix products, and why: bfloat16 if the hardware multiplies it."""
     import torch
 
     if asked != "auto":
@@ -58,12 +58,12 @@ def choose_dtype(asked: str, device: "torch.device") -> tuple["torch.dtype", str
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of what determines a result."""
+    """Return the versions of the packages that determine a result, and of Python."""
     found = {"python": platform.python_version()}
     for package in (
         "rankwise",
@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: "torch.device") -> dict[str, Any]:
-    """The machine in words and numbers: processor, cores, memory in MB, device."""
+    """Return the machine in words and numbers: processor, cores, memory in MB, device."""
     found: dict[str, Any] = {"processor": _processor(), "cores": cores(), "system": platform.system()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_mb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6)

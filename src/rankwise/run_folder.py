@@ -1,10 +1,12 @@
-"""The run folder: the one place that knows file names. Whatever is killed at whatever moment, a reader finds the old file or the new one.
+"""The folder of one run. This is the only module that knows its file names.
 
-run.json                 what was asked for, what it was resolved to, versions, hardware
+Files are replaced in one step. So a reader finds the old file or the new one, whenever a run is killed.
+
+run.json                 the request, what it was resolved to, versions, hardware
 steps.jsonl              one line an optimizer step
-ranks.jsonl              one line a rank decision: what was proposed, the evidence, what became of it
+ranks.jsonl              one line a rank decision: the proposal, the evidence, the outcome
 checkpoint-<n>/          the latest state of training; removed when the run ends well
-predictions.parquet      idx, label, prediction, logits of the validation rows, labels in the form of their problem (see `problems`)
+predictions.parquet      idx, label, prediction, logits of the validation rows; labels in the form of their objective (`tasks.objectives`)
 result.json              written last: its presence means "finished"
 """
 
@@ -28,11 +30,11 @@ RESULT = (
     *("trainable_params", "total_params", "adapter_params"),
     *("train_seconds", "samples_per_second", "peak_rss_mb"),
 )
-"""What a result.json has at least, and a report counts on."""
+"""Entries that every result.json has. Reports rely on them."""
 
 
 LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
-"""What predictions and labels are stored as: classes, numbers, and sets of labels as 0s and 1s."""
+"""Stored types of predictions and labels: classes, numbers, and several labels as 0s and 1s."""
 
 
 def _number(value: Any) -> bool:
@@ -53,21 +55,21 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: isinstance(value, int),
     "scores": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
 }
-"""What an entry of `RESULT` may be; the others are finite numbers."""
+"""Checks of the entries of `RESULT`. The others are finite numbers."""
 
 
 def run_name(task: str, method: str, seed: int) -> str:
-    """`sst2`, `lora:rank=4`, 0 → `sst2.lora-rank-4.s0`."""
+    """Return the name of a run's folder: `sst2`, `lora:rank=4`, 0 → `sst2.lora-rank-4.s0`."""
     return f"{task}.{method_slug(method)}.s{seed}"
 
 
 def method_slug(method: str) -> str:
-    """`lora:rank=4` → `lora-rank-4`: a method as part of a folder's name."""
+    """Return a method as part of a folder's name: `lora:rank=4` → `lora-rank-4`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", method).strip("-")
 
 
 class RunFolder:
-    """One run on disk."""
+    """One run on disk: its request, logs, checkpoint, predictions and result."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -78,29 +80,29 @@ class RunFolder:
         self._ranks = self.path / "ranks.jsonl"
         self._predictions = self.path / "predictions.parquet"
 
-    # ── What was asked for ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The request ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def has_run(self) -> bool:
-        """Something was asked for here."""
+        """Whether a run was requested here."""
         return self._run.is_file()
 
     @property
     def finished(self) -> bool:
-        """The run ended well."""
+        """Whether the run has a result."""
         return self._result.is_file()
 
     @property
     def finished_at(self) -> int:
-        """When the result was written, in nanoseconds of the file system's clock."""
+        """Time at which the result was written, in nanoseconds of the file system's clock."""
         return self._result.stat().st_mtime_ns
 
     def write_request(self, requested: dict[str, Any], assigned: dict[str, Any] | None = None) -> None:
-        """Makes the folder and says what to run there; what an earlier start recorded (facts to resume with) is kept.
+        """Make the folder and record what to run there. What an earlier start recorded is kept, so that the run can resume.
 
         Args:
             requested: `to_json` of the RunConfig.
-            assigned: what the grid decides for its runs (`threads`, `shared_machine`, `keep_model`).
+            assigned: what a grid decides for its runs (`threads`, `shared_machine`, `keep_model`).
 
         Raises:
             RankwiseError: the folder can't be written.
@@ -110,7 +112,7 @@ class RunFolder:
         write_json(self._run, {**known, "requested": requested, "assigned": assigned or {}})
 
     def read_run(self) -> dict[str, Any]:
-        """run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started.
+        """Read run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started.
 
         Raises:
             RankwiseError: it is missing or damaged.
@@ -118,25 +120,25 @@ class RunFolder:
         return read_json(self._run, ("requested",))
 
     def update_run_json(self, **entries: Any) -> None:
-        """Sets entries of run.json."""
+        """Set entries of run.json."""
         write_json(self._run, {**self.read_run(), **entries})
 
-    # ── While it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Logs and checkpoint ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def append_steps(self, lines: list[dict[str, Any]]) -> None:
-        """Adds lines to steps.jsonl."""
+        """Add lines to steps.jsonl."""
         append_lines(self._steps, lines)
 
     def append_ranks(self, lines: list[dict[str, Any]]) -> None:
-        """Adds lines to ranks.jsonl."""
+        """Add lines to ranks.jsonl."""
         append_lines(self._ranks, lines)
 
     def write_ranks(self, lines: list[dict[str, Any]]) -> None:
-        """ranks.jsonl anew."""
+        """Replace ranks.jsonl."""
         write(self._ranks, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def read_steps(self) -> list[dict[str, Any]]:
-        """Every whole line of steps.jsonl; a last line cut short by a kill is left out.
+        """Read every whole line of steps.jsonl. A last line that a kill cut short is left out.
 
         Raises:
             RankwiseError: another line is damaged.
@@ -144,17 +146,17 @@ class RunFolder:
         return read_lines(self._steps, "step")
 
     def read_ranks(self) -> list[dict[str, Any]]:
-        """The same of ranks.jsonl: every rank decision."""
+        """Read every rank decision of ranks.jsonl, in the same way."""
         return read_lines(self._ranks, "decision")
 
     def read_curve(self, metric: str) -> pa.Table:
-        """steps.jsonl as columns, read fast: step, loss, and `score` (null where the validation rows weren't evaluated).
+        """Read steps.jsonl fast, as columns: step, loss, and `score` (null at steps without an evaluation of the validation rows).
 
         Args:
-            metric: whose validation score.
+            metric: name of the validation score.
 
         Raises:
-            RankwiseError: a line other than a last one cut short is damaged.
+            RankwiseError: a line is damaged, other than a last one that a kill cut short.
         """
         lines = self._steps.read_bytes() if self._steps.is_file() else b""
         lines = lines[: lines.rfind(b"\n") + 1]
@@ -176,7 +178,7 @@ class RunFolder:
         )
 
     def read_decisions(self) -> tuple[list[dict[str, Any]], int]:
-        """The rank decisions of ranks.jsonl, and how many whole lines of it are none."""
+        """Read the rank decisions of ranks.jsonl; also return how many whole lines are damaged."""
         lines = self._ranks.read_bytes().split(b"\n")[:-1] if self._ranks.is_file() else []
         decisions = []
         for line in lines:
@@ -189,7 +191,7 @@ class RunFolder:
         return decisions, len(lines) - len(decisions)
 
     def truncate_steps(self, step: int) -> None:
-        """Forgets what was logged after `step`, so that a resumed run's logs read like an undisturbed one's."""
+        """Remove what was logged after `step`, so that a resumed run's logs equal those of an uninterrupted one."""
         for file, lines in ((self._steps, self.read_steps()), (self._ranks, self.read_ranks())):
             if file.is_file():
                 kept = [line for line in lines if line["step"] <= step]
@@ -197,17 +199,17 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The latest whole checkpoint."""
+        """The latest complete checkpoint; None if there is none."""
         found = {
             int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()
         }
         return found[max(found)] if found else None
 
     def replace_checkpoint(self, save: Callable[[Path], None]) -> None:
-        """Puts a new checkpoint in the old one's place: written aside, flushed to disk, renamed, the old one then removed.
+        """Replace the checkpoint: the new one is written aside, flushed to disk and renamed, then the old one is removed.
 
         Args:
-            save: writes the state into the empty folder it is given.
+            save: writes the state into the empty folder that it is given.
         """
         old = self.checkpoint
         number = int(old.name.rpartition("-")[2]) + 1 if old else 1
@@ -223,16 +225,23 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def remove_checkpoint(self) -> None:
-        """The run has ended well; nothing is left to resume."""
+        """Remove every checkpoint: the run has a result, and nothing is left to resume."""
         for folder in self.path.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    # ── What it made ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Predictions and result ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def write_predictions(
         self, idx: np.ndarray, label: np.ndarray, prediction: np.ndarray, logits: np.ndarray
     ) -> None:
-        """What paired tests need, a row a validation row: idx int64 [n], label and prediction in one form, logits float32 [n, outputs]."""
+        """Write predictions.parquet, which paired tests read.
+
+        Args:
+            idx: int64 [n], of the validation rows.
+            label: [n] or [n, outputs], in the objective's form.
+            prediction: in the same form.
+            logits: float32 [n, outputs].
+        """
         columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
         table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
         partial = self._predictions.with_suffix(".partial")
@@ -241,7 +250,7 @@ class RunFolder:
         partial.replace(self._predictions)
 
     def read_predictions(self) -> pa.Table:
-        """The same table.
+        """Read predictions.parquet.
 
         Raises:
             RankwiseError: it is missing or damaged.
@@ -263,11 +272,11 @@ class RunFolder:
         return table
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Ends the run. Written last, atomically."""
+        """Write result.json, which ends the run."""
         write_json(self._result, result)
 
     def read_result(self) -> dict[str, Any]:
-        """result.json.
+        """Read result.json.
 
         Raises:
             RankwiseError: it is missing or damaged.
@@ -280,13 +289,17 @@ class RunFolder:
 
 
 def one_answer(predictions: pa.Table) -> bool:
-    """Every row was given the same class though they differ (a table of `RunFolder.read_predictions`): nothing was learned."""
+    """Return whether every row got the same class though the labels differ: then nothing was learned.
+
+    Args:
+        predictions: from `RunFolder.read_predictions`.
+    """
     labels, given = predictions["label"], predictions["prediction"]
     return pa.types.is_integer(labels.type) and len(given.unique()) == 1 < len(labels.unique())
 
 
 def read_grid(out: Path) -> dict[str, Any]:
-    """grid.json of a grid's folder; empty where there is none yet.
+    """Read grid.json of a grid's folder; empty if there is none yet.
 
     Raises:
         RankwiseError: it is damaged.
@@ -296,11 +309,11 @@ def read_grid(out: Path) -> dict[str, Any]:
 
 
 def write_grid(out: Path, document: dict[str, Any]) -> None:
-    """Sets grid.json: what was asked for so far."""
+    """Write grid.json: what was requested so far."""
     write_json(out / "grid.json", document)
 
 
 def run_folders(out: Path) -> list[RunFolder]:
-    """Every run folder of a grid, finished or not, by name."""
+    """Return every run folder of a grid, finished or not, by name."""
     found = {path.parent for file in ("run.json", "result.json") for path in out.glob(f"*/{file}")}
     return [RunFolder(path) for path in sorted(found)]

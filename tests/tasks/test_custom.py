@@ -47,15 +47,15 @@ def test_columns_are_the_ones_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "t.csv has no column 'label'. Its columns: review, stars. Say which with --label."),
+        ({}, "t.csv has no column 'label'. Its columns: review, stars. Say which with `label=`."),
         (
             {"label": ("stars",)},
-            "t.csv has no column 'text'. Its columns: review, stars. Say which with --text.",
+            "t.csv has no column 'text'. Its columns: review, stars. Say which with `text=`.",
         ),
         ({"label": ("star",), "text": "review"}, "t.csv has no column 'star'."),
         (
             {"label": ("stars",), "text": "review", "text_pair": "reply"},
-            "t.csv has no column 'reply'. Its columns: review, stars. Say which with --text-pair.",
+            "t.csv has no column 'reply'. Its columns: review, stars. Say which with `text_pair=`.",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_numbers_with_fractions_are_regression(tmp_path, cell):
     assert labels_by_row(dataset) == dict(enumerate(values))
     assert (
         dataset.notes[0]
-        == "Regression on numbers from 0 to 9.5; --problem classification takes them as classes."
+        == 'Regression on numbers from 0 to 9.5; `problem="classification"` takes them as classes.'
     )
 
 
@@ -142,7 +142,7 @@ def test_whole_numbers_are_classes_by_default(tmp_path):
     classes = load_table(path)
     assert (classes.task.problem, classes.task.label_names) == ("classification", ("1", "2", "3", "4", "5"))
     assert classes.notes[0] == (
-        "Classification, 5 classes: 1, 2, 3, 4, 5; --problem regression takes them as numbers."
+        'Classification, 5 classes: 1, 2, 3, 4, 5; `problem="regression"` takes them as numbers.'
     )
     numbers = load_table(path, problem="regression")
     assert numbers.task.problem == "regression"
@@ -153,7 +153,7 @@ def test_whole_numbers_are_classes_by_default(tmp_path):
 
 def test_numbers_with_fractions_and_a_word_are_refused(tmp_path):
     path = write(tmp_path / "t.csv", "text,label\na,0.5\nb,1.5\nc,NA\nd,2\n")
-    with pytest.raises(RankwiseError, match="numbers with fractions, and 'NA'. Say what it is: --problem"):
+    with pytest.raises(RankwiseError, match="numbers with fractions, and 'NA'. Say what it is: `problem="):
         load_table(path)
     with pytest.raises(
         RankwiseError, match="t.csv line 4: column 'label' holds 'NA'; regression takes numbers"
@@ -213,7 +213,7 @@ def test_several_columns_of_0_and_1_are_several_labels(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (["fun,sad"] * 4, r"holds 'fun,sad'; several labels are a list in each row .* --label toxic insult"),
+        (["fun,sad"] * 4, r"holds 'fun,sad'; several labels are a list in each row .* named with `label=`"),
         ([[1, 0, 1]] * 4, "a list names the labels that a row has, each once"),
         ([[["fun"]]] * 4, "labels are strings or numbers"),
         ([[None]] * 4, "each once"),

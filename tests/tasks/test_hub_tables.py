@@ -32,7 +32,7 @@ def test_an_unreachable_hub_points_to_a_folder(monkeypatch):
         raise ConnectionError("no route to host\nand much more")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=from_hub))
-    with pytest.raises(RankwiseError, match=r"\(no route to host\)\. Give a folder .* with --data\.$"):
+    with pytest.raises(RankwiseError, match=r"\(no route to host\)\. Give a folder .* with `data=`\.$"):
         load_dataset(RunConfig(task="rte"))
 
 
@@ -64,7 +64,7 @@ def test_a_data_set_is_loaded_with_its_splits_and_class_names(dataset_folder):
     assert len(other.validation["validation"]) == 5
     with pytest.raises(
         RankwiseError,
-        match="has no split 'dev'. It has: train, validation, test. Say which with --validation-split",
+        match="has no split 'dev'. It has: train, validation, test. Say which with `validation_split=`",
     ):
         load_dataset(RunConfig(table=TableOptions(dataset=str(dataset_folder), validation_split="dev")))
 

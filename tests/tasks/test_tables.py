@@ -21,7 +21,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def columns_of(path: Path) -> dict[str, list]:
     table = read_table(path)
-    return {name: table.column(name, "--flag") for name in table.columns}
+    return {name: table.column(name, "argument") for name in table.columns}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,6 @@ def test_a_missing_file_names_what_is_near(tmp_path):
 def test_a_missing_column_lists_those_that_are_there(tmp_path):
     table = read_table(write(tmp_path / "reviews.csv", "text,stars\na,1\n"))
     with pytest.raises(RankwiseError) as error:
-        table.column("label", "--label")
-    expected = "reviews.csv has no column 'label'. Its columns: text, stars. Say which with --label."
+        table.column("label", "label")
+    expected = "reviews.csv has no column 'label'. Its columns: text, stars. Say which with `label=`."
     assert str(error.value) == expected

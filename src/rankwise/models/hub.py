@@ -1,6 +1,7 @@
-"""Where a model's files are: the embedded one, a folder, the local cache, or the hub. Knows names only; imports nothing heavy.
+"""Where a model's files are: the embedded one, a folder, the local cache, or the hub.
 
-The grid's parent process asks this before it starts anything, so that a misspelt model is said at once and once.
+The grid's own process calls this before it starts any run, so that a misspelt model is reported once and at once. So it imports nothing
+slow.
 """
 
 import contextlib
@@ -21,18 +22,17 @@ SCRATCH: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
     },
 }
-"""Encoders that nobody has trained, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
+"""Encoders with random weights, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 HUB_SECONDS = 10.0
 
 
 def find(name: str) -> str:
-    """The folder or hub name that holds a model, once it is known to be there; the embedded one is fetched if need be.
+    """Return the folder or hub name of a model, after checking that it is there. The embedded model is fetched if necessary.
 
     Args:
-        name: `minilm`, a name out of `SCRATCH`, a folder, or a Hugging Face name. What is in the local cache is taken
-            without asking the hub.
+        name: `minilm`, a name in `SCRATCH`, a folder, or a Hugging Face name. A model in the local cache is taken without asking the hub.
 
     Raises:
         RankwiseError: there is no such model, or it can't be reached.
@@ -70,7 +70,7 @@ def _cached(name: str) -> bool:
 
 
 def _not_on_the_hub(name: str) -> str | None:
-    """Why a model can't be had from the hub, or None where it can: asked once, without retries."""
+    """Return why the hub doesn't give a model, None if it does. The hub is asked once, without retries."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -90,7 +90,7 @@ def _not_on_the_hub(name: str) -> str | None:
 
 
 def _known(folder: Path) -> list[str]:
-    """What could have been meant: the embedded model, model folders beside that path, and cached models."""
+    """Return names that could have been meant: the embedded model, model folders beside that path, and cached models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = [EMBEDDED, *SCRATCH]
@@ -105,7 +105,7 @@ def _known(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keeps the hub client's retries and warnings off the terminal: what they come to is said in one sentence."""
+    """Keep the hub client's retries and warnings off the terminal; the caller reports the outcome."""
     from huggingface_hub.utils import logging as hub_logging
 
     verbosity = hub_logging.get_verbosity()

@@ -1,7 +1,7 @@
-"""Pretrained classifiers: by name, from a folder, or the embedded one; loaded in the dtype they are used in.
+"""Pretrained classifiers: by name, from a folder, or the embedded one; loaded in the dtype that they are used in.
 
-New modules (a head the checkpoint doesn't have) are drawn in float32 from the run's own seed, so that every method starts
-from the same head whatever dtype its base is loaded in.
+Modules that the checkpoint doesn't have (a new head) are drawn in float32 from the run's seed. So every method starts from the same head,
+whatever the dtype of its base.
 """
 
 import contextlib
@@ -32,25 +32,25 @@ from rankwise.tasks.problems import PROBLEMS
 
 @dataclass(frozen=True)
 class Source:
-    """A model known by its config and tokenizer, before its weights are read."""
+    """A model's config and tokenizer, before its weights are read."""
 
     name: str
     path: str
     config: Any
     tokenizer: PreTrainedTokenizerBase
     max_length: int
-    """Tokens a text may have: the model's own limit, 512 at most unless asked for."""
+    """Tokens a text may have."""
 
 
 def locate(name: str, max_length: int | None = None) -> Source:
-    """Finds a model's config and tokenizer.
+    """Find a model's config and tokenizer.
 
     Args:
         name: `minilm`, a folder, or a Hugging Face name; what is in the local cache is taken without asking the hub.
-        max_length: tokens to truncate to; refused when the model can't take as many.
+        max_length: tokens to truncate to. Default: the model's own limit, 512 at most.
 
     Raises:
-        RankwiseError: there is no such model, or it can't be reached.
+        RankwiseError: there is no such model, it can't be reached, or it can't take `max_length` tokens.
     """
     path = hub.find(name)
     config = _from_pretrained(AutoConfig, path)
@@ -59,14 +59,14 @@ def locate(name: str, max_length: int | None = None) -> Source:
     tokenizer = _from_pretrained(AutoTokenizer, path)
     limit = token_limit(config, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
-        raise RankwiseError(f"{name} takes {limit} tokens at most; --max-length {max_length} is more.")
-    if tokenizer.pad_token is None:  # GPT-2, Llama: any token will do, attention never sees it
+        raise RankwiseError(f"{name} takes {limit} tokens at most; `max_length={max_length}` is more.")
+    if tokenizer.pad_token is None:  # GPT-2, Llama: attention never sees it, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return Source(name, path, config, tokenizer, max_length or text_limit(config, tokenizer))
 
 
 def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
-    """Transformers' `from_pretrained`, first without the hub; code that a model brings along is never run."""
+    """Call Transformers' `from_pretrained`, first without the hub. Code that comes with a model is never run."""
     here = Path(path).is_dir()
     with quiet(), hub.quiet_hub():
         try:
@@ -94,17 +94,17 @@ def _first_line(error: Exception) -> str:
 def load(
     source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem: str = "classification"
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Loads a sequence classifier and draws what its checkpoint doesn't have.
+    """Load a sequence classifier and draw the modules that its checkpoint doesn't have.
 
     Args:
         source: from `locate`.
-        label_names: the classes, in the order of their ids; one name for each output of the head.
-        dtype: of every weight as read (no float32 copy is made on the way).
+        label_names: one name for each output of the head, in order.
+        dtype: of every weight. No float32 copy is made on the way.
         seed: the run's seed.
         problem: what the outputs stand for (see `problems`); the model's config says it to others.
 
     Returns:
-        The model in eval mode, and the paths of its new modules outside the head (BERT's pooler where it is new).
+        The model in eval mode, and the paths of its new modules outside the head (BERT's pooler if the checkpoint has none).
     """
     labels = dict(enumerate(label_names))
     options: dict[str, Any] = {
@@ -133,7 +133,7 @@ def load(
 
 
 def _from_scratch(config: Any, options: dict[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A classifier with every weight drawn from `seed`."""
+    """Return a classifier with every weight drawn from `seed`."""
     config = type(config)(**{**config.to_dict(), **options})
     model = AutoModelForSequenceClassification.from_config(config)
     draw(model, [name for name, _ in model.named_modules()], seed)
@@ -141,7 +141,7 @@ def _from_scratch(config: Any, options: dict[str, Any], dtype: torch.dtype, seed
 
 
 def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
-    """Draws modules afresh, in float32 and from `seed`: matrices normal with the config's range, biases 0, norms 1."""
+    """Draw modules anew, in float32 and from `seed`: matrices from a normal distribution with the config's range, biases 0, norms 1."""
     generator = torch.Generator().manual_seed(stream_seed(seed, "init"))
     spread = getattr(model.config, "initializer_range", None) or 0.02
     for path in paths:
@@ -155,13 +155,13 @@ def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills padding; any will do where a tokenizer has none, since attention never sees it."""
+    """Return the id that fills padding. A tokenizer without one gets 0: attention never sees padding."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Transformers' own bars and load reports off the terminal: rankwise says what it loads."""
+    """Keep Transformers' own progress bars and reports off the terminal."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 """Your own table: what is to be learned from it, and which of its rows are kept for validation.
 
-reviews.csv | part-*.csv | --dataset owner/name ─► Table ─► Task (columns, problem, label names) ─► Dataset
+reviews.csv | part-*.csv | owner/name on the hub ─► Table ─► Task (columns, problem, label names) ─► Dataset
 """
 
 from dataclasses import replace
@@ -56,10 +56,10 @@ def name_of(options: TableOptions) -> str:
 def _train_and_validation(options: TableOptions, splits: dict[str, Table]) -> tuple[str, str | None]:
     """Return the names of the splits to train and to validate on; None if rows are to be split off."""
     train, validation = options.train_split or "train", options.validation_split
-    for asked, flag in ((train, "--train-split"), (validation, "--validation-split")):
+    for asked, argument in ((train, "train_split"), (validation, "validation_split")):
         if asked is not None and asked not in splits:
             raise RankwiseError(
-                f"{options.dataset} has no split {asked!r}. It has: {', '.join(splits)}. Say which with {flag}."
+                f"{options.dataset} has no split {asked!r}. It has: {', '.join(splits)}. Say which with `{argument}=`."
             )
     return train, validation or ("validation" if "validation" in splits else None)
 
@@ -86,7 +86,7 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
     )
     if not len(held_out):
         raise RankwiseError(
-            f"{table.name} is too small to split validation rows off; give some with --validation."
+            f"{table.name} is too small to split validation rows off. Give some with `validation=`."
         )
     how = ", stratified by label" if task.problem == "classification" else ""
     notes += (f"{len(held_out):,} rows of {table.name} are split off for validation{how}.",)
@@ -102,7 +102,7 @@ def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
     problem = options.problem or _problem(table, columns)
     if others and problem != "multi-label":
         raise RankwiseError(
-            f"--label names {len(columns)} columns, and {problem} has one. Leave --problem out."
+            f"`label=` names {len(columns)} columns, and {problem} has one. Leave out `problem=`."
         )
     task = Task(
         name=name_of(options),
@@ -123,7 +123,7 @@ def _problem(table: Table, columns: tuple[str, ...]) -> str:
     column, *others = columns
     if others:
         return "multi-label"
-    values = [v for v in table.column(column, "--label") if v is not None and v == v and v != ""]
+    values = [v for v in table.column(column, "label") if v is not None and v == v and v != ""]
     if any(isinstance(value, list) for value in values):
         return "multi-label"
     numbers = [number(value) for value in values]
@@ -133,7 +133,7 @@ def _problem(table: Table, columns: tuple[str, ...]) -> str:
     if odd is not None:
         raise RankwiseError(
             f"{table.name}: column {column!r} holds numbers with fractions, and {odd!r:.40}. Say what it is: "
-            "--problem classification, or --problem regression once each row has a number or nothing."
+            '`problem="classification"`, or `problem="regression"` once each row has a number or nothing.'
         )
     return "regression"
 
@@ -171,7 +171,7 @@ def _taken(table: Table, task: Task, options: TableOptions) -> tuple[str, ...]:
     if task.problem == "regression":
         numbers = [n for n in labels_of(table, task) if n is not None]
         low, high = min(numbers), max(numbers)
-        other = "" if options.problem else "; --problem classification takes them as classes"
+        other = "" if options.problem else '; `problem="classification"` takes them as classes'
         scale = (
             " Smaller units train faster: the loss is the squared error." if max(-low, high) > LARGE else ""
         )
@@ -182,4 +182,4 @@ def _taken(table: Table, task: Task, options: TableOptions) -> tuple[str, ...]:
         return (f"Multi-label, {len(task.label_names)} labels: {shown(task.label_names)}.",)
     classes = f"Classification, {len(task.label_names)} classes: {shown(task.label_names)}"
     numeric = all(number(name) is not None for name in task.label_names) and len(task.label_names) > 2
-    return (f"{classes}; --problem regression takes them as numbers." if numeric else f"{classes}.",)
+    return (f'{classes}; `problem="regression"` takes them as numbers.' if numeric else f"{classes}.",)

@@ -1,4 +1,4 @@
-"""Rows to token ids: flat arrays, cached on disk.
+"""Rows to token ids, as flat arrays that are cached on disk.
 
     Rows ─► tokenizer ─► Encoded:   input_ids  [a a a b b c c c c]    int32 [tokens]
                                     offsets    [0     3   5       9]  int64 [rows + 1]
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import transformers  # for its types alone: the grid's own process reads tasks and needs no tokenizer
 
 CACHE_FORMAT = 1
-"""Part of every cache key; raise it when what `encode` stores changes."""
+"""Part of every cache key. Increase it when `encode` stores something else."""
 BATCH = 1000
-"""Rows tokenised at a time: bounds the memory of the tokenizer's own objects."""
+"""Rows tokenised at a time, which bounds the memory of the tokenizer's own objects."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Rows:
 
     Attributes:
         text: one text a row.
-        text_pair: the second text of each row, where the task has pairs.
+        text_pair: the second text of each row, if the task has pairs.
         labels: in the form of their objective (see `objectives`), or None for prediction.
-        idx: the row's identity: what predictions.parquet calls idx.
+        idx: the number that identifies each row; predictions.parquet records it.
     """
 
     text: list[str]
@@ -52,7 +52,7 @@ class Rows:
         return len(self.text)
 
     def select(self, rows: Int64[np.ndarray, "chosen"]) -> "Rows":
-        """The rows of these numbers, in this order."""
+        """Return the rows of these numbers, in this order."""
         return Rows(
             text=[self.text[row] for row in rows],
             text_pair=None if self.text_pair is None else [self.text_pair[row] for row in rows],
@@ -67,10 +67,10 @@ class Encoded:
 
     Attributes:
         input_ids: row i is input_ids[offsets[i]:offsets[i + 1]].
-        offsets: where each row begins, and the end of the last.
-        token_type_ids: which text of a pair a token belongs to; only where the tokenizer makes them.
+        offsets: where each row begins, and where the last one ends.
+        token_type_ids: which text of a pair a token belongs to; None if the tokenizer doesn't make them.
         labels: in the form of their objective (see `objectives`), or None for prediction.
-        idx: the rows' identities.
+        idx: the numbers that identify the rows.
         n_truncated: texts (or pairs) that were longer than the limit when the split was encoded.
     """
 
@@ -86,11 +86,11 @@ class Encoded:
 
     @property
     def lengths(self) -> Int64[np.ndarray, "rows"]:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         return np.diff(self.offsets)
 
     def select(self, rows: Int64[np.ndarray, "chosen"]) -> "Encoded":
-        """The rows of these numbers, in this order."""
+        """Return the rows of these numbers, in this order."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -107,21 +107,21 @@ class Encoded:
 def encode(
     rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
 ) -> Encoded:
-    """Token ids of rows, truncated (the longer text of a pair first) and never padded.
+    """Return the token ids of rows, truncated (the longer text of a pair first) and never padded.
 
     Args:
         rows: texts or pairs.
         tokenizer: fast or slow; truncation and padding set in its own files are overridden.
         max_length: tokens a row may have, special tokens included.
-        cache: folder whose `tokens/` keeps encoded splits. None tokenises anew.
+        cache: folder that keeps encoded splits in `tokens/`. None tokenises anew.
 
     Raises:
-        RankwiseError: the limit leaves no room for text, or a text gives no tokens at all.
+        RankwiseError: the limit leaves no room for text, or a text gives no tokens.
     """
     special = tokenizer.num_special_tokens_to_add(pair=rows.text_pair is not None)
     if max_length <= special:
         raise RankwiseError(
-            f"--max-length {max_length} leaves no room for text beside {special} special tokens."
+            f"`max_length={max_length}` leaves no room for text beside {special} special tokens."
         )
     file = (
         None if cache is None else cache / "tokens" / f"{_cache_key(rows, tokenizer, max_length)}.safetensors"
@@ -149,9 +149,7 @@ def _tokenise(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max
         texts = rows.select(np.arange(start, min(start + BATCH, len(rows))))
         batch = _call(texts, tokenizer)
         too_long = [row for row, row_ids in enumerate(batch["input_ids"]) if len(row_ids) > max_length]
-        if (
-            too_long
-        ):  # only these are tokenised again: counting them is then the same for fast and slow tokenizers
+        if too_long:  # tokenised again, so that their number is the same for fast and slow tokenizers
             again = _call(texts.select(np.array(too_long)), tokenizer, max_length)
             for name, values in again.items():
                 for row, value in zip(too_long, values, strict=True):
@@ -187,12 +185,12 @@ def _call(
 
 
 def _cache_key(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int) -> str:
-    """SHA-256 over all that token ids depend on."""
+    """Return the SHA-256 of everything that token ids depend on."""
     from transformers import PreTrainedTokenizerFast
 
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
-        del vocabulary["truncation"], vocabulary["padding"]  # left over from whatever call came last
+        del vocabulary["truncation"], vocabulary["padding"]  # left over from an earlier call
     else:
         vocabulary = [
             type(tokenizer).__name__,
@@ -207,7 +205,7 @@ def _cache_key(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", ma
 
 
 def _write_tokens(file: Path, tokens: Encoded) -> None:
-    """One safetensors file that appears whole; of two processes the last one wins, with equal tokens."""
+    """Write one safetensors file, which appears whole. Of two processes the last one wins, with equal tokens."""
     arrays = {"input_ids": tokens.input_ids, "offsets": tokens.offsets}
     if tokens.token_type_ids is not None:
         arrays["token_type_ids"] = tokens.token_type_ids
@@ -220,7 +218,7 @@ def _write_tokens(file: Path, tokens: Encoded) -> None:
 
 
 def _read_tokens(file: Path, n_rows: int) -> Encoded | None:
-    """What `_write_tokens` wrote, or None if it isn't there or isn't whole."""
+    """Read what `_write_tokens` wrote; None if it isn't there or isn't whole."""
     try:
         with safe_open(file, "numpy") as stored:
             metadata = stored.metadata()

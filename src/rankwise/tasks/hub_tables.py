@@ -19,7 +19,7 @@ def read_split(task: Task, split: str) -> Table:
     Raises:
         RankwiseError: the task is on no hub, the hub can't be reached, or it has no such split.
     """
-    instead = f"Give a folder that holds {task.name}/{split}.parquet with --data."
+    instead = f"Give a folder that holds {task.name}/{split}.parquet with `data=`."
     if task.hub is None:
         raise RankwiseError(f"{task.name} is on no hub. {instead}")
     import datasets
@@ -54,7 +54,7 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
             found = {str(key): rows for key, rows in datasets.load_dataset(name, config).items()}
     except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        which = " Say which with --dataset-config." if "Config name is missing" in reason else ""
+        which = " Say which with `dataset_config=`." if "Config name is missing" in reason else ""
         raise RankwiseError(
             f"The data set {name} can't be loaded ({reason[:200]}).{which or ' Without the hub, give files or a folder instead.'}"
         ) from error

@@ -98,7 +98,7 @@ def _load_stored(task: Task, split: str, folder: Path | None) -> tuple[Rows, tup
     table = read_split(task, split) if folder is None else _folder_table(task, split, folder)
     rows, notes = rows_of(table, task, labelled=True)
     if "idx" in table.columns:
-        rows = replace(rows, idx=np.array(table.column("idx", "--data"), dtype=np.int64)[rows.idx])
+        rows = replace(rows, idx=np.array(table.column("idx", "data"), dtype=np.int64)[rows.idx])
     if task.problem == "regression" and len(np.unique(cast(Labels, rows.labels))) == 1:
         raise RankwiseError(f"{task.name}'s split {split!r} has no labels: each row has the same number.")
     return rows, notes
@@ -115,8 +115,8 @@ def _folder_table(task: Task, split: str, folder: Path) -> Table:
         place = next((path for path in (folder / task.name, folder) if path.is_dir()), None)
         listed = ", ".join(sorted(entry.name for entry in place.iterdir())) if place else ""
         held = f" {place} holds: {listed or 'nothing'}." if place else f" There is no folder {folder}."
-        raise RankwiseError(f"--data has no {folder / task.name / f'{split}.parquet'}.{held}")
+        raise RankwiseError(f"`data=` has no {folder / task.name / f'{split}.parquet'}.{held}")
     tables = [read_table(file) for file in files]
-    shards = [{name: table.column(name, "--data") for name in table.columns} for table in tables]
+    shards = [{name: table.column(name, "data") for name in table.columns} for table in tables]
     columns = {name: [value for shard in shards for value in shard.get(name, ())] for name in shards[0]}
     return Table("/".join(files[0].parts[-2:]), columns)

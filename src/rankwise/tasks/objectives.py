@@ -43,7 +43,7 @@ class Objective(ABC):
     """What a model learns from its labels.
 
     Attributes:
-        name: as in `--problem`, and in `run.json`.
+        name: as in `TableOptions.problem` and `run.json`.
         problem_type: its name in the config of a Transformers model.
         task_type: its name in the config of a PEFT adapter.
         metrics: names in `metrics.METRICS` that your own tables are scored with, the headline first.
@@ -252,8 +252,8 @@ class MultiLabel(Objective):
         if value is None or value == "":
             return None
         if not isinstance(value, list):
-            several = "a column of 0s and 1s for each: --label toxic insult"
-            raise OddLabel(value, f"several labels are a list in each row (JSONL, Parquet), or {several}")
+            columns = "a column of 0s and 1s for each, all of them named with `label=`"
+            raise OddLabel(value, f"several labels are a list in each row (JSONL, Parquet), or {columns}")
         names = tuple(name for one in value if (name := class_name(one)) is not None)
         if len(names) < len(value) or len(set(names)) < len(names):
             raise OddLabel(value, "a list names the labels that a row has, each once")
@@ -350,7 +350,7 @@ class Regression(Objective):
         return self.example_losses(logits, labels)
 
     def class_weights(self, spec: str, names: Sequence[str], labels: Labels) -> "torch.Tensor":
-        raise RankwiseError("--class-weights is for classes, and this is regression. Leave it out.")
+        raise RankwiseError("`class_weights=` is for classes, and this is regression. Leave it out.")
 
     def predict(self, logits: np.ndarray) -> Labels:
         return logits[:, 0].astype(np.float32)
@@ -438,7 +438,7 @@ def _refuse_missing(names: Sequence[str], with_it: np.ndarray, without: np.ndarr
     for rows, lacking in ((with_it, "no training row has it"), (without, "every training row has it")):
         if not rows.all():
             raise RankwiseError(
-                f"--class-weights balanced has no weight for {names[int(np.argmin(rows))]!r}: {lacking}. Give weights by name."
+                f"`class_weights=balanced` has no weight for {names[int(np.argmin(rows))]!r}: {lacking}. Give weights by name."
             )
 
 
@@ -448,16 +448,16 @@ def _given_weights(spec: str, names: Sequence[str]) -> list[float]:
         name, equals, text = part.strip().rpartition("=")
         if not equals:
             raise RankwiseError(
-                f"--class-weights takes balanced, or weights by name such as {names[0]}=2, not {part.strip()!r}."
+                f"`class_weights=` takes balanced, or weights by name such as {names[0]}=2, not {part.strip()!r}."
             )
         if name not in weights:
-            raise RankwiseError(f"--class-weights: there is no class {name!r}.{nearest(name, names)}")
+            raise RankwiseError(f"`class_weights=`: there is no class {name!r}.{nearest(name, names)}")
         try:
             weights[name] = float(text)
         except ValueError:
             weights[name] = 0.0
         if not 0 < weights[name] < float("inf"):
             raise RankwiseError(
-                f"--class-weights: the weight of {name} must be a number above 0; it is {text!r}."
+                f"`class_weights=`: the weight of {name} must be a number above 0; it is {text!r}."
             )
     return list(weights.values())

@@ -74,15 +74,15 @@ def has_text(table: Table, task: Task) -> Bool[np.ndarray, "rows"]:
 
 def _texts(table: Table, task: Task) -> list[list[str]]:
     """Return the one or two text columns as strings; a missing text is empty."""
-    columns = [(task.text, "--text")] + ([(task.text_pair, "--text-pair")] if task.text_pair else [])
+    columns = [(task.text, "text")] + ([(task.text_pair, "text_pair")] if task.text_pair else [])
     texts = []
-    for name, flag in columns:
-        values = table.column(name, flag)
+    for name, argument in columns:
+        values = table.column(name, argument)
         odd = next((row for row, value in enumerate(values) if isinstance(value, list | dict | bytes)), None)
         if odd is not None:
             raise RankwiseError(
                 f"{table.name} {table.where([odd])}: column {name!r} holds {values[odd]!r:.40}, not text. "
-                f"Say which with {flag}."
+                f"Say which with `{argument}=`."
             )
         # pandas writes a missing text as None or as NaN, the only value that differs from itself.
         texts.append(["" if value is None or value != value else _whole(str(value)) for value in values])
@@ -106,7 +106,7 @@ def labels_of(table: Table, task: Task) -> list[Any]:
     """Return each row's label as the task's objective parses it, None for an empty cell."""
     if task.label is None:
         return _marked(table, task)
-    return [_parsed(table, row, task, value) for row, value in enumerate(table.column(task.label, "--label"))]
+    return [_parsed(table, row, task, value) for row, value in enumerate(table.column(task.label, "label"))]
 
 
 def _parsed(table: Table, row: int, task: Task, value: Any) -> Any:
@@ -138,7 +138,7 @@ _MARKS = {"0": False, "1": True, "false": False, "true": True}
 def _marks(table: Table, column: str) -> list[bool | None]:
     """Return a column of 0s and 1s (or true and false), None for an empty cell."""
     marks: list[bool | None] = []
-    for row, value in enumerate(table.column(column, "--label")):
+    for row, value in enumerate(table.column(column, "label")):
         try:
             text = str(class_name(value) or "").lower()
         except OddLabel as odd:

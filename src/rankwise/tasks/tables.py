@@ -1,7 +1,6 @@
-"""Files to tables: CSV, TSV, JSONL and Parquet, read strictly; several files as one table; data sets of the hub.
+"""Files to tables: CSV, TSV, JSONL and Parquet, read strictly; several files as one table.
 
-A table that can't be trusted is refused with the line that is wrong, because a mistaken guess about texts or labels would only show as a
-poor score.
+A malformed table is refused, with the line that is wrong: a mistaken guess about texts or labels would only show as a poor score.
 """
 
 import csv
@@ -33,18 +32,18 @@ FOREIGN = {
     b"ARROW1": "an Arrow file",
     b"%PDF": "a PDF",
 }
-"""First bytes of files that people do hand over, but which hold no table this reads."""
+"""First bytes of files that people pass by mistake."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of one file, and how to name its rows to a person.
+    """The columns of one file, and where its rows are found in it.
 
     Attributes:
         name: of the file, for messages.
         columns: name → values, one a row.
-        lines: line each row begins at (`part-2.csv:7` where several files make one table); None where the file has none (Parquet), then
-            rows are counted from 1.
+        lines: where each row begins: its line, or `part-2.csv:7` if several files make one table. None for a file without lines
+            (Parquet), whose rows are counted from 1.
     """
 
     name: str
@@ -54,22 +53,26 @@ class Table:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
-    def column(self, name: str, flag: str) -> list[Any]:
-        """Values of a column as Python objects.
+    def column(self, name: str, argument: str) -> list[Any]:
+        """Return the values of a column as Python objects.
+
+        Args:
+            name: of the column.
+            argument: of the library that names the column, for the message.
 
         Raises:
-            RankwiseError: there is no such column; the sentence says which `flag` names another.
+            RankwiseError: there is no such column.
         """
         if name not in self.columns:
             raise RankwiseError(
                 f"{self.name} has no column {name!r}. Its columns: {', '.join(self.columns)}. "
-                f"Say which with {flag}."
+                f"Say which with `{argument}=`."
             )
         values = self.columns[name]
         return values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)  # pyright: ignore[reportAttributeAccessIssue]
 
     def where(self, rows: Sequence[int]) -> str:
-        """`line 7` or `lines 7, 9, 12 and 40 more`, for a message."""
+        """Return `line 7` or `lines 7, 9, 12 and 40 more`, for a message."""
         unit = "row" if self.lines is None else "line"
         shown = [str(row + 1 if self.lines is None else self.lines[row]) for row in rows[:5]]
         more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
@@ -77,10 +80,10 @@ class Table:
 
 
 def expand(files: Sequence[Path]) -> tuple[Path, ...]:
-    """The files that names and patterns (`part-*.csv`) stand for, each once.
+    """Return the files that names and patterns (`part-*.csv`) stand for, each once.
 
     Raises:
-        RankwiseError: a pattern that no file matches.
+        RankwiseError: no file matches a pattern.
     """
     found: dict[Path, None] = {}
     for file in files:
@@ -95,10 +98,10 @@ def expand(files: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def read_tables(files: Sequence[Path]) -> Table:
-    """One table from one file or several, in their order.
+    """Return one table from one file or several, in their order.
 
     Args:
-        files: names or patterns, of any kinds that `read_table` reads.
+        files: names or patterns, of all kinds that `read_table` reads.
 
     Raises:
         RankwiseError: a file can't be read, or its columns aren't those of the first.
@@ -123,12 +126,12 @@ def read_tables(files: Sequence[Path]) -> Table:
 
 
 def read_table(path: Path | str) -> Table:
-    """Reads a CSV, TSV, JSONL or Parquet file whose content agrees with its name.
+    """Read a CSV, TSV, JSONL or Parquet file whose content agrees with its name.
 
-    Cells of CSV and TSV stay strings: nothing is guessed about `007`, `true` or `NA`.
+    Cells of CSV and TSV stay strings: nothing is inferred from `007`, `true` or `NA`.
 
     Args:
-        path: `.csv` (commas or semicolons), `.tsv`, `.jsonl`, `.parquet`; for other names the content decides.
+        path: `.csv` (commas or semicolons), `.tsv`, `.jsonl`, `.parquet`; of other names the content decides.
 
     Raises:
         RankwiseError: the file is missing, empty, another kind than its name says, not UTF-8, or malformed.
@@ -165,7 +168,7 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _kind(path: Path, content: bytes) -> str:
-    """The kind its name says, once the first bytes don't contradict it."""
+    """Return the kind that its name says, unless the first bytes contradict it."""
     for start, foreign in FOREIGN.items():
         if content.startswith(start):
             raise RankwiseError(
@@ -181,7 +184,7 @@ def _kind(path: Path, content: bytes) -> str:
     named = SUFFIXES.get(path.suffix.lower(), found)
     if named == "JSONL" and first_line.startswith(b"["):
         raise RankwiseError(f"{path.name} holds one JSON array; write one object a line instead (JSONL).")
-    # A broken first line of JSONL and a TSV with one column are for their readers to judge, with the line.
+    # The readers report a broken first line of JSONL with its line; a TSV with one column looks like CSV.
     if (
         named == found
         or (named == "JSONL" and first_line.startswith(b"{"))
@@ -266,7 +269,7 @@ def _delimited(name: str, text: str, kind: str) -> Table:
 
 
 def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record that isn't a blank line, with the line it begins at."""
+    """Yield each record that isn't a blank line, with the line it begins at."""
     csv.field_size_limit(1 << 30)  # the default refuses texts of 128 KB
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begins = 1

@@ -18,7 +18,7 @@ class Task:
     `run.json` records a task, but not its `loader`, `download` and `lengths`.
 
     Attributes:
-        name: as in `rankwise compare --tasks`.
+        name: by which commands and configs refer to it.
         text: column of the text.
         text_pair: column of the second text, if rows are pairs.
         label: column of the label; None if each of `label_names` is a column of 0s and 1s.
