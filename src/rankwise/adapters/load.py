@@ -44,9 +44,8 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
             raise RankwiseError(_nothing_trained(folder))
         source = loading.locate(str(folder))
         labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
-        return loading.load(
-            source, labels, dtype=dtype, seed=0, problem=objectives.of_config(source.config).name
-        )[0]
+        problem_type = objectives.of_config(source.config).problem_type
+        return loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)[0]
     adapter = peft_format.read(folder, any_kind=True)
     name = base or adapter.base_model
     if name is None:
@@ -64,7 +63,8 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     problem = adapter.problem or ("regression" if len(labels) == 1 else "classification")
-    model, _ = loading.load(source, labels, dtype=dtype, seed=0, problem=problem)
+    problem_type = objectives.named(problem).problem_type
+    model, _ = loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)
     if adapter.unsupported is not None:
         from rankwise.adapters import peft_kinds
 

@@ -27,7 +27,10 @@ from rankwise.errors import RankwiseError
 from rankwise.models import hub
 from rankwise.models.families import text_limit, token_limit
 from rankwise.seeding import stream_seed
-from rankwise.tasks.problems import PROBLEMS
+
+
+CLASSIFIER = "single_label_classification"
+"""`problem_type` of a model that predicts one class a row."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def _first_line(error: Exception) -> str:
 
 
 def load(
-    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem: str = "classification"
+    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem_type: str = CLASSIFIER
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a sequence classifier and draw the modules that its checkpoint doesn't have.
 
@@ -101,7 +104,7 @@ def load(
         label_names: one name for each output of the head, in order.
         dtype: of every weight. No float32 copy is made on the way.
         seed: the run's seed.
-        problem: what the outputs stand for (see `problems`); the model's config says it to others.
+        problem_type: what the outputs stand for, as Transformers' configs name it.
 
     Returns:
         The model in eval mode, and the paths of its new modules outside the head (BERT's pooler if the checkpoint has none).
@@ -111,7 +114,7 @@ def load(
         "num_labels": len(labels),
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
-        "problem_type": PROBLEMS[problem].problem_type,
+        "problem_type": problem_type,
     }
     if source.name in hub.SCRATCH:
         return _from_scratch(source.config, options, dtype, seed), []

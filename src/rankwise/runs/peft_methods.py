@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import torch
-from peft import AdaLoraModel, PeftModel, PeftType, TaskType, get_peft_model
+from peft import AdaLoraModel, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,6 +29,7 @@ from rankwise.lora.inject import find_targets, train_beside
 from rankwise.models.families import body_and_heads
 from rankwise.seeding import seed_torch
 from rankwise.tasks.encoding import Encoded
+from rankwise.tasks.objectives import of_config
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora": ("ADALORA", {}),
@@ -169,7 +170,8 @@ def prepare(
     seed_torch(config.seed, "adapter")
     with peft_errors(name, model):
         make = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
-        peft_config = make(task_type=TaskType.SEQ_CLS, modules_to_save=heads, **document)
+        task_type = of_config(cast(Any, model).config).task_type
+        peft_config = make(task_type=task_type, modules_to_save=heads, **document)
         wrapper = cast(PeftModel, get_peft_model(model, peft_config))
         if document.get("init_lora_weights") == "eva":
             _initialise_from_data(wrapper, rows, model)

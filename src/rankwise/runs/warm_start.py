@@ -22,7 +22,7 @@ from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
 from rankwise.run_folder import RunFolder
 from rankwise.runs import methods
-from rankwise.tasks.objectives import of_config
+from rankwise.tasks import objectives
 from rankwise.tasks.task import Task
 
 
@@ -66,12 +66,15 @@ def load(
         The model, its new modules outside the head (see `models.loading.load`), and what it started from, for the first lines of a run.
     """
     label_names = list(task.label_names)
-    model, new = loading.load(source, label_names, dtype=dtype, seed=config.seed, problem=task.problem)
+    objective = objectives.named(task.problem)
+    model, new = loading.load(
+        source, label_names, dtype=dtype, seed=config.seed, problem_type=objective.problem_type
+    )
     folder = config.model.from_adapter
     if folder is None:
         return model, new, ""
     if not (folder / peft_format.CONFIG).is_file():
-        kept = _labels(source.config) == label_names and of_config(source.config).name == task.problem
+        kept = _labels(source.config) == label_names and objectives.of_config(source.config) is objective
         if not kept:
             heads = [model.get_submodule(path) for path in body_and_heads(model)[1]]
             inside = {id(module) for head in heads for module in head.modules()}

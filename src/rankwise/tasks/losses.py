@@ -64,39 +64,3 @@ def calibrated(
 
     log_scale = minimize_scalar(mean, bounds=(-4.0, 4.0), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
     return losses(logits * math.exp(log_scale), labels, weights)
-
-
-# Until their callers hold an objective.
-
-
-def _of(labels: Tensor):
-    from rankwise.tasks import objectives
-
-    kind = (
-        "multi-label"
-        if labels.ndim == 2
-        else "regression"
-        if labels.is_floating_point()
-        else "classification"
-    )
-    return objectives.OBJECTIVES[kind]
-
-
-def example_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    return _of(labels).example_losses(logits, labels, weights)
-
-
-def calibrated_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    return _of(labels).calibrated_losses(logits, labels, weights)
-
-
-def mean_loss(logits, labels) -> float:
-    import torch
-
-    return _of(torch.from_numpy(labels)).mean_loss(logits, labels)
-
-
-def class_weights(spec, names, labels) -> Tensor:
-    import torch
-
-    return _of(torch.from_numpy(labels)).class_weights(spec, names, labels)

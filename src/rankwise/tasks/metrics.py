@@ -83,10 +83,3 @@ def scores(
             raise RankwiseError(f"{name} is no metric of {problem}. Those that are: {those}.")
         found[name] = float(METRICS[name](labels, predictions))
     return found
-
-
-def score(metrics: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Until its callers hold an objective."""
-    from rankwise.tasks.problems import problem_of
-
-    return problem_of(labels).score(metrics, labels, logits)
