@@ -83,9 +83,12 @@ def test_an_unreachable_data_set_is_reported(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"dataset": "a/b", "train_file": (Path("t.csv"),)}, "Both --dataset a/b and the file t.csv"),
-        ({"dataset_config": "x"}, "--dataset-config is for a data set, and --dataset names none"),
-        ({"dataset": "a/b", "validation": Path("v.csv")}, "name the split with --validation-split"),
+        ({"dataset": "a/b", "train_file": (Path("t.csv"),)}, "Both `dataset=a/b` and the file t.csv"),
+        ({"dataset_config": "x"}, "`dataset_config=` needs a data set"),
+        (
+            {"dataset": "a/b", "validation": Path("v.csv")},
+            "Name the split of a data set with `validation_split=`",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, says):

@@ -28,7 +28,6 @@ from rankwise.models import hub
 from rankwise.models.families import text_limit, token_limit
 from rankwise.seeding import stream_seed
 
-
 CLASSIFIER = "single_label_classification"
 """`problem_type` of a model that predicts one class a row."""
 

@@ -126,8 +126,11 @@ def prepare(folder: RunFolder) -> Prepared:
     method = methods.named(name)
     place = choose_place(config, facts, record.get("assigned") or {})
     check_base_bits(config, name, place.device)
+    dataset = load_dataset(
+        config
+    )  # first, so that an error in the rows is reported before a model is downloaded
     source = warm_start.locate(config)
-    rows = load_rows(config, source)
+    rows = encode_rows(config, dataset, source)
 
     rss = PeakRss()
     if place.device.type == "cuda":
@@ -221,9 +224,9 @@ def check_base_bits(config: RunConfig, name: str, device: torch.device) -> None:
     quantized.check(device)
 
 
-def load_rows(config: RunConfig, source: Source) -> RunRows:
-    """Load the rows of a run and encode them with the model's tokenizer."""
-    dataset, cache = load_dataset(config), cache_folder()
+def encode_rows(config: RunConfig, dataset: Dataset, source: Source) -> RunRows:
+    """Encode the rows of a run with the model's tokenizer."""
+    cache = cache_folder()
     train = encode(dataset.train, source.tokenizer, source.max_length, cache)
     validation = {
         split: encode(rows, source.tokenizer, source.max_length, cache)

@@ -310,7 +310,7 @@ class MultiLabel(Objective):
         return {"label": lists, **columns}, _counted(names, said.sum(axis=0))
 
     def describe(self, names: Sequence[str]) -> str:
-        return f"Says which of these hold of a text: {', '.join(names)}."
+        return f"Predicts which of these labels a text has: {', '.join(names)}."
 
 
 class Regression(Objective):
@@ -361,7 +361,7 @@ class Regression(Objective):
         return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
 
     def describe(self, names: Sequence[str]) -> str:
-        return f"Says a number of a text: {', '.join(names)}."
+        return f"Predicts a number for a text: {', '.join(names)}."
 
 
 OBJECTIVES: dict[str, Objective] = {o.name: o for o in (Classification(), MultiLabel(), Regression())}
