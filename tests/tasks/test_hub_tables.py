@@ -9,6 +9,7 @@ import pytest
 from rankwise.config import RunConfig, TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks.load import load_dataset
+from rankwise.tasks.rows import read_rows
 
 
 class HubSplit(dict):
@@ -94,3 +95,45 @@ def test_an_unreachable_data_set_is_reported(monkeypatch):
 def test_options_that_contradict_each_other_are_refused(options, says):
     with pytest.raises(RankwiseError, match=says):
         TableOptions(**options)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """What `save_to_disk` writes: `one` data set, and `splits` of it."""
+    import datasets
+
+    names = datasets.ClassLabel(names=["good", "bad"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    rows = {"text": [f"text {i}" for i in range(12)], "label": [i % 2 for i in range(12)]}
+    one = datasets.Dataset.from_dict(rows, features=features)
+    datasets.disable_progress_bars()
+    one.save_to_disk(tmp_path / "one")
+    both = datasets.DatasetDict(train=one, validation=one.select(range(4)))
+    both.save_to_disk(tmp_path / "splits")
+    return tmp_path
+
+
+def test_what_save_to_disk_wrote_is_read(saved):
+    for options in (TableOptions(dataset=str(saved / "one")), TableOptions(train_file=(saved / "one",))):
+        dataset = load_dataset(RunConfig(table=options))
+        assert (dataset.task.name, dataset.task.label_names) == ("one", ("bad", "good"))
+        rows = [dataset.train, dataset.validation["validation"]]
+        assert {int(i): int(y) for part in rows for i, y in zip(part.idx, part.labels, strict=True)} == {
+            i: 1 - i % 2 for i in range(12)
+        }
+    for options in (
+        TableOptions(dataset=str(saved / "splits")),
+        TableOptions(train_file=(saved / "splits",)),
+    ):
+        dataset = load_dataset(RunConfig(table=options))
+        assert (len(dataset.train), len(dataset.validation["validation"])) == (12, 4)
+
+
+def test_what_save_to_disk_wrote_is_evaluated(saved):
+    task = load_dataset(RunConfig(table=TableOptions(train_file=(saved / "one",)))).task
+    rows, _ = read_rows(saved / "splits" / "validation", task, labelled=True)
+    assert rows.labels.tolist() == [1, 0, 1, 0]
+    with pytest.raises(RankwiseError, match="holds the splits train, validation. Give the folder of one"):
+        read_rows(saved / "splits", task, labelled=True)
+    with pytest.raises(RankwiseError, match="is a data set that `save_to_disk` wrote"):
+        load_dataset(RunConfig(table=TableOptions(train_file=(saved / "one", saved / "splits"))))

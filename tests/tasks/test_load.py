@@ -45,6 +45,16 @@ def test_mnli_has_matched_and_mismatched_validation_rows(tmp_path):
     assert rows.text == validation["validation"].text
 
 
+def test_a_shard_without_a_column_is_refused(tmp_path):
+    folder = glue_folder(tmp_path, TASKS["rte"], train=4, validation=3) / "rte"
+    table = pq.read_table(folder / "train.parquet")
+    (folder / "train.parquet").unlink()
+    pq.write_table(table, folder / "train-00000-of-00002.parquet")
+    pq.write_table(table.drop_columns(["label"]), folder / "train-00001-of-00002.parquet")
+    with pytest.raises(RankwiseError, match="train-00001-of-00002.parquet has no column 'label'"):
+        load_split(TASKS["rte"], "train", tmp_path)
+
+
 def test_sharded_files_of_the_hub_are_read(tmp_path):
     folder = glue_folder(tmp_path, TASKS["rte"], train=4, validation=3)
     whole = folder / "rte" / "train.parquet"

@@ -1,7 +1,10 @@
 """Tables as people really hand them over."""
 
+import bz2
 import csv
+import gzip
 import io
+import lzma
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.tables import read_table
+from rankwise.tasks.tables import read_table, read_tables
+
+TABLE = b"text,label\na,1\n"
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -94,6 +99,14 @@ def test_a_row_is_named_by_the_line_it_begins_at(tmp_path):
         ("t.csv", b"text,text\na,1\n", "two columns named 'text'"),
         ("t.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 isn't JSON"),
         ("t.jsonl", b'{"text": "a"}\n7\n', "line 2 isn't a JSON object: '7'"),
+        ("t.jsonl", b'{"text": "a", "text": "b"}\n', "line 1 names 'text' twice"),
+        ("t.jsonl", b'{"text": ' + b"[" * 60_000 + b"]" * 60_000 + b"}\n", "line 1 is nested too deep"),
+        ("t.csv", lzma.compress(TABLE), "t.csv is an xz file by its content. Decompress"),
+        ("t.csv.bz2", bz2.compress(TABLE), "is a bzip2 file"),
+        ("t.csv.bz2", bz2.compress(b""), "is a bzip2 file"),
+        ("t.csv.gz", gzip.compress(TABLE), "is a gzip file"),
+        ("t.csv.zst", pa.compress(TABLE, "zstd", asbytes=True), "is a Zstandard file"),
+        ("t.csv.lz4", pa.compress(TABLE, "lz4", asbytes=True), "is an LZ4 file"),
     ],
 )
 def test_an_error_in_a_file_is_one_line(tmp_path, name, content, says):
@@ -128,3 +141,66 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
         table.column("label", "label")
     expected = "reviews.csv has no column 'label'. Its columns: text, stars. Say which with `label=`."
     assert str(error.value) == expected
+
+
+def test_a_quote_at_the_start_of_a_tsv_cell_swallows_no_rows(tmp_path):
+    rows = [(f"review {i}", "pos" if i % 2 else "neg") for i in range(200)]
+    rows[20], rows[80] = ('"I like it', "pos"), ('It was fine"', "neg")
+    lines = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
+    table = read_table(write(tmp_path / "t.tsv", lines))
+    assert list(zip(table.columns["text"], table.columns["label"], strict=True)) == rows
+    assert table.notes == (
+        "t.tsv: 200 rows, one a line; quotes are read as characters of the cells. If they enclosed cells, it would be 140 rows.",
+    )
+
+
+@pytest.mark.parametrize("first", ['"never closed', '"closed" too early', '"a ""b"" c', '"'])
+def test_quotes_that_enclose_no_cells_are_text_in_tsv(tmp_path, first):
+    table = read_table(write(tmp_path / "t.tsv", f"text\tlabel\n{first}\tpos\nb\tneg\n"))
+    assert table.columns["text"] == [first, "b"]
+    assert "quotes are read as characters of the cells" in table.notes[0]
+
+
+def test_quotes_around_tsv_cells_are_none_of_the_text(tmp_path):
+    table = read_table(write(tmp_path / "t.tsv", 'text\tlabel\n"a\tb ""c"""\tpos\n"d"\tneg\n'))
+    assert (table.columns["text"], table.notes) == (['a\tb "c"', "d"], ())
+    table = read_table(write(tmp_path / "all.tsv", '"text"\t"label"\n"a\tb\nc"\t"pos"\n'))
+    assert (table.columns["text"], table.columns["label"]) == (["a\tb\nc"], ["pos"])
+
+
+def test_a_row_count_that_depends_on_quotes_is_said(tmp_path):
+    lines = 'text,label\n"one, two\nthree",1\nfour,0\n"five\n\nsix",1\n'
+    table = read_table(write(tmp_path / "t.csv", lines))
+    assert table.columns["text"] == ["one, two\nthree", "four", "five\n\nsix"]
+    assert table.notes == ("t.csv: 3 rows on 5 lines; quoted cells hold line breaks (lines 2-3, 5-7).",)
+    plain = read_table(write(tmp_path / "plain.csv", 'text,label\n"good, really",5\nbad,1\n'))
+    assert plain.notes == ()
+
+
+def test_a_csv_file_that_is_whole_either_way_is_refused(tmp_path):
+    lines = 'text,label\n"I like it,pos\nreview,neg\nIt was fine",neg\nlast,pos\n'
+    with pytest.raises(
+        RankwiseError,
+        match=r"t.csv has 4 rows if quotes are .*, and 2 if they enclose cells \(lines 2-4\)\. Put quotes",
+    ):
+        read_table(write(tmp_path / "t.csv", lines))
+    quoted = read_table(write(tmp_path / "q.csv", lines.replace("text,label", '"text","label"')))
+    assert quoted.columns["label"] == ["neg", "pos"]
+
+
+def test_notes_on_how_files_were_read_are_kept(tmp_path):
+    one = write(tmp_path / "one.csv", 'text,label\n"a\nb",1\n')
+    two = write(tmp_path / "two.csv", "text,label\nc,0\n")
+    notes = read_tables([two, one]).notes
+    assert notes == ("one.csv: 1 row on 2 lines; quoted cells hold line breaks (lines 2-3).",)
+
+
+def test_a_repeated_column_of_parquet_is_named(tmp_path):
+    columns = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    pq.write_table(columns, tmp_path / "t.parquet")
+    with pytest.raises(RankwiseError, match=r"^t.parquet has two columns named 'text'; rename one\.$"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_text_that_begins_like_bzip2_is_text(tmp_path):
+    assert columns_of(write(tmp_path / "t.csv", "BZh91,label\na,1\n"))["BZh91"] == ["a"]

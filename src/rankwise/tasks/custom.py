@@ -15,7 +15,7 @@ from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.objectives import number
 from rankwise.tasks.rows import has_text, in_order, labels_of, read_rows, rows_of, shown
 from rankwise.tasks.splits import Dataset, same_row, stratified_split
-from rankwise.tasks.tables import Table, read_tables
+from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
 from rankwise.tasks.task import Task
 
 VALIDATION = 0.2
@@ -31,12 +31,20 @@ def load_table(options: TableOptions) -> Dataset:
     Raises:
         RankwiseError: they can't be read, or can't be trained on.
     """
-    if options.dataset is not None:
-        splits = read_dataset(options.dataset, options.dataset_config)
-        train, validation = _train_and_validation(options, splits)
-        return _dataset(options, splits[train], None if validation is None else splits[validation])
+    name = options.dataset or _saved_dataset(options)
+    if name is not None:
+        splits = read_dataset(name, options.dataset_config)
+        train, validation = _train_and_validation(name, options, splits)
+        held_out = None if validation is None else splits[validation]
+        return _dataset(options, splits[train], options.validation or held_out)
     assert options.train_file is not None
     return _dataset(options, read_tables(options.train_file), options.validation)
+
+
+def _saved_dataset(options: TableOptions) -> str | None:
+    """Return the folder that was given as the one file, if `save_to_disk` of the `datasets` library wrote it."""
+    files = options.train_file or ()
+    return str(files[0]) if len(files) == 1 and is_saved_dataset(files[0]) else None
 
 
 def load_dataset_split(options: TableOptions, task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
@@ -53,13 +61,15 @@ def name_of(options: TableOptions) -> str:
     return options.train_file[0].stem
 
 
-def _train_and_validation(options: TableOptions, splits: dict[str, Table]) -> tuple[str, str | None]:
+def _train_and_validation(
+    name: str, options: TableOptions, splits: dict[str, Table]
+) -> tuple[str, str | None]:
     """Return the names of the splits to train and to validate on; None if rows are to be split off."""
     train, validation = options.train_split or "train", options.validation_split
     for asked, argument in ((train, "train_split"), (validation, "validation_split")):
         if asked is not None and asked not in splits:
             raise RankwiseError(
-                f"{options.dataset} has no split {asked!r}. It has: {', '.join(splits)}. Say which with `{argument}=`."
+                f"{name} has no split {asked!r}. It has: {', '.join(splits)}. Say which with `{argument}=`."
             )
     return train, validation or ("validation" if "validation" in splits else None)
 

@@ -3,13 +3,14 @@
 It is imported inside functions, because it is slow to import and only such data need it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.models.hub import quiet_hub
-from rankwise.tasks.tables import Table
+from rankwise.tasks.tables import Table, is_saved_dataset
 from rankwise.tasks.task import Task
 
 
@@ -40,7 +41,7 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
     """Return the splits of a data set that the `datasets` library loads, with classes by their names.
 
     Args:
-        name: on the hub (`owner/name`), or a folder.
+        name: on the hub (`owner/name`), or a folder: of files, or what `save_to_disk` wrote. There, a single data set is `train`.
         config: one of its configurations, if it has several.
         split: only this one. Default: all.
 
@@ -51,7 +52,7 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
 
     try:
         with quiet_hub(), _no_bars(datasets):
-            found = {str(key): rows for key, rows in datasets.load_dataset(name, config).items()}
+            found = {str(key): rows for key, rows in _load(datasets, name, config).items()}
     except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
         reason = " ".join(str(error).split()) or type(error).__name__
         which = " Say which with `dataset_config=`." if "Config name is missing" in reason else ""
@@ -65,6 +66,13 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
         for key, rows in found.items()
         if split in (None, key)
     }
+
+
+def _load(datasets: Any, name: str, config: str | None) -> Mapping[str, Any]:
+    if not is_saved_dataset(Path(name)):
+        return datasets.load_dataset(name, config)
+    saved = datasets.load_from_disk(name)
+    return saved if isinstance(saved, dict) else {"train": saved}
 
 
 def _named(rows: Any, column: str) -> list[Any]:

@@ -20,7 +20,7 @@ from rankwise.tasks.hub_tables import read_split
 from rankwise.tasks.objectives import Labels
 from rankwise.tasks.rows import rows_of
 from rankwise.tasks.splits import Dataset
-from rankwise.tasks.tables import Table, read_table
+from rankwise.tasks.tables import Table, join, read_table
 from rankwise.tasks.task import Task
 
 
@@ -116,7 +116,5 @@ def _folder_table(task: Task, split: str, folder: Path) -> Table:
         listed = ", ".join(sorted(entry.name for entry in place.iterdir())) if place else ""
         held = f" {place} holds: {listed or 'nothing'}." if place else f" There is no folder {folder}."
         raise RankwiseError(f"`data=` has no {folder / task.name / f'{split}.parquet'}.{held}")
-    tables = [read_table(file) for file in files]
-    shards = [{name: table.column(name, "data") for name in table.columns} for table in tables]
-    columns = {name: [value for shard in shards for value in shard.get(name, ())] for name in shards[0]}
-    return Table("/".join(files[0].parts[-2:]), columns)
+    table = join([read_table(file) for file in files])
+    return replace(table, name="/".join(files[0].parts[-2:]))

@@ -13,9 +13,10 @@ from jaxtyping import Bool
 from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.objectives import Labels, OddLabel, all_integers, class_name
 from rankwise.tasks.registry import TASKS
-from rankwise.tasks.tables import Table, read_tables
+from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
 from rankwise.tasks.task import Task
 
 
@@ -23,7 +24,7 @@ def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tu
     """Return the rows of a file, to evaluate (labelled) or predict on; `idx` is the row's position in the file, from 0.
 
     Args:
-        path: CSV, TSV, JSONL or Parquet; a pattern reads several as one.
+        path: CSV, TSV, JSONL or Parquet; a pattern reads several as one; or a data set that `save_to_disk` wrote.
         task: says which columns, and the label names the model knows.
         labelled: read labels too, and leave out rows without a label.
 
@@ -33,7 +34,18 @@ def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tu
     Raises:
         RankwiseError: the file or a column of it can't be read, or a label isn't one of the task's.
     """
-    return rows_of(read_tables([Path(path)]), task, labelled=labelled)
+    return rows_of(_table(Path(path)), task, labelled=labelled)
+
+
+def _table(path: Path) -> Table:
+    if not is_saved_dataset(path):
+        return read_tables([path])
+    splits = read_dataset(str(path), None)
+    if len(splits) > 1:
+        raise RankwiseError(
+            f"{path} holds the splits {', '.join(splits)}. Give the folder of one, such as {path / next(iter(splits))}."
+        )
+    return next(iter(splits.values()))
 
 
 def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:
@@ -42,7 +54,7 @@ def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[st
     no_text = without_text(texts)
     labels = labels_of(table, task) if labelled else [""] * len(table)
     no_label = np.array([label is None for label in labels]) & ~no_text
-    notes = _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
+    notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
     kept = np.flatnonzero(~(no_text | no_label))
     if not len(kept):
         raise RankwiseError(f"{table.name} has no row with {'both text and label' if labelled else 'text'}.")

@@ -6,7 +6,9 @@ A malformed table is refused, with the line that is wrong: a mistaken guess abou
 import csv
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
@@ -28,11 +30,28 @@ SUFFIXES = {
 }
 FOREIGN = {
     b"PK\x03\x04": "a zip or Excel file",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel file",
     b"\x1f\x8b": "a gzip file",
-    b"ARROW1": "an Arrow file",
-    b"%PDF": "a PDF",
+    b"\xfd7zXZ\x00": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"\x04\x22\x4d\x18": "an LZ4 file",
+    b"7z\xbc\xaf\x27\x1c": "a 7z file",
+    b"Rar!\x1a\x07": "a RAR file",
+    b"ARROW1\0\0": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow file",
+    b"FEA1": "a Feather file",
+    b"PARE": "an encrypted Parquet file",
+    b"Obj\x01": "an Avro file",
+    b"SQLite format 3\0": "an SQLite data base",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy file",
+    b"%PDF-": "a PDF",
 }
 """First bytes of files that people pass by mistake."""
+BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)")
+"""The first bytes of a bzip2 file: text may begin with `BZh` too, but not with the number behind it."""
+SAVED_DATASET = ("dataset_dict.json", "state.json")
+"""The folder that `save_to_disk` of the `datasets` library writes holds one of these."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,13 @@ class Table:
         columns: name → values, one a row.
         lines: where each row begins: its line, or `part-2.csv:7` if several files make one table. None for a file without lines
             (Parquet), whose rows are counted from 1.
+        notes: sentences on how the file was read, where that could have been otherwise.
     """
 
     name: str
     columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
     lines: Sequence[int | str] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -106,7 +127,16 @@ def read_tables(files: Sequence[Path]) -> Table:
     Raises:
         RankwiseError: a file can't be read, or its columns aren't those of the first.
     """
-    first, *others = tables = [read_table(file) for file in expand(files)]
+    return join([read_table(file) for file in expand(files)])
+
+
+def join(tables: Sequence[Table]) -> Table:
+    """Return the rows of several tables as one table, in their order.
+
+    Raises:
+        RankwiseError: a table has other columns than the first.
+    """
+    first, *others = tables
     for other in others:
         for one, two in ((first, other), (other, first)):
             missing = next((column for column in one.columns if column not in two.columns), None)
@@ -122,7 +152,13 @@ def read_tables(files: Sequence[Path]) -> Table:
         lines=[
             f"{table.name}:{line}" for table in tables for line in table.lines or range(1, len(table) + 1)
         ],
+        notes=tuple(note for table in tables for note in table.notes),
     )
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of the `datasets` library."""
+    return any((path / name).is_file() for name in SAVED_DATASET)
 
 
 def read_table(path: Path | str) -> Table:
@@ -154,6 +190,8 @@ def read_table(path: Path | str) -> Table:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
+    if path.is_dir() and is_saved_dataset(path):
+        return f"{path} is a data set that `save_to_disk` wrote, not one table among several. Give it alone with `dataset=`."
     if path.is_dir():
         return f"{path} is a folder; a table is one CSV, TSV, JSONL or Parquet file."
     if not isinstance(error, FileNotFoundError):
@@ -169,11 +207,12 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 def _kind(path: Path, content: bytes) -> str:
     """Return the kind that its name says, unless the first bytes contradict it."""
-    for start, foreign in FOREIGN.items():
-        if content.startswith(start):
-            raise RankwiseError(
-                f"{path.name} is {foreign} by its content; export it as CSV, TSV, JSONL or Parquet."
-            )
+    foreign = next((kind for start, kind in FOREIGN.items() if content.startswith(start)), None)
+    foreign = "a bzip2 file" if BZIP2.match(content) else foreign
+    if foreign is not None:
+        raise RankwiseError(
+            f"{path.name} is {foreign} by its content. Decompress or export it as CSV, TSV, JSONL or Parquet."
+        )
     first_line = content.lstrip(b"\xef\xbb\xbf\r\n\t ").splitlines()[0]
     if content.startswith(b"PAR1"):
         found = "Parquet"
@@ -219,12 +258,36 @@ def _decode(name: str, content: bytes) -> str:
 
 def _parquet(name: str, content: bytes) -> Table:
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _refuse_repeated(name, file.schema_arrow.names)
+        table = file.read()
+    except pa.ArrowNotImplementedError as error:
+        raise RankwiseError(f"{name} can't be read: {str(error).splitlines()[0]}") from error
     except (pa.ArrowException, OSError) as error:
         raise RankwiseError(f"{name} is a damaged Parquet file: {str(error).splitlines()[0]}") from error
     if not table.num_rows:
         raise RankwiseError(f"{name} has columns and no rows.")
     return Table(name, dict(zip(table.column_names, table.columns, strict=True)))
+
+
+def _refuse_repeated(name: str, columns: Sequence[str]) -> None:
+    counts = Counter(columns)
+    twice = next((column for column in columns if counts[column] > 1), None)
+    if twice is not None:
+        raise RankwiseError(
+            f"{name} has {'two' if counts[twice] == 2 else counts[twice]} columns named {twice!r}; rename one."
+        )
+
+
+class _RepeatedKeyError(Exception):
+    """A key that a JSON object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedKeyError(next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1))
+    return found
 
 
 def _jsonl(name: str, text: str) -> Table:
@@ -233,9 +296,13 @@ def _jsonl(name: str, text: str) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
+        except _RepeatedKeyError as error:
+            raise RankwiseError(f"{name} line {number} names {error.args[0]!r} twice; rename one.") from None
         except ValueError as error:
             raise RankwiseError(f"{name} line {number} isn't JSON: {error}.") from error
+        except RecursionError:
+            raise RankwiseError(f"{name} line {number} is nested too deep to be a row.") from None
         if not isinstance(row, dict):
             raise RankwiseError(f"{name} line {number} isn't a JSON object: {line.strip()[:40]!r}.")
         lines.append(number)
@@ -246,40 +313,114 @@ def _jsonl(name: str, text: str) -> Table:
     return Table(name, columns, lines)
 
 
+# ── CSV and TSV ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The header or a row: its fields, and the first and last line it stands on."""
+
+    fields: list[str]
+    begins: int
+    ends: int
+
+
 def _delimited(name: str, text: str, kind: str) -> Table:
     first_line = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = "\t" if kind == "TSV" else max(",;", key=first_line.count)  # max takes the comma on a tie
-    records = _records(name, text, delimiter)
-    _, header = next(records)
-    header = [column.strip() for column in header]
-    twice = next((column for column in header if header.count(column) > 1), None)
-    if twice is not None:
-        raise RankwiseError(f"{name} has two columns named {twice!r}; rename one.")
-    lines, rows = [], []
-    for line, row in records:
-        if len(row) != len(header):
+    (first, *rows), notes = _records(name, text, delimiter)
+    header = [column.strip() for column in first.fields]
+    _refuse_repeated(name, header)
+    for row in rows:
+        if len(row.fields) != len(header):
             raise RankwiseError(
-                f"{name} line {line} has {len(row)} fields where the header has {len(header)}. "
+                f"{name} line {row.begins} has {len(row.fields)} fields where the header has {len(header)}. "
                 f"Put quotes around texts that hold a {'tab' if kind == 'TSV' else repr(delimiter)}."
             )
-        lines.append(line)
-        rows.append(row)
-    columns = {column: [row[i] for row in rows] for i, column in enumerate(header)}
-    return Table(name, columns, lines)
+    columns = {column: [row.fields[i] for row in rows] for i, column in enumerate(header)}
+    return Table(name, columns, [row.begins for row in rows], notes)
 
 
-def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record that isn't a blank line, with the line it begins at."""
+def _records(name: str, text: str, delimiter: str) -> tuple[list[_Record], tuple[str, ...]]:
+    """Return the header and the rows of a whole file, and a note if how quotes are read changes them.
+
+    A quote at the start of a cell either opens a quoted cell, which may hold delimiters and line breaks, or is a character of the text.
+    In CSV it opens a cell. In TSV it does so if every row then has the header's fields, unless the file is whole with a row on each line.
+
+    Raises:
+        RankwiseError: a quoted cell is malformed, or a CSV file is whole either way, with different rows.
+    """
+    plain = _by_lines(text, delimiter)
+    if not any(field.startswith('"') for record in plain for field in record.fields):
+        return plain, ()
+    tabs, whole = delimiter == "\t", _even(plain)
+    try:
+        quoted = _by_quotes(name, text, delimiter)
+    except RankwiseError:
+        if tabs and whole:
+            return plain, (
+                f"{name}: quotes are read as characters of the cells; not all of them are closed.",
+            )
+        raise
+    if tabs and whole and not _even(quoted):
+        return plain, (f"{name}: quotes are read as characters of the cells, one row a line.",)
+    if len(quoted) == len(plain):
+        return quoted, ()
+    header_is_quoted = all(re.fullmatch(r'".*"', field.strip()) for field in plain[0].fields)
+    if whole and not header_is_quoted:
+        if tabs:
+            return plain, (
+                f"{name}: {_rows(plain)}, one a line; quotes are read as characters of the cells. "
+                f"If they enclosed cells, it would be {_rows(quoted)}.",
+            )
+        if _even(quoted) and len(plain[0].fields) > 1:
+            raise RankwiseError(
+                f"{name} has {_rows(plain)} if quotes are characters of the texts, and {len(quoted) - 1:,} if they enclose "
+                f"cells ({_long(quoted)}). Put quotes around every cell, those of the header too, and double the quotes inside; "
+                "or write JSONL or Parquet."
+            )
+    lines = len(plain) - 1
+    return quoted, (
+        f"{name}: {_rows(quoted)} on {lines:,} lines; quoted cells hold line breaks ({_long(quoted)}).",
+    )
+
+
+def _even(records: Sequence[_Record]) -> bool:
+    """Whether every row has as many fields as the header."""
+    return all(len(record.fields) == len(records[0].fields) for record in records)
+
+
+def _rows(records: Sequence[_Record]) -> str:
+    return f"{len(records) - 1:,} row{'' if len(records) == 2 else 's'}"
+
+
+def _long(records: Sequence[_Record]) -> str:
+    """Return the lines of the first records that take several."""
+    spans = [f"{record.begins}-{record.ends}" for record in records if record.ends > record.begins]
+    return f"lines {', '.join(spans[:3])}{f' and {len(spans) - 3:,} more' if len(spans) > 3 else ''}"
+
+
+def _by_lines(text: str, delimiter: str) -> list[_Record]:
+    """Return a record for each line that isn't blank, with quotes as characters."""
+    lines = enumerate(_LINE_END.split(text), 1)
+    return [_Record(line.split(delimiter), number, number) for number, line in lines if line]
+
+
+def _by_quotes(name: str, text: str, delimiter: str) -> list[_Record]:
+    """Return the records as RFC 4180 reads them, without blank lines."""
     csv.field_size_limit(1 << 30)  # the default refuses texts of 128 KB
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    begins = 1
+    records, begins = [], 1
     try:
-        for record in reader:
-            if record:
-                yield begins, record
+        for fields in reader:
+            if fields:
+                records.append(_Record(fields, begins, reader.line_num))
             begins = reader.line_num + 1
     except csv.Error as error:
         raise RankwiseError(
             f"{name} line {begins} can't be read: {error}. "
             "A quote inside a quoted text is written twice, and each opened quote is closed."
         ) from error
+    return records
