@@ -95,7 +95,7 @@ def fit(
     limit = max_length or families.text_limit(model.config, tokenizer)
     compute = _compute(model, tokenizer, limit, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=compute.padding)
-    entries = list(train)
+    entries = mappings.entries_of(train)
     _set_problem_type(model, entries, columns.label)
     rows, weights = _encode(entries, columns, tokenizer, limit, model, labelled=True), None
     if settings.class_weights is not None:
@@ -225,6 +225,6 @@ def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
 def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
     """Set the `problem_type` of a model whose config leaves it open."""
     if model.config.problem_type is None:
-        several = bool(entries) and isinstance(entries[0].get(column), list | tuple | np.ndarray)
+        several = mappings.several_labels(entries, column)
         objective = objectives.named("multi-label") if several else objectives.of_config(model.config)
         cast(Any, model.config).problem_type = objective.problem_type

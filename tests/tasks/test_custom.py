@@ -214,7 +214,10 @@ def test_several_columns_of_0_and_1_are_several_labels(tmp_path):
     ("labels", "says"),
     [
         (["fun,sad"] * 4, r"holds 'fun,sad'; several labels are a list in each row .* named with `label=`"),
-        ([[1, 0, 1]] * 4, "a list names the labels that a row has, each once"),
+        ([[1, 2, 1]] * 4, "a list names the labels that a row has, each once"),
+        ([[0.3, 0.7]] * 4, "and no fractions"),
+        ([[1], [0]] * 4, "it may name labels or mark them with 0 and 1; write names as strings"),
+        ([[1, 0], []] * 4, r"holds \[\]; the other rows have a list of 2 marks, each 0 or 1"),
         ([[["fun"]]] * 4, "labels are strings or numbers"),
         ([[None]] * 4, "each once"),
     ],

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankwise.config import TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.objectives import number
-from rankwise.tasks.rows import has_text, in_order, labels_of, read_rows, rows_of, shown
+from rankwise.tasks.objectives import OddLabel, number, plain
+from rankwise.tasks.rows import has_text, labels_of, odd_label, read_rows, rows_of, shown
 from rankwise.tasks.splits import Dataset, same_row, stratified_split
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
 from rankwise.tasks.task import Task
@@ -133,7 +135,7 @@ def _problem(table: Table, columns: tuple[str, ...]) -> str:
     column, *others = columns
     if others:
         return "multi-label"
-    values = [v for v in table.column(column, "label") if v is not None and v == v and v != ""]
+    values = [v for v in map(plain, table.column(column, "label")) if v is not None and v != ""]
     if any(isinstance(value, list) for value in values):
         return "multi-label"
     numbers = [number(value) for value in values]
@@ -152,22 +154,38 @@ def _label_names(table: Table, task: Task) -> tuple[str, ...]:
     """Return the names of the classes or labels of rows with a text; for numbers, that of the column."""
     if task.label is None:
         return task.label_names
-    labels = [
-        label
-        for label, there in zip(labels_of(table, task), has_text(table, task), strict=True)
-        if there and label is not None
-    ]
-    objective = objectives.named(task.problem)
+    objective, rows = objectives.named(task.problem), np.flatnonzero(has_text(table, task))
+    labels = labels_of(table, task)
+    labels = [labels[row] for row in rows if labels[row] is not None]
     if not objective.fewest_names:
         _refuse_constant(table, task, labels)
         return task.label_names
-    names = in_order(name for label in labels for name in objective.names_in(label))
+    cells = table.column(task.label, "label")
+    try:
+        names = objective.find_names([cells[row] for row in rows])
+    except OddLabel as odd:
+        raise odd_label(table, int(rows[odd.row]), task.label, odd) from None
+    _refuse_spellings(table, task, names)
     if len(names) < objective.fewest_names:
         found = f"only the label {names[0]!r}" if names else "no row with both text and label"
         raise RankwiseError(
             f"{table.name} has {found} in column {task.label!r}; training takes two classes or more."
         )
     return names
+
+
+def _refuse_spellings(table: Table, task: Task, names: tuple[str, ...]) -> None:
+    """Refuse names that are one number or one truth value, written in two ways."""
+    seen: dict[object, str] = {}
+    for name in names:
+        value = number(name)
+        key = name.lower() if value is None and name.lower() in ("true", "false") else value
+        if key is not None and key in seen:
+            raise RankwiseError(
+                f"{table.name}: column {task.label!r} holds {seen[key]!r} and {name!r}, which are the same value. Write it in one way."
+            )
+        if key is not None:
+            seen[key] = name
 
 
 def _refuse_constant(table: Table, task: Task, numbers: list[Any]) -> None:

@@ -3,13 +3,14 @@
 It is imported inside functions, because it is slow to import and only such data need it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.models.hub import quiet_hub
+from rankwise.tasks.objectives import plain
 from rankwise.tasks.tables import Table, is_saved_dataset
 from rankwise.tasks.task import Task
 
@@ -77,17 +78,22 @@ def _load(datasets: Any, name: str, config: str | None) -> Mapping[str, Any]:
 
 def _named(rows: Any, column: str) -> list[Any]:
     """Return a column's values, with classes by the names that the data set gives them; −1 stands for no class."""
-    feature = rows.features[column]
-    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-    if names is None:
-        return list(rows[column])
+    names = class_names(rows, column)
+    return list(rows[column]) if names is None else [by_name(value, names) for value in rows[column]]
 
-    def name(value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(one) for one in value]
-        return None if value is None or value < 0 else names[value]
 
-    return [name(value) for value in rows[column]]
+def class_names(rows: Any, column: str) -> list[str] | None:
+    """Return the names that a data set gives the classes of a column, or of the lists in it; None if it gives none."""
+    feature = (getattr(rows, "features", None) or {}).get(column)
+    return getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+
+
+def by_name(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class id, or the names in a list of ids; None for a negative id."""
+    value = plain(value)
+    if isinstance(value, list):
+        return [by_name(one, names) for one in value]
+    return None if value is None or value < 0 else names[value]
 
 
 @contextmanager

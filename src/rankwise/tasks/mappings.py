@@ -1,17 +1,37 @@
 """Rows given in Python: a list of dicts, a `datasets.Dataset`, or any other iterable of mappings."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.objectives import Objective, OddLabel
+from rankwise.tasks.hub_tables import by_name, class_names
+from rankwise.tasks.objectives import Labels, Objective, OddLabel, default_names, plain
+from rankwise.tasks.rows import whole_text
 
-Table = Iterable[Mapping[str, Any]]
-"""Rows as mappings: a list of dicts, a `datasets.Dataset`, `pyarrow.Table.to_pylist()` …"""
+
+@runtime_checkable
+class ArrowTable(Protocol):
+    """What a `pyarrow.Table` offers."""
+
+    def to_pylist(self) -> list[dict[str, Any]]: ...
+
+
+@runtime_checkable
+class DataFrame(Protocol):
+    """What a `pandas.DataFrame` offers."""
+
+    @property
+    def iloc(self) -> Any: ...
+    def to_dict(self, orient: Any) -> Any: ...
+
+
+Table = Iterable[Mapping[str, Any]] | ArrowTable | DataFrame
+"""Rows as mappings: a list of dicts, a `datasets.Dataset` …; or a `pyarrow.Table` or a `pandas.DataFrame`."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +63,98 @@ def read(
     Raises:
         RankwiseError: no rows, or a row without text or with a label that the objective doesn't know.
     """
-    entries = list(table)
+    entries = entries_of(table)
     if not entries:
         raise RankwiseError("There are no rows: the table is empty.")
-    text = [_text(entry, columns.text, i) for i, entry in enumerate(entries)]
-    pair, labels = None, None
+    needed = objective is not None
+    text = [_text(entry, columns.text, i, needed=needed) for i, entry in enumerate(entries)]
+    pair = None
     if columns.text_pair:
-        pair = [_text(entry, columns.text_pair, i) for i, entry in enumerate(entries)]
-    if objective is not None:
-        labels = np.array([_label(e, columns.label, objective, names, i) for i, e in enumerate(entries)])
+        pair = [_text(entry, columns.text_pair, i, needed=needed) for i, entry in enumerate(entries)]
+    labels = None if objective is None else _labels(entries, columns.label, objective, names)
     return Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
 
 
-def _text(entry: Mapping[str, Any], column: str, i: int) -> str:
-    if not isinstance(entry.get(column), str):
-        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
-    return entry[column]
+def entries_of(table: Table) -> list[Mapping[str, Any]]:
+    """Return the rows of a table as a list. Classes of a `datasets.Dataset` are there as `NamedClass`.
 
-
-def _label(entry: Mapping[str, Any], column: str, objective: Objective, names: Sequence[str], i: int) -> Any:
-    try:
-        return objective.from_python(entry.get(column), names)
-    except OddLabel as error:
+    Raises:
+        RankwiseError: a row is no mapping.
+    """
+    if isinstance(table, ArrowTable):
+        table = table.to_pylist()
+    elif isinstance(table, DataFrame):
+        table = table.to_dict("records")
+    named = {
+        name: names
+        for name in getattr(table, "column_names", None) or ()
+        if (names := class_names(table, name))
+    }
+    entries = list(table)
+    odd = next((i for i, entry in enumerate(entries) if not isinstance(entry, Mapping)), None)
+    if odd is not None:
         raise RankwiseError(
-            f"Row {i} has the label {error.value!r:.60} in {column!r}; {error.expected}."
-        ) from None
+            f"Row {odd} is {entries[odd]!r:.40}, not a mapping of columns to values. Give a list of dicts or a `datasets.Dataset`."
+        )
+    if not named:
+        return entries
+    return [
+        {key: NamedClass(v, named[key]) if key in named else v for key, v in entry.items()}
+        for entry in entries
+    ]
+
+
+@dataclass(frozen=True)
+class NamedClass:
+    """A class id, or a list of them, with the names that a data set gives its classes.
+
+    Attributes:
+        value: the id or ids.
+        names: of the data set's classes, in the order of their ids.
+    """
+
+    value: Any
+    names: Sequence[str]
+
+    def of(self, outputs: Sequence[str]) -> Any:
+        """Return the name or names; for outputs without names of their own, and as many, the id or ids."""
+        unnamed = len(outputs) == len(self.names) > 1 and list(outputs) == default_names(len(outputs))
+        names = outputs if unnamed else self.names
+        return by_name(self.value, names)
+
+
+def several_labels(entries: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether a row has several labels: its label is a list."""
+    values = (entry.get(column) for entry in entries)
+    return any(isinstance(plain(v.value if isinstance(v, NamedClass) else v), list) for v in values)
+
+
+def _text(entry: Mapping[str, Any], column: str, i: int, *, needed: bool) -> str:
+    text = entry.get(column)
+    if not isinstance(text, str) or (needed and not text.strip()):
+        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
+    return whole_text(text)
+
+
+def _labels(
+    entries: Sequence[Mapping[str, Any]], column: str, objective: Objective, names: Sequence[str]
+) -> Labels:
+    """Return labels as numbers: read as those of a file are, but an integer may be an id, and each row has a label."""
+    cells = [entry.get(column) for entry in entries]
+    cells = [cell.of(names) if isinstance(cell, NamedClass) else cell for cell in cells]
+    known = (
+        f"the model knows {json.dumps(list(names))}" if objective.fewest_names else "each row has a number"
+    )
+    try:
+        labels = objective.read(cells, names, ids=True)
+    except OddLabel as odd:
+        raise _odd(odd.row, column, odd.value, odd.expected) from None
+    ids = objective.outputs_of(names)
+    for i, label in enumerate(labels):
+        if label is None or any(name not in ids for name in objective.names_in(label)):
+            raise _odd(i, column, cells[i], known)
+    return objective.encode(labels, ids, len(names))
+
+
+def _odd(i: int, column: str, value: Any, expected: str) -> RankwiseError:
+    return RankwiseError(f"Row {i} has the label {value!r:.60} in {column!r}; {expected}.")

@@ -8,7 +8,6 @@ An objective owns everything that differs between them: the labels' form in a ta
 metrics, and what Transformers and PEFT call it. The rest of the code holds an `Objective` and never asks which one it is.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +31,10 @@ class OddLabel(ValueError):
     Attributes:
         value: the label, or the part of it that is wrong.
         expected: what a label looks like, as a clause of a sentence.
+        row: of the label, counted from 0, where a column was read.
     """
+
+    row: int = 0
 
     def __init__(self, value: Any, expected: str) -> None:
         super().__init__(f"{value!r:.60}; {expected}")
@@ -60,13 +62,48 @@ class Objective(ABC):
 
     # ── The labels of a table ─────────────────────────────────────────────────────────────────────────────────────────────
 
+    def read(self, values: Sequence[Any], names: Sequence[str] = (), *, ids: bool = False) -> list[Any]:
+        """Return the labels of a whole column, None for an empty cell. All rows are read here, those of files and those given in Python.
+
+        Args:
+            values: as a file or Python holds them; values of NumPy, PyTorch and pandas too.
+            names: of the head's outputs, in order. Empty if they are yet to be found in the column.
+            ids: whether an integer may stand for the name of that output.
+
+        Raises:
+            OddLabel: a value is no label; `row` says which.
+        """
+        return self._each([plain(value) for value in values], names, ids=ids)
+
+    def _each(self, values: Sequence[Any], names: Sequence[str], *, ids: bool) -> list[Any]:
+        labels = []
+        for row, value in enumerate(values):
+            try:
+                labels.append(self.parse(value, names, ids=ids))
+            except OddLabel as odd:
+                odd.row = row
+                raise
+        return labels
+
     @abstractmethod
-    def parse(self, value: Any) -> Any:
-        """Return the label that a table's cell holds, None for an empty cell.
+    def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> Any:
+        """Return the label that one cell holds, None for an empty cell. The arguments are those of `read`.
 
         Raises:
             OddLabel: the cell holds something else.
         """
+
+    def find_names(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """Return the names that the outputs get from a column of labels, in order: sorted, by size if all are integers."""
+        names = {name for label in self.read(values) if label is not None for name in self.names_in(label)}
+        return tuple(sorted(names, key=int) if all_integers(names) else sorted(names))
+
+    def outputs_of(self, names: Sequence[str]) -> dict[str, int]:
+        """Return the number of the output for each name that a parsed label may have."""
+        ids = {name: place for place, name in enumerate(names)}
+        for place, name in enumerate(names):
+            ids.setdefault(class_name(name) or name, place)
+        return ids
 
     def names_in(self, label: Any) -> tuple[str, ...]:
         """Return the names that a parsed label is made of."""
@@ -80,18 +117,6 @@ class Objective(ABC):
             labels: from `parse`, without None.
             ids: name → number of the output. Every name of the labels is there.
             outputs: number of outputs of the head.
-        """
-
-    @abstractmethod
-    def from_python(self, value: Any, names: Sequence[str]) -> Any:
-        """Return the label of one row given in Python, as NumPy stores it.
-
-        Args:
-            value: a name or id, a list of names or of 0s and 1s, or a number.
-            names: of the head's outputs, in order.
-
-        Raises:
-            OddLabel: `value` is no label.
         """
 
     # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,21 +212,22 @@ class Classification(Objective):
     more_metrics = ("f1", "micro_f1", "macro_f1")
     fewest_names = 2
 
-    def parse(self, value: Any) -> str | None:
-        return class_name(value)
+    def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> str | None:
+        return class_name(value, names, ids=ids)
+
+    def outputs_of(self, names: Sequence[str]) -> dict[str, int]:
+        ids = super().outputs_of(names)
+        if list(names) == default_names(len(names)):
+            ids |= {
+                str(place): place for place in range(len(names))
+            }  # models without names are labelled by ids
+        return ids
 
     def names_in(self, label: str) -> tuple[str, ...]:
         return (label,)
 
     def encode(self, labels: Sequence[str], ids: Mapping[str, int], outputs: int) -> Labels:
         return np.array([ids[name] for name in labels], dtype=np.int64)
-
-    def from_python(self, value: Any, names: Sequence[str]) -> np.int64:
-        if isinstance(value, str) and value in names:
-            return np.int64(list(names).index(value))
-        if isinstance(value, int | np.integer) and 0 <= int(value) < len(names):
-            return np.int64(value)
-        raise OddLabel(value, f"the model knows {_quoted(names)}")
 
     def example_losses(
         self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
@@ -248,16 +274,41 @@ class MultiLabel(Objective):
     metrics = ("micro_f1", "macro_f1", "accuracy")
     fewest_names = 1
 
-    def parse(self, value: Any) -> tuple[str, ...] | None:
+    def read(self, values: Sequence[Any], names: Sequence[str] = (), *, ids: bool = False) -> list[Any]:
+        cells = [plain(value) for value in values]
+        if not _are_marks(cells, names):
+            return self._each(cells, names, ids=ids)
+        marked = list(names) or default_names(next(len(cell) for cell in cells if isinstance(cell, list)))
+        return [
+            tuple(name for name, mark in zip(marked, cell, strict=True) if mark)
+            if isinstance(cell, list)
+            else self.parse(cell)
+            for cell in cells
+        ]
+
+    def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> tuple[str, ...] | None:
+        """Return the names in a list. Marks, a 0 or 1 for each label, are told from names by the whole column: see `read`."""
         if value is None or value == "":
             return None
         if not isinstance(value, list):
             columns = "a column of 0s and 1s for each, all of them named with `label=`"
             raise OddLabel(value, f"several labels are a list in each row (JSONL, Parquet), or {columns}")
-        names = tuple(name for one in value if (name := class_name(one)) is not None)
-        if len(names) < len(value) or len(set(names)) < len(names):
-            raise OddLabel(value, "a list names the labels that a row has, each once")
-        return names
+        if any(isinstance(one, float | Decimal) and not _whole(one) for one in value):
+            raise OddLabel(
+                value, "a list holds names of labels, or a 0 or 1 for each label, and no fractions"
+            )
+        found = tuple(name for one in value if (name := class_name(one)) is not None)
+        if len(found) < len(value) or len(set(found)) < len(found):
+            raise OddLabel(
+                value, "a list names the labels that a row has, each once, or holds a 0 or 1 for each label"
+            )
+        return found
+
+    def find_names(self, values: Sequence[Any]) -> tuple[str, ...]:
+        cells = [plain(value) for value in values]
+        if _are_marks(cells, ()):
+            return tuple(default_names(next(len(cell) for cell in cells if isinstance(cell, list))))
+        return super().find_names(values)
 
     def names_in(self, label: tuple[str, ...]) -> tuple[str, ...]:
         return label
@@ -267,16 +318,6 @@ class MultiLabel(Objective):
         for row, names in enumerate(labels):
             hot[row, [ids[name] for name in names]] = 1
         return hot
-
-    def from_python(self, value: Any, names: Sequence[str]) -> np.ndarray:
-        if isinstance(value, list | tuple | np.ndarray):
-            labels = list(value)
-            if all(isinstance(label, str) and label in names for label in labels):
-                return np.isin(names, labels).astype(np.float32)
-            if len(labels) == len(names) and all(label in (0, 1) for label in labels):
-                return np.array(labels, dtype=np.float32)
-        lists = f"a list of names out of {_quoted(names)}, or of as many 0s and 1s"
-        raise OddLabel(value, f"several labels are {lists}")
 
     def example_losses(
         self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
@@ -321,21 +362,16 @@ class Regression(Objective):
     metrics = ("pearson", "spearman")
     fewest_names = 0
 
-    def parse(self, value: Any) -> float | None:
-        if value is None or value == "" or value != value:
+    def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> float | None:
+        if value is None or value == "":
             return None
         found = number(value)
-        if found is None:
+        if found is None or abs(found) > float(np.finfo(np.float32).max):
             raise OddLabel(value, "regression takes numbers")
         return found
 
     def encode(self, labels: Sequence[float], ids: Mapping[str, int], outputs: int) -> Labels:
         return np.array(labels, dtype=np.float32)
-
-    def from_python(self, value: Any, names: Sequence[str]) -> np.float32:
-        if isinstance(value, int | float | np.number) and not isinstance(value, bool) and np.isfinite(value):
-            return np.float32(value)
-        raise OddLabel(value, "regression takes numbers")
 
     def example_losses(
         self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
@@ -389,25 +425,130 @@ def of_config(config: object) -> Objective:
 # ── What they share ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def class_name(value: Any) -> str | None:
+def plain(value: Any) -> Any:
+    """Return a cell as files hold it: values of NumPy, PyTorch and pandas as Python's, tuples as lists, None for a missing value."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_scalar(one) for one in value] if isinstance(value, list | tuple) else _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
+        return None
+    return None if isinstance(value, float | Decimal) and value != value else value
+
+
+def class_name(value: Any, names: Sequence[str] = (), *, ids: bool = False) -> str | None:
     """Return the name of a class as a cell holds it, None for an empty cell.
 
-    Whole floating-point numbers are read as integers: a column of integers becomes one of floats when a value is missing.
+    Whole numbers are read as integers, however they are written (`1`, `1.0`, `"1.0"`): a column of integers becomes one of floats when a
+    value is missing. A number with leading zeros (`007`) stays as it is.
+
+    Args:
+        value: of the cell.
+        names: of the head's outputs, if they are known.
+        ids: whether an integer may stand for the name of that output.
+
+    Raises:
+        OddLabel: the value is neither a string nor a finite number.
     """
-    if isinstance(value, float) and (np.isnan(value) or value.is_integer()):
-        value = None if np.isnan(value) else int(value)
-    if not isinstance(value, str | int | float | None):
+    value = _scalar(value)
+    if isinstance(value, str):
+        return _plain_integer(value.strip()) or None
+    if isinstance(value, bool):
+        named = next((name for name in names if name.lower() == str(value).lower()), None)
+        if named or not names:
+            return named or str(value)
+        value = int(value)
+    if isinstance(value, float | Decimal) and _whole(value):
+        value = int(value)
+    if isinstance(value, int) and ids and all(number(name) is None for name in names):
+        return names[value] if 0 <= value < len(names) else str(value)
+    if not isinstance(value, int | float | Decimal | None) or value in (float("inf"), -float("inf")):
         raise OddLabel(value, "labels are strings or numbers")
-    return None if value is None else str(value).strip() or None
+    return None if value is None else str(value)
+
+
+def _whole(value: float | Decimal) -> bool:
+    return bool(np.isfinite(float(value))) and value == int(value)
+
+
+def _plain_integer(text: str) -> str:
+    """Return the integer that a text without leading zeros is, and any other text as it is."""
+    found = re.fullmatch(r"([+-]?)(0|[1-9][0-9]*)(\.0*)?", text)
+    if found is None:
+        return text
+    return found[2] if found[1] != "-" or found[2] == "0" else f"-{found[2]}"
 
 
 def number(value: Any) -> float | None:
     """Return a finite number as a file may hold it, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
-    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value):
+    if isinstance(value, str) and not re.fullmatch(
+        r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", value
+    ):
         return None
-    return float(value) if np.isfinite(float(value)) else None
+    try:
+        return float(value) if np.isfinite(float(value)) else None
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def default_names(outputs: int) -> list[str]:
+    """Return the names that Transformers gives the outputs of a model whose labels have none."""
+    return [f"LABEL_{place}" for place in range(outputs)]
+
+
+def _are_marks(cells: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether the lists of a column hold a 0 or 1 for each label, and not the names of the labels that a row has.
+
+    They do if all of them hold nothing else and have the same length: that of `names`, or two or more if there are no names yet.
+
+    Raises:
+        OddLabel: they may be either.
+    """
+    lists = [(row, cell) for row, cell in enumerate(cells) if isinstance(cell, list)]
+    numbered = bool({"0", "1"} & set(names))
+    if names and not numbered:
+        return _all_marks(lists, len(names))
+    full = [cell for _, cell in lists if cell]
+    lengths = {len(cell) for cell in full}
+    if len(lengths) != 1 or not all(_is_mark(one) for cell in full for one in cell):
+        return False
+    (length,) = lengths
+    if names and length != len(names):
+        return False
+    if len(full) < len(lists):
+        if length == 1:
+            return False
+        row = next(row for row, cell in lists if not cell)
+        raise _odd_at(row, [], f"the other rows have a list of {length} marks, each 0 or 1")
+    if length > 1 and (not names or any(len(set(cell)) < length for cell in full)):
+        return True
+    row, cell = lists[0]
+    raise _odd_at(row, cell, "it may name labels or mark them with 0 and 1; write names as strings")
+
+
+def _all_marks(lists: Sequence[tuple[int, list[Any]]], outputs: int) -> bool:
+    """Whether the lists are marks, where no label is called 0 or 1: all of them are if one of them is."""
+    if not any(cell and all(_is_mark(one) for one in cell) for _, cell in lists):
+        return False
+    for row, cell in lists:
+        if len(cell) != outputs or not all(_is_mark(one) for one in cell):
+            raise _odd_at(row, cell, f"a list of marks holds a 0 or 1 for each of the {outputs} labels")
+    return True
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and value in (0, 1)
+
+
+def _odd_at(row: int, value: Any, expected: str) -> OddLabel:
+    odd = OddLabel(value, expected)
+    odd.row = row
+    return odd
 
 
 def all_integers(names: Iterable[str]) -> bool:
@@ -428,10 +569,6 @@ def _of_each_name(names: Sequence[str], probabilities: np.ndarray, logits: np.nd
 
 def _counted(names: Sequence[str], counts: np.ndarray) -> dict[str, float]:
     return {name: int(n) for name, n in zip(names, counts, strict=True)}
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return json.dumps(list(names))
 
 
 def _refuse_missing(names: Sequence[str], with_it: np.ndarray, without: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 column of labels ─► parsed by the task's objective, None for an empty cell ─► class ids | 0s and 1s | numbers
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.objectives import Labels, OddLabel, all_integers, class_name
+from rankwise.tasks.objectives import Labels, OddLabel, class_name
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
 from rankwise.tasks.task import Task
@@ -52,7 +52,7 @@ def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[st
     """Return the rows that have a text (and a label, if `labelled`), and a note on each kind of row that is left out."""
     texts = _texts(table, task)
     no_text = without_text(texts)
-    labels = labels_of(table, task) if labelled else [""] * len(table)
+    labels = labels_of(table, task, task.label_names) if labelled else [""] * len(table)
     no_label = np.array([label is None for label in labels]) & ~no_text
     notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
     kept = np.flatnonzero(~(no_text | no_label))
@@ -97,11 +97,11 @@ def _texts(table: Table, task: Task) -> list[list[str]]:
                 f"Say which with `{argument}=`."
             )
         # pandas writes a missing text as None or as NaN, the only value that differs from itself.
-        texts.append(["" if value is None or value != value else _whole(str(value)) for value in values])
+        texts.append(["" if value is None or value != value else whole_text(str(value)) for value in values])
     return texts
 
 
-def _whole(text: str) -> str:
+def whole_text(text: str) -> str:
     """Return the text without halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -114,24 +114,20 @@ def without_text(texts: list[list[str]]) -> Bool[np.ndarray, "rows"]:
 # ── Labels ────────────────────────────────────────────────────────────────────────────────────
 
 
-def labels_of(table: Table, task: Task) -> list[Any]:
-    """Return each row's label as the task's objective parses it, None for an empty cell."""
+def labels_of(table: Table, task: Task, names: Sequence[str] = ()) -> list[Any]:
+    """Return each row's label as the task's objective reads it, None for an empty cell. `names` are the outputs', if they are known."""
     if task.label is None:
         return _marked(table, task)
-    return [_parsed(table, row, task, value) for row, value in enumerate(table.column(task.label, "label"))]
-
-
-def _parsed(table: Table, row: int, task: Task, value: Any) -> Any:
-    assert task.label is not None
     try:
-        return objectives.named(task.problem).parse(value)
+        return objectives.named(task.problem).read(table.column(task.label, "label"), names)
     except OddLabel as odd:
-        raise _odd(table, row, task.label, odd.value, odd.expected) from None
+        raise odd_label(table, odd.row, task.label, odd) from None
 
 
-def _odd(table: Table, row: int, column: str, value: Any, expected: str) -> RankwiseError:
+def odd_label(table: Table, row: int, column: str, odd: OddLabel) -> RankwiseError:
+    """Return the error for a label that has no meaning, with its line."""
     return RankwiseError(
-        f"{table.name} {table.where([row])}: column {column!r} holds {value!r:.40}; {expected}."
+        f"{table.name} {table.where([row])}: column {column!r} holds {odd.value!r:.40}; {odd.expected}."
     )
 
 
@@ -154,9 +150,9 @@ def _marks(table: Table, column: str) -> list[bool | None]:
         try:
             text = str(class_name(value) or "").lower()
         except OddLabel as odd:
-            raise _odd(table, row, column, odd.value, odd.expected) from None
+            raise odd_label(table, row, column, odd) from None
         if text and text not in _MARKS:
-            raise _odd(table, row, column, value, "a column of a label holds 0 and 1")
+            raise odd_label(table, row, column, OddLabel(value, "a column of a label holds 0 and 1"))
         marks.append(_MARKS.get(text))
     return marks
 
@@ -167,21 +163,16 @@ def _encoded(table: Table, task: Task, labels: dict[int, Any]) -> Labels:
     Raises:
         RankwiseError: a name is none of the task's.
     """
-    objective, ids = objectives.named(task.problem), _ids(task)
+    objective = objectives.named(task.problem)
+    ids = objective.outputs_of(task.label_names)
+    published = TASKS.get(task.name)
+    if published and task.label_names == published.label_names:
+        ids |= {str(place): place for place in range(len(ids))}  # files of benchmarks hold class ids
     unknown = {
         row: name for row, label in labels.items() for name in objective.names_in(label) if name not in ids
     }
     _refuse_unknown(table, task, unknown)
     return objective.encode(list(labels.values()), ids, len(task.label_names))
-
-
-def _ids(task: Task) -> dict[str, int]:
-    names = task.label_names
-    ids = {name: place for place, name in enumerate(names)}
-    published = TASKS.get(task.name)
-    if (published and names == published.label_names) or all(name == f"LABEL_{ids[name]}" for name in names):
-        ids |= {str(place): place for place in range(len(names))}  # such files and models use class ids
-    return ids
 
 
 def _refuse_unknown(table: Table, task: Task, unknown: dict[int, str]) -> None:
@@ -191,12 +182,6 @@ def _refuse_unknown(table: Table, task: Task, unknown: dict[int, str]) -> None:
         raise RankwiseError(
             f"{table.name} {table.where(same)}: label {label!r} is not one of the task's classes: {shown(task.label_names)}."
         )
-
-
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names sorted, by size if all are integers."""
-    names = set(names)
-    return tuple(sorted(names, key=int) if all_integers(names) else sorted(names))
 
 
 def shown(names: Sequence[str]) -> str:
