@@ -81,16 +81,17 @@ def entries_of(table: Table) -> list[Mapping[str, Any]]:
     Raises:
         RankwiseError: a row is no mapping.
     """
+    rows: Any = table
     if isinstance(table, ArrowTable):
-        table = table.to_pylist()
+        rows = table.to_pylist()
     elif isinstance(table, DataFrame):
-        table = table.to_dict("records")
+        rows = table.to_dict("records")
     named = {
         name: names
-        for name in getattr(table, "column_names", None) or ()
-        if (names := class_names(table, name))
+        for name in getattr(rows, "column_names", None) or ()
+        if (names := class_names(rows, name))
     }
-    entries = list(table)
+    entries = list(rows)
     odd = next((i for i, entry in enumerate(entries) if not isinstance(entry, Mapping)), None)
     if odd is not None:
         raise RankwiseError(
