@@ -1,11 +1,12 @@
-"""Memory and speed of full fine-tuning, two fixed ranks and adaptive rank: one run each, one after the other, on one machine.
+"""Memory and speed of full fine-tuning, two fixed ranks and adaptive rank: runs in turn, on one machine.
 
     python studies/cost.py           # runs what is missing, stores, prints
     python studies/cost.py --show    # prints what is stored
 
-Each run is `rankwise compare` on all of movies with the recipe's settings and the two-phase schedule for adapters. Nothing else should
-use the machine meanwhile. Speed is rows trained on over the seconds of training, checks included. Memory is the peak of tensor bytes.
-Stored as studies/cost.parquet, a row a run; studies/figures/results_table.py takes its columns of memory and speed from there.
+The runs are those of `make compare` (3,000 rows of movies, two epochs, two seeds) and two more in all linear layers: `--work runs/compare`
+continues what that command left. Nothing else should use the machine meanwhile. Speed is rows trained on over the seconds of training,
+checks included. Memory is the peak of tensor bytes. Stored as studies/cost.parquet, a row a run; studies/figures/results_table.py takes
+its columns of memory and speed from there.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import pyarrow.parquet as pq
 from rankwise.run_folder import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-METHODS = ("full", "lora:rank=8", "lora:rank=8,targets=all-linear", "adaptive")
+METHODS = ("full", "lora", "adaptive", "lora:rank=8,targets=all-linear")
+ROWS, EPOCHS, SEEDS = 3000, 2, 2
 
 
 def main() -> None:
@@ -28,28 +30,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("runs/cost"), help="where runs are kept")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each run")
-    parser.add_argument("--limit-train", type=int, help="the first rows only, to try it out; stores nothing")
     parser.add_argument("--show", action="store_true", help="print what is stored, run nothing")
     asked = parser.parse_args()
     if asked.show:
         show(pq.read_table(STORED).to_pylist())
         return
     command = [sys.executable, "-m", "rankwise", "compare", "--tasks", "movies", "--methods", *METHODS]
-    command += ["--seeds", "1", "--jobs", "1", "--threads", str(asked.threads), "--out", str(asked.work)]
-    if asked.limit_train:
-        command += ["--limit-train", str(asked.limit_train)]
+    command += [
+        "--seeds",
+        str(SEEDS),
+        "--epochs",
+        str(EPOCHS),
+        "--limit-train",
+        str(ROWS),
+        "--out",
+        str(asked.work),
+    ]
     subprocess.run(command, check=True)
     rows = [summary(run) for run in run_folders(asked.work) if run.finished]
-    if not asked.limit_train:
-        pq.write_table(pa.Table.from_pylist(rows), STORED)
+    pq.write_table(pa.Table.from_pylist(rows), STORED)
     show(rows)
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
     """Return what is stored of a run."""
     result, known = run.read_result(), run.read_run()
-    kept = ("task", "method", "n_train", "steps", "adapter_params", "train_seconds", "rank_seconds")
+    kept = ("task", "method", "seed", "n_train", "steps", "adapter_params", "train_seconds", "rank_seconds")
     epochs, hardware = known["resolved"]["train"]["epochs"], known["hardware"]
     return {
         **{key: result[key] for key in (*kept, "device", "dtype", "threads")},
@@ -63,10 +69,10 @@ def summary(run: RunFolder) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print memory and speed by method in Markdown."""
-    print("| method | parameters | peak MB | rows/s |\n|---|---:|---:|---:|")
+    print("| method | seed | parameters | peak MB | rows/s |\n|---|---:|---:|---:|---:|")
     for row in rows:
         print(
-            f"| {row['method']} | {row['adapter_params']:,} | {row['peak_memory_mb']:,.0f} | {row['rows_per_second']:.0f} |"
+            f"| {row['method']} | {row['seed']} | {row['adapter_params']:,} | {row['peak_memory_mb']:,.0f} | {row['rows_per_second']:.0f} |"
         )
 
 

@@ -41,7 +41,7 @@ def test_results_table_has_the_mean_of_adaptives_seeds(results_table):
 
 def test_results_table_takes_memory_and_speed_of_the_study(results_table):
     run = {"method": "adaptive", "peak_memory_mb": 1234.5, "rows_per_second": 56.7}
-    where = {"batch_size": 32, "dtype": "float32", "threads": 2, "processor": "a CPU"}
+    where = {"n_train": 3000, "batch_size": 32, "dtype": "float32", "threads": 2}
     costs = results_table.of_study([run | where])
     lines = results_table.table(results_table.read(*results_table.GRID), costs).splitlines()
     cells = {line.split("|")[1].strip(): line.split("|")[-3:-1] for line in lines if line.startswith("| ")}

@@ -9,6 +9,7 @@ stored, they are those of a benchmark; where it doesn't have a method, the cell 
 import json
 import textwrap
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from stored import (
@@ -50,7 +51,7 @@ class Method:
 
 METHODS = (
     Method("full fine-tuning", "full", "full", "rankwise full"),
-    Method("LoRA, rank 8 on query and value", of_rank(8), "lora:rank=8", "rankwise lora"),
+    Method("LoRA, rank 8 on query and value", of_rank(8), "lora", "rankwise lora"),
     Method(
         "LoRA, rank 8 in all linear layers", of_rank(8, everywhere=True), "lora:rank=8,targets=all-linear"
     ),
@@ -90,12 +91,18 @@ def costs() -> Costs:
 
 
 def of_study(rows: list[Row]) -> Costs:
-    """Return the costs of one run of each method on movies."""
-    found = {row["method"]: (row["peak_memory_mb"], row["rows_per_second"]) for row in rows}
+    """Return the costs of each method on movies, means over its seeds."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["method"], []).append(row)
+    found = {
+        method: (fmean(r["peak_memory_mb"] for r in of), fmean(r["rows_per_second"] for r in of))
+        for method, of in runs.items()
+    }
     one = rows[0]
     where = (
-        f"Memory and speed are those of one run each on movies: batches of {one['batch_size']}, {one['dtype']}, {one['threads']} threads, "
-        f"{one['processor']}; speed is over the whole training, checks included."
+        f"Memory and speed are means of {len(runs[one['method']])} runs each on movies ({one['n_train']:,} rows, one machine): batches of "
+        f"{one['batch_size']}, {one['dtype']}, {one['threads']} threads. Speed is over the whole training, checks included."
     )
     return Costs({of.label: found[of.cost] for of in METHODS if of.cost in found}, where)
 
