@@ -11,11 +11,11 @@ from rankwise.rank.components import (
     Basis,
     Components,
     NoOptimizer,
-    TorchOptimizer,
     change,
     find_basis,
     identity_basis,
 )
+from rankwise.rank.torch_optimizer import TorchOptimizer
 
 
 def layer(rank=4, d_in=12, d_out=10, dtype=torch.float64, **options) -> LoRALinear:

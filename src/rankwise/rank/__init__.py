@@ -5,4 +5,5 @@ statistics      second moments of z and dz, per layer                      resiz
 components      one layer's components: basis, importance, change          controller joins them
 pruning_rule    which components go first; others plug in here             defaults   what a training takes where nothing is given
 evidence        losses of held-out rows, bounds, acceptance rules          too_little what is done where data or steps are too few
+torch_optimizer  what of an optimizer's state follows a resize
 """

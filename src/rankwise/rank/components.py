@@ -103,7 +103,8 @@ class Components(NamedTuple):
 
 @runtime_checkable
 class OptimizerState(Protocol):
-    """What the controller needs of an optimizer. `engine.optim.Update` has it; `TorchOptimizer` wraps any of torch's."""
+    """What the controller needs of an optimizer. `engine.optim.Update` has it; `torch_optimizer.TorchOptimizer` wraps
+    torch's."""
 
     def state(self, parameter: nn.Parameter, /) -> dict[str, Tensor]:
         """Return the state of a parameter by name: moments in the parameter's shape, and anything else."""
@@ -123,23 +124,6 @@ class NoOptimizer:
     def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
         for parameter, (value, _) in new.items():
             replace_value(parameter, value)
-
-
-class TorchOptimizer:
-    """`OptimizerState` of one of torch's optimizers."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return {k: v for k, v in self.optimizer.state.get(parameter, {}).items() if isinstance(v, Tensor)}
-
-    @torch.no_grad()
-    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
-        for parameter, (value, state) in new.items():
-            replace_value(parameter, value)
-            if state:
-                self.optimizer.state[parameter].update(state)
 
 
 def change(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from rankwise.errors import RankwiseError
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.rank.evidence import LossIncrease, accept_prune_by_both, accept_prune_by_rows
@@ -23,14 +24,21 @@ def compress(controller: RankController) -> list[Decision]:
     Args:
         controller: of the adapter, with `statistics.sums` filled and held-out losses of rows that weren't trained on.
 
+    Raises:
+        RankwiseError: fewer than two held-out rows have a finite loss.
+
     Returns:
         The curve: a decision for each size evaluated, in the order of evaluation.
     """
     config, made = controller.config, len(controller.decisions)
     bases = controller.bases()
     order = controller.order(bases)
-    whole = controller.held_out.losses_with({})
-    gain = LossIncrease.of(controller.held_out.losses_without_adapters() - whole)
+    whole, none = controller.held_out.begin()
+    if len(whole) < 2:
+        raise RankwiseError(
+            "The adapter can't be compressed: fewer than two held-out rows have a finite loss with it."
+        )
+    gain = LossIncrease.of(none - whole)
     limit, total = config.tolerance * max(gain.mean, 0.0), sum(importance for importance, _ in order)
 
     def decide(kept: int) -> Decision:

@@ -8,6 +8,7 @@ Importance orders the components and says how many to try. Held-out rows decide.
 constants, `PruningRule` the order.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.errors import RankwiseError
 from rankwise.lora.layer import lora_layers
-from rankwise.rank.components import Basis, Components, OptimizerState, TorchOptimizer
+from rankwise.rank.components import Basis, Components, OptimizerState
 from rankwise.rank.config import RankConfig
 from rankwise.rank.decision import Decision
 from rankwise.rank.evidence import (
@@ -40,7 +42,8 @@ from rankwise.rank.pruning_rule import (
     rule_named,
 )
 from rankwise.rank.resize import Resizer
-from rankwise.rank.statistics import Statistics
+from rankwise.rank.statistics import Statistics, all_finite
+from rankwise.rank.torch_optimizer import TorchOptimizer
 
 
 class RankController:
@@ -52,13 +55,20 @@ class RankController:
         model: with LoRA layers of the start rank (`rankwise.adapt(model)`).
         losses: loss of each held-out example; no such row may be trained on before `done`.
         steps: optimizer steps of the whole training.
-        optimizer: one of torch's, or an `OptimizerState`.
+        optimizer: one of torch's, or an `OptimizerState`. State that isn't known to follow a change of rank begins anew
+            (`torch_optimizer`); `notes` says so.
         seed: draws the A of components that are added.
         config: constants.
         rule: which components go first: a name in `PRUNING_RULES`, or a `PruningRule`.
 
+    Attributes:
+        layers: the LoRA layers, by module path.
+        decisions: so far.
+        skipped_steps: steps whose statistics weren't finite or that the optimizer didn't take, as after an overflow in float16.
+
     Raises:
         ValueError: the model has no LoRA layers, or no rule has this name.
+        RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers.
     """
 
     def __init__(
@@ -72,16 +82,17 @@ class RankController:
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
     ) -> None:
-        self.layers = lora_layers(model)
+        self.model, self.layers = model, lora_layers(model)
         if not self.layers:
             raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
         self.config, self.rule = config or RankConfig(), rule_named(rule)
         self.held_out = HeldOutTest(self.layers, losses)
         self.statistics = Statistics(self.layers, self.config.decay)
+        self.optimizer = self._optimizer_state(optimizer)
         self.resizer = Resizer(
             self.layers,
             self.statistics,
-            TorchOptimizer(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else optimizer,
+            self.optimizer,
             self.rule,
             seed=seed,
             scaling_exponent=self.config.scaling_exponent,
@@ -97,6 +108,37 @@ class RankController:
         first = 2 * self.config.memory
         self.checks |= {at: prune for at, prune in prunes.items() if at >= first or at == max(prunes)}
         self.decisions: list[Decision] = []
+        self.skipped_steps = 0
+        self._notes: list[str] = []
+
+    def _optimizer_state(self, optimizer: torch.optim.Optimizer | OptimizerState) -> OptimizerState:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            matrices = {
+                f"{path}.{name}": getattr(layer, name)
+                for path, layer in self.layers.items()
+                for name in ("lora_A", "lora_B")
+            }
+            return TorchOptimizer(optimizer, matrices)
+        if not isinstance(optimizer, OptimizerState):
+            raise RankwiseError(
+                f"Ranks can't be found with a {type(optimizer).__name__}: it is neither one of torch's optimizers nor an OptimizerState."
+            )
+        return optimizer
+
+    @property
+    def notes(self) -> list[str]:
+        """What happened that a healthy training doesn't have, in sentences."""
+        found = list(self._notes)
+        if self.skipped_steps:
+            found.append(
+                f"{self.skipped_steps:,} of {self.steps_taken:,} steps were skipped: their gradients or statistics weren't finite."
+            )
+        if isinstance(self.optimizer, TorchOptimizer) and self.optimizer.reset:
+            found.append(
+                f"{self.optimizer.name} keeps state that isn't known to follow a change of rank. It begins anew in every layer that is "
+                "resized."
+            )
+        return found
 
     @property
     def done(self) -> bool:
@@ -114,7 +156,10 @@ class RankController:
         Returns:
             What was decided now; mostly nothing.
         """
-        self.statistics.update()
+        self._follow_layers()
+        finite = self.statistics.update()
+        stepped = not (isinstance(self.optimizer, TorchOptimizer) and self.optimizer.skipped())
+        self.skipped_steps += not (finite and stepped)
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):
@@ -124,7 +169,38 @@ class RankController:
     @torch.no_grad()
     def sort(self) -> None:
         """Put every layer's components in order of importance, so that any smaller adapter is a prefix; the function stays as it is."""
+        self._follow_layers()
+        self._check_layers()
         self.resizer.sort(self.bases())
+
+    def _follow_layers(self) -> None:
+        """Forget statistics and what was set aside where others changed ranks: a state dict was loaded, for example."""
+        if (ranks := self.ranks) == self.resizer.ranks:
+            return
+        changed = sum(rank != self.resizer.ranks[path] for path, rank in ranks.items())
+        self.statistics.sums, self.resizer.aside = (
+            {},
+            {},
+        )  # layers that kept their rank have other weights by now, too
+        self.resizer.ranks = ranks
+        self._say(
+            f"step {self.steps_taken}: {changed} layers were given other ranks from outside, by a state dict for example; all "
+            "statistics begin anew."
+        )
+
+    def _check_layers(self) -> None:
+        """Refuse a model that has other LoRA layers by now than this controller was made for."""
+        now = lora_layers(self.model)
+        if [*map(id, now.values())] != [*map(id, self.layers.values())]:
+            raise RankwiseError(
+                f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self.layers)} then). "
+                "Make a new RankController, and a new optimizer."
+            )
+
+    def _say(self, note: str) -> None:
+        """Add a sentence to `notes`, and warn with it."""
+        self._notes.append(note)
+        warnings.warn(note, stacklevel=4)
 
     # Checks
 
@@ -135,7 +211,10 @@ class RankController:
         Args:
             tolerance: loss increase that is negligible, as a share of the gain.
         """
-        whole, none = self.held_out.losses_with({}), self.held_out.losses_without_adapters()
+        evidence = self._begin("prune")
+        if evidence is None:
+            return
+        whole, none = evidence
         gain = LossIncrease.of(none - whole)
         sure = gain.mean > self.config.confidence * gain.error
         most = gain.mean if sure else none.mean().item()
@@ -162,6 +241,12 @@ class RankController:
             if evaluated is None:
                 evaluated = self._evaluate(bases, self.propose(bases, order, share), whole)
             trial, increase = evaluated
+            if not increase.finite:
+                self._say(
+                    f"step {self.steps_taken}: held-out losses aren't finite without {trial.components} components."
+                )
+                share, evaluated = trial.share / config.trial_limit, None
+                continue
             factor = factor_bound(*increase[:2], trial.share * allowance.gain, config.prior_sd)
             share = min(allowance.share_to_prune(factor, config.least_factor), trial.share)
             if share < trial.share / config.trial_limit:  # the trial says too little about so small a prune
@@ -172,6 +257,8 @@ class RankController:
                 return
             evaluated = self._evaluate(bases, proposal, whole)
             increase, expected = evaluated[1], proposal.share * allowance.gain
+            if not increase.finite:
+                continue
             accepted = accept_prune_after_trial(increase, limit)
             decision = self.decision("prune", accepted, increase, limit, proposal.ranks, expected, factor)
             self._carry_out(decision)
@@ -200,11 +287,19 @@ class RankController:
         short = [path for path, importance in last.items() if importance > tolerance * total / len(last)]
         if sum(last[path] for path in short) <= tolerance * total:
             return
-        whole = self.held_out.losses_with({})
-        gain = (self.held_out.losses_without_adapters() - whole).mean().item()
+        evidence = self._begin("grow")
+        if evidence is None:
+            return
+        whole, none = evidence
+        gain = (none - whole).mean().item()
         layers = {path: self.layers[path] for path in short}
         shorter = {path: layer.rank - 1 for path, layer in layers.items()}
         lack = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, shorter)) - whole)
+        if not lack.finite:
+            self._say(
+                f"step {self.steps_taken}: held-out losses aren't finite without the last component of some layers."
+            )
+            return
         limit = tolerance * max(gain, 0.0)
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
         accepted = accept_addition(lack, limit, self.config.confidence)
@@ -218,6 +313,12 @@ class RankController:
             both[path] = torch.cat([layer.lora_A, aside.A]), torch.cat([layer.lora_B, aside.B], dim=1)
         with_it = self.held_out.losses_with(both)
         lack = LossIncrease.of(whole - with_it)
+        if not lack.finite:
+            self._say(
+                f"step {self.steps_taken}: held-out losses aren't finite with what the last prune removed."
+            )
+            self.resizer.aside = {}
+            return whole
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
         accepted = accept_addition(lack, limit, self.config.confidence)
         decision = self.decision("restore", accepted, lack, limit, ranks)
@@ -225,14 +326,33 @@ class RankController:
         self.resizer.aside = {}
         return with_it if decision.accepted else whole
 
+    def _begin(self, kind: str) -> tuple[Tensor, Tensor] | None:
+        """Begin a check: return the held-out losses with adapters and without; None, and a note, where they say nothing."""
+        self._check_layers()
+        whole, none = self.held_out.begin()
+        left_out = 0 if self.held_out.compared is None else int((~self.held_out.compared).sum())
+        few = f"no decision whether to {kind}" if len(whole) < 2 else "they are left out"
+        if left_out:
+            self._say(
+                f"step {self.steps_taken}: the losses of {left_out} held-out rows aren't finite; {few}."
+            )
+        elif len(whole) < 2:
+            self._say(f"step {self.steps_taken}: there are fewer than two held-out rows; {few}.")
+        return None if len(whole) < 2 else (whole, none)
+
     # What checks are made of; a study may override these
 
     def bases(self) -> dict[str, Basis]:
-        """Return the components of every layer that has some and has statistics."""
-        return {
-            path: self.rule.components(layer, self.statistics.sums[path])
+        """Return the components of every layer that has some and has statistics, and whose numbers are finite."""
+        known = {
+            path: (layer, sums)
             for path, layer in self.layers.items()
-            if layer.rank and path in self.statistics.sums
+            if layer.rank and (sums := self.statistics.known(path)) is not None
+        }
+        return {
+            path: self.rule.components(layer, sums)
+            for path, (layer, sums) in known.items()
+            if all_finite((sums, layer.lora_A.detach(), layer.lora_B.detach()))
         }
 
     def order(self, bases: Mapping[str, Basis]) -> Order:
@@ -285,6 +405,7 @@ class RankController:
         values = {
             "steps": self.steps_taken,
             "rows": self.held_out.rows_seen,
+            "skipped_steps": self.skipped_steps,
             "scaling": {path: layer.scaling for path, layer in self.layers.items()},
             "decisions": [decision.to_json() for decision in self.decisions],
         }
@@ -293,9 +414,23 @@ class RankController:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned, after the layers have taken their ranks."""
         self.steps_taken, self.held_out.rows_seen = values["steps"], values["rows"]
+        self.skipped_steps = values.get("skipped_steps", 0)
         self.decisions = [Decision.from_json(stored) for stored in values["decisions"]]
+        self.load_statistics(tensors, values)
+
+    def load_statistics(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take the statistics, the components set aside and the scaling of `state`, after the layers have taken their ranks.
+
+        Steps and decisions stay. What doesn't fit the layers, or isn't finite, begins anew.
+        """
+        self._check_layers()
         self.statistics.sums = {
             path: tensors[f"statistics.{path}"] for path in self.layers if f"statistics.{path}" in tensors
+        }
+        self.statistics.sums = {
+            path: sums
+            for path, sums in self.statistics.sums.items()
+            if self.statistics.known(path) is not None and all_finite([sums])
         }
         self.resizer.aside = {
             path: Components(*(tensors[f"aside.{name}.{path}"] for name in Components._fields))
@@ -304,4 +439,5 @@ class RankController:
         }
         for path, layer in self.layers.items():
             layer.scaling = values["scaling"][path]
+        self.resizer.ranks = self.ranks
         self.statistics.collect()

@@ -29,11 +29,26 @@ class HeldOutTest:
     Attributes:
         losses: loss of each held-out example with the model as it is.
         rows_seen: examples evaluated so far, over all passes.
+        compared: which examples take part in the check that is going on; None for all.
     """
 
     def __init__(self, layers: Mapping[str, LoRALinear], losses: Losses) -> None:
         self.layers, self.losses = layers, losses
         self.rows_seen = 0
+        self.compared: Tensor | None = None
+
+    def begin(self) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
+        """Begin a check: return the loss of each example with the adapters as they are, and without any.
+
+        Examples for which one of the two isn't finite are left out of the whole check.
+        """
+        self.compared = None
+        whole, none = self.losses_with({}), self.losses_without_adapters()
+        finite = whole.isfinite() & none.isfinite()
+        if finite.all():
+            return whole, none
+        self.compared = finite
+        return whole[finite], none[finite]
 
     def losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"]:
         """Return the loss of each example with these matrices in place of the layers' own, in float64 on the CPU."""
@@ -46,7 +61,7 @@ class HeldOutTest:
             for path, (A, B) in kept.items():
                 self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
         self.rows_seen += len(losses)
-        return losses
+        return losses if self.compared is None else losses[self.compared]
 
     def losses_without_adapters(self) -> Float[Tensor, " examples"]:
         """Return the loss of each example with rank 0 in every layer."""
@@ -67,6 +82,11 @@ class LossIncrease(NamedTuple):
     mean: float
     error: float
     rows: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether it is a number that a decision may rest on."""
+        return math.isfinite(self.mean) and math.isfinite(self.error)
 
     @classmethod
     def of(cls, differences: Float[Tensor, " examples"]) -> "LossIncrease":

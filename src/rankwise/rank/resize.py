@@ -20,6 +20,7 @@ class Resizer:
 
     Attributes:
         aside: module path → the components that the last prune removed.
+        ranks: module path → rank as it was left here; a layer that has another was resized by others.
 
     Args:
         layers: by module path.
@@ -43,6 +44,7 @@ class Resizer:
         self.layers, self.statistics, self.optimizer, self.rule = layers, statistics, optimizer, rule
         self.seed, self.scaling_exponent = seed, scaling_exponent
         self.aside: dict[str, Components] = {}
+        self.ranks = {path: layer.rank for path, layer in layers.items()}
 
     def resize(self, changes: Mapping[str, tuple[int, int]], bases: Mapping[str, Basis], step: int) -> None:
         """Give layers other ranks.
@@ -94,4 +96,5 @@ class Resizer:
         self.optimizer.resize(new)
         for path, (basis, added, _) in changed.items():
             self.layers[path].collect_statistics()
+            self.ranks[path] = self.layers[path].rank
             self.rule.resized(self.layers[path], basis, 0 if added is None else added.A.shape[0])

@@ -97,8 +97,14 @@ class RankCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.controller is not None:
-            self.controller.sort()
+        if self.controller is None:
+            return
+        best = getattr(state, "best_model_checkpoint", None)
+        if args.load_best_model_at_end and best and (Path(best) / VALUES).is_file():
+            # the Trainer has loaded the layers of that step, so the statistics must be of that step, too
+            tensors, values = self._stored(Path(best))
+            self.controller.load_statistics(tensors, values)
+        self.controller.sort()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,9 +122,13 @@ class RankCallback(TrainerCallback):
                 f"{folder} has no {VALUES}, so ranks can't be continued from there: it was written without RankCallback, or elsewhere."
             )
         assert self.controller is not None
+        self.controller.load(*self._stored(folder))
+
+    def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        assert self.controller is not None
         device = next(iter(self.controller.layers.values())).lora_A.device
         values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-        self.controller.load(load_file(folder / TENSORS, device=str(device)), values)
+        return load_file(folder / TENSORS, device=str(device)), values
 
     @torch.no_grad()
     def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:

@@ -1,0 +1,145 @@
+"""Torch's optimizers as the controller sees them: what of their state follows a resize, what begins anew, and which are refused.
+
+    exp_avg, momentum_buffer, grad_avg      sums of gradients: they change basis as gradients do
+    exp_avg_sq, max_exp_avg_sq, square_avg, sum      sums of squared gradients
+    numbers (step, mu_product, eta …)       stay
+    anything else                           unknown: all state of that parameter is forgotten, the optimizer begins it anew
+
+State of unknown meaning that is kept at the old rank crashes, or spoils the training in silence: 8-bit moments, row and column
+statistics, copies of the weights, and products of updates all have names of their own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import RankwiseError
+from rankwise.lora.layer import replace_value
+from rankwise.rank.components import SQUARES
+
+SUMS = ("exp_avg", "momentum_buffer", "grad_avg")
+"""Torch's names for optimizer state that holds sums of gradients."""
+REFUSED = {
+    "LBFGS": "keeps one history for all parameters together, which can't follow a change of rank",
+    "SparseAdam": "takes sparse gradients only, and those of LoRA layers are dense",
+    "Lomo": "updates parameters during the backward pass, before ranks can be decided",
+    "AdaLomo": "updates parameters during the backward pass, before ranks can be decided",
+    "LayerWiseDummyOptimizer": "updates parameters during the backward pass, before ranks can be decided",
+}
+"""Class name → why a controller can't work with such an optimizer."""
+
+
+class TorchOptimizer:
+    """`OptimizerState` of one of torch's optimizers, or of anything that subclasses `torch.optim.Optimizer`.
+
+    Attributes:
+        optimizer: without a wrapper such as Accelerate's.
+        reset: whether state has been forgotten that couldn't follow a resize.
+
+    Args:
+        optimizer: may be wrapped.
+        parameters: name → matrix whose rank changes; state that doesn't fit a new shape is forgotten before the next step, whoever
+            changed the shape.
+
+    Raises:
+        RankwiseError: the optimizer is one of `REFUSED`, or doesn't train one of the parameters.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter] | None = None
+    ) -> None:
+        self.optimizer = _unwrapped(optimizer)
+        self.reset = False
+        self._steps = self._steps_seen = 0
+        self._check(parameters or {})
+        self._shapes = {parameter: parameter.shape for parameter in (parameters or {}).values()}
+        for parameter in self._shapes:
+            state = self.optimizer.state.get(parameter, {})
+            if state.keys() <= {*SUMS, *SQUARES, "step"} and not follows(state, parameter):
+                self._forget(parameter)
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def name(self) -> str:
+        return type(self.optimizer).__name__
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the tensors of a parameter's state; none where the state can't follow a change of basis."""
+        state = self.optimizer.state.get(parameter, {})
+        if not follows(state, parameter):
+            return {}
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    @torch.no_grad()
+    def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
+        """Give parameters other values, of any shape, and the state that goes with them; other state is forgotten."""
+        for parameter, (value, state) in new.items():
+            if not follows(self.optimizer.state.get(parameter, {}), parameter):
+                self._forget(parameter)
+            replace_value(parameter, value)
+            if state:
+                self.optimizer.state[parameter].update(state)
+            if parameter in self._shapes:
+                self._shapes[parameter] = parameter.shape
+
+    def skipped(self) -> bool:
+        """Return whether the optimizer took no step since this was last asked, as a `GradScaler` has it after an overflow."""
+        skipped = self._steps_seen == self._steps > 0
+        self._steps_seen = self._steps
+        return skipped
+
+    def _check(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        for kind in type(self.optimizer).__mro__:
+            if kind.__name__ in REFUSED:
+                raise RankwiseError(
+                    f"Ranks can't be found with {kind.__name__}: it {REFUSED[kind.__name__]}. Take AdamW, for example."
+                )
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in parameters.items() if p.requires_grad and id(p) not in trained]
+        if missing:
+            raise RankwiseError(
+                f"The optimizer ({self.name}) doesn't train {missing[0]} ({len(missing)} of {len(parameters)} LoRA matrices are missing). "
+                "Make the optimizer after the layers, from the model's own parameters."
+            )
+
+    def _forget(self, parameter: nn.Parameter) -> None:
+        self.optimizer.state.pop(parameter, None)
+        self.reset = True
+
+    def _before_step(self, *_: Any) -> None:
+        for parameter, shape in self._shapes.items():
+            if parameter.shape != shape:  # a state dict was loaded, or someone resized the layer
+                self._shapes[parameter] = parameter.shape
+                if not follows(self.optimizer.state.get(parameter, {}), parameter):
+                    self._forget(parameter)
+
+    def _after_step(self, *_: Any) -> None:
+        self._steps += 1
+
+
+def follows(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Return whether a parameter's optimizer state has its shape and is known to follow a change of basis."""
+    if state.get("square_avg") is not None and state.get("momentum_buffer") is not None:
+        return False  # RMSprop's momentum sums up updates, not gradients
+    return all(_follows(name, value, parameter) for name, value in state.items())
+
+
+def _follows(name: str, value: Any, parameter: Tensor) -> bool:
+    if value is None or isinstance(value, int | float):
+        return True
+    if not isinstance(value, Tensor):
+        return False
+    if value.ndim == 0:
+        return True
+    plain = type(value) in (Tensor, nn.Parameter) and value.is_floating_point()
+    return plain and name in (*SUMS, *SQUARES) and value.shape == parameter.shape
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer inside wrappers such as Accelerate's."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
