@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 
-PLUG_IN = '''
+PLUG_IN = """
 import numpy as np
 
 from rankwise.runs.methods import METHODS, Method, register
@@ -46,7 +46,7 @@ registry.register(
         loader=toy_rows,
     )
 )
-'''
+"""
 
 
 def install(folder: Path, module: str, content: str) -> None:

@@ -287,7 +287,12 @@ def test_a_damaged_log_has_no_curve(folder, line):
 
 def test_decisions_that_cannot_be_read_are_counted(folder):
     lines(
-        folder.path / "ranks.jsonl", '{"step": 1}', "{", '{"kind": "prune"}', '{"step": 2, "kind": "prune"}', "[]"
+        folder.path / "ranks.jsonl",
+        '{"step": 1}',
+        "{",
+        '{"kind": "prune"}',
+        '{"step": 2, "kind": "prune"}',
+        "[]",
     )
     decisions, unread = folder.read_decisions()
     assert [decision["step"] for decision in decisions] == [1, 2]

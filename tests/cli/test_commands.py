@@ -415,7 +415,9 @@ def test_a_missing_file_is_refused_with_the_one_that_may_be_meant(model, trained
     reviews("reviews.jsonl", GOOD)
     near = "There is no file review.jsonl. Nearest in that folder: reviews.jsonl."
     assert near in refused("train", "review.jsonl", "--model", model, "--out", "out")
-    assert near in refused("train", "reviews.jsonl", "--validation", "review.jsonl", "--model", model, "--out", "out")
+    assert near in refused(
+        "train", "reviews.jsonl", "--validation", "review.jsonl", "--model", model, "--out", "out"
+    )
     assert near in refused("evaluate", trained, "review.jsonl")
     assert near in refused("predict", trained, "review.jsonl", "--out", "out.csv")
 
