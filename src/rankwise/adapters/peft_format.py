@@ -18,6 +18,7 @@ from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.attach import extract, label_names
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
+from rankwise.lora.wrappers import bare
 from rankwise.models import hub
 from rankwise.tasks import objectives
 
@@ -59,7 +60,8 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     Raises:
         RankwiseError: the model has no LoRA layers, or the folder can't be written.
     """
-    write(extract(model, base_model), folder)
+    with bare(model, parallel=True) as plain:
+        write(extract(plain, base_model), folder)
 
 
 def write(adapter: Adapter, folder: str | Path) -> None:

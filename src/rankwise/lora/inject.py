@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
 from rankwise.lora.scaling import ALPHA, START_RANK, scale, stretch
+from rankwise.lora.wrappers import bare
 from rankwise.models.families import FAMILIES, body_and_heads
 
 
@@ -93,23 +94,26 @@ def adapt(
         seed: draws A.
 
     Returns:
-        The same model.
+        The same model; a compiled one stays compiled.
 
     Raises:
-        RankwiseError: the model has LoRA layers, a target isn't there, or a rank is larger than a layer.
+        RankwiseError: the model has LoRA layers or a wrapper that can't be seen through, a target isn't there, or a rank is larger
+            than a layer.
     """
-    if lora_layers(model):
-        raise RankwiseError(
-            "This model has LoRA layers already. Load the base model again, or merge them first."
-        )
-    if rank is None:
-        return adapt_freely(
-            model, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
-        )
-    paths = _outside(find_targets(model, targets), also_train)
-    scaling = scale(rank, alpha, rslora)
-    insert(model, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
-    train_beside(model, [*body_and_heads(model)[1], *also_train])
+    with bare(model) as plain:
+        if lora_layers(plain):
+            raise RankwiseError(
+                "This model has LoRA layers already. Load the base model again, or merge them first."
+            )
+        if rank is None:
+            adapt_freely(
+                plain, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
+            )
+            return model
+        paths = _outside(find_targets(plain, targets), also_train)
+        scaling = scale(rank, alpha, rslora)
+        insert(plain, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
+        train_beside(plain, [*body_and_heads(plain)[1], *also_train])
     return model
 
 

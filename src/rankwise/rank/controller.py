@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import lora_layers
+from rankwise.lora.wrappers import bare
 from rankwise.rank.components import Basis, Components, OptimizerState
 from rankwise.rank.config import RankConfig
 from rankwise.rank.decision import Decision
@@ -82,7 +83,8 @@ class RankController:
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
     ) -> None:
-        self.model, self.layers = model, lora_layers(model)
+        with bare(model) as plain:
+            self.model, self.layers = plain, lora_layers(plain)
         if not self.layers:
             raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
         self.config, self.rule = config or RankConfig(), rule_named(rule)
@@ -190,7 +192,8 @@ class RankController:
 
     def _check_layers(self) -> None:
         """Refuse a model that has other LoRA layers by now than this controller was made for."""
-        now = lora_layers(self.model)
+        with bare(self.model) as plain:
+            now = lora_layers(plain)
         if [*map(id, now.values())] != [*map(id, self.layers.values())]:
             raise RankwiseError(
                 f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self.layers)} then). "

@@ -1,0 +1,67 @@
+"""Wrappers around a model or around modules inside it: which are seen through, and which are refused.
+
+torch.compile, activation checkpointing      seen through wherever they stand; paths are those of the plain model
+DistributedDataParallel, DataParallel        seen through by `save`; refused where layers are to be put in or resized, because
+                                             they know the parameters that a model had when it was wrapped
+FSDP, PEFT                                   refused: they hold the weights in another form
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from rankwise.errors import RankwiseError
+
+TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Names under which `torch.compile` and activation checkpointing keep the module that they wrap."""
+PARALLEL = ("DistributedDataParallel", "DataParallel")
+OPAQUE = ("FullyShardedDataParallel", "FSDPModule", "PeftModel", "BaseTunerLayer")
+
+
+def inside(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers that don't change what it computes."""
+    while name := next((name for name in TRANSPARENT if name in module._modules), None):
+        module = module.get_submodule(name)
+    return module
+
+
+@contextmanager
+def bare(model: nn.Module, *, parallel: bool = False) -> Iterator[nn.Module]:
+    """Yield a model without the wrappers around it and inside it; those inside are put back afterwards.
+
+    Args:
+        model: may be wrapped.
+        parallel: see through data-parallel wrappers around the whole model, too.
+
+    Raises:
+        RankwiseError: there is a wrapper that can't be seen through.
+    """
+    plain = inside(model)
+    while parallel and _is(plain, PARALLEL):
+        plain = inside(plain.get_submodule("module"))
+    wrapped: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for path, module in list(plain.named_modules()):
+            if kind := _is(module, (*PARALLEL, *OPAQUE)):
+                where = f"{path} is" if path else "This model is"
+                raise RankwiseError(
+                    f"{where} wrapped by {kind}. Give the model itself: rankwise.adapt(model) first, then {kind}; "
+                    "`rankwise.save` and `RankController` take the model inside."
+                )
+            for name, child in module._modules.items():
+                if child is not None and inside(child) is not child:
+                    wrapped.append((module, name, child))
+        for parent, name, child in wrapped:
+            parent._modules[name] = inside(child)
+        yield plain
+    finally:
+        for parent, name, child in wrapped:
+            if parent._modules.get(name) is inside(child):
+                parent._modules[name] = child
+
+
+def _is(module: nn.Module, names: tuple[str, ...]) -> str:
+    """Return the first of some class names that a module's class has or inherits from; empty where it has none."""
+    kinds = {kind.__name__ for kind in type(module).__mro__}
+    return next((name for name in names if name in kinds), "")
