@@ -217,7 +217,7 @@ def test_a_compared_grid_pairs_runs_of_regression(told, model, tmp_path):
     )  # fmt: skip
     lora = next(row for row in report["rows"] if row["method"] == "lora")
     assert lora["metric"] == "pearson"
-    assert lora["more"].keys() == {"spearman"}
+    assert lora["other_metrics"].keys() == {"spearman"}
     assert lora["only_this"] + lora["only_full"] == 24
     assert any("prediction is nearer" in note for note in report["notes"])
     assert report["examples"] == []
