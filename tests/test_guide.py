@@ -16,7 +16,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
@@ -181,9 +180,6 @@ assert len(np.load("plain.npz").files) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (find_spec("rankwise.rank.pruning_rule") and find_spec("rankwise.plugins")), reason="needs both"
-)
 def test_each_of_the_six_things_that_contributing_adds_works(place):
     added = [block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.language == "python"]
     assert len(added) == 6
