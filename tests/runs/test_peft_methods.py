@@ -80,9 +80,9 @@ def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_of_pefts_methods_count_save_and_score_as_peft_does(name, tmp_path):
-    # float32, since after 60 steps rows lie close to the edge, and bfloat16 rounds otherwise where an adapter is loaded as ours
-    result = run(tmp_path, asked(f"peft:{name}", dtype="float32"))
-    assert result["steps"] == 60
+    # float32: after few steps many rows are near the decision boundary, where bfloat16's rounding may decide
+    result = run(tmp_path, asked(f"peft:{name}", rows=240, dtype="float32"))
+    assert result["steps"] == 30
     config = PeftConfig.from_pretrained(str(tmp_path))
     config.inference_mode, config.init_lora_weights = False, True
     if isinstance(config, AdaLoraConfig):  # counted in training, before the last masks leave ranks out
@@ -220,7 +220,7 @@ def test_settings_of_a_method_reach_peft(tmp_path):
     assert (read.r, read.lora_alpha, read.use_dora) == (3, 5, True)
     run(tmp_path / "prefix", asked("peft:prefix,num_virtual_tokens=4", rows=8, model=base, lr=1e-3))
     assert PeftConfig.from_pretrained(str(tmp_path / "prefix")).num_virtual_tokens == 4
-    with pytest.raises(RankwiseError, match="virtual tokens.*--max-length"):
+    with pytest.raises(RankwiseError, match="virtual tokens.*`max_length="):
         run(tmp_path / "long", asked("peft:prompt,num_virtual_tokens=60", rows=8, model=base, lr=1e-3))
 
 
