@@ -457,4 +457,4 @@ def test_events_reach_the_grid_whatever_the_locale(tmp_path):
             patch.setenv(name, value)
         _, failed = ran(config, lambda folder: [*command, str(folder)])
     assert "größe" in failed["sst2.lora.s0"]
-    assert "--data has no" in failed["sst2.lora.s0"]
+    assert "`data=` has no" in failed["sst2.lora.s0"]
