@@ -62,23 +62,23 @@ class Training:
 
 def test_an_overflow_leaves_the_statistics_as_they_are_and_is_counted():
     controller = Training().steps(STEPS, torch.amp.GradScaler("cpu", init_scale=2.0**10), overflow=(1, 7))
-    assert controller.statistics.skipped == controller.skipped_steps == 2
+    assert controller.statistics.skipped == controller.guard.skipped_steps == 2
     assert all(sums.isfinite().all() for sums in controller.statistics.sums.values())
     assert [d for d in controller.decisions if d.kind == "prune" and d.accepted]
     assert controller.notes == ["2 of 40 steps were skipped: their gradients or statistics weren't finite."]
     tensors, values = controller.state()
     again = Training().controller
-    again.skipped_steps = 0
+    again.guard.skipped_steps = 0
     again.model.load_state_dict(controller.model.state_dict())
     again.load(tensors, json.loads(json.dumps(values)))
-    assert again.skipped_steps == 2
+    assert again.guard.skipped_steps == 2
 
 
 def test_a_step_that_the_optimizer_did_not_take_is_counted():
     training = Training()
     training.steps(3)
     training.controller.step()
-    assert training.controller.skipped_steps == 1
+    assert training.controller.guard.skipped_steps == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -8,7 +8,6 @@ Importance orders the components and says how many to try. Held-out rows decide.
 constants, `PruningRule` the order.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import RankwiseError
 from rankwise.lora.layer import lora_layers
 from rankwise.lora.wrappers import bare
 from rankwise.rank.components import Basis, Components, OptimizerState
@@ -35,6 +33,7 @@ from rankwise.rank.evidence import (
     factor_bound,
     mean_and_error,
 )
+from rankwise.rank.guard import Guard
 from rankwise.rank.pruning_rule import (
     Order,
     Proposal,
@@ -44,7 +43,7 @@ from rankwise.rank.pruning_rule import (
 )
 from rankwise.rank.resize import Resizer
 from rankwise.rank.statistics import Statistics, all_finite
-from rankwise.rank.torch_optimizer import TorchOptimizer
+from rankwise.rank.torch_optimizer import optimizer_state
 
 
 class RankController:
@@ -65,7 +64,7 @@ class RankController:
     Attributes:
         layers: the LoRA layers, by module path.
         decisions: so far.
-        skipped_steps: steps whose statistics weren't finite or that the optimizer didn't take, as after an overflow in float16.
+        guard: notes, counts and refuses what a healthy training doesn't have.
 
     Raises:
         ValueError: the model has no LoRA layers, or no rule has this name.
@@ -90,7 +89,7 @@ class RankController:
         self.config, self.rule = config or RankConfig(), rule_named(rule)
         self.held_out = HeldOutTest(self.layers, losses)
         self.statistics = Statistics(self.layers, self.config.decay)
-        self.optimizer = self._optimizer_state(optimizer)
+        self.optimizer = optimizer_state(optimizer, self.layers)
         self.resizer = Resizer(
             self.layers,
             self.statistics,
@@ -110,37 +109,12 @@ class RankController:
         first = 2 * self.config.memory
         self.checks |= {at: prune for at, prune in prunes.items() if at >= first or at == max(prunes)}
         self.decisions: list[Decision] = []
-        self.skipped_steps = 0
-        self._notes: list[str] = []
-
-    def _optimizer_state(self, optimizer: torch.optim.Optimizer | OptimizerState) -> OptimizerState:
-        if isinstance(optimizer, torch.optim.Optimizer):
-            matrices = {
-                f"{path}.{name}": getattr(layer, name)
-                for path, layer in self.layers.items()
-                for name in ("lora_A", "lora_B")
-            }
-            return TorchOptimizer(optimizer, matrices)
-        if not isinstance(optimizer, OptimizerState):
-            raise RankwiseError(
-                f"Ranks can't be found with a {type(optimizer).__name__}: it is neither one of torch's optimizers nor an OptimizerState."
-            )
-        return optimizer
+        self.guard = Guard(self.model, self.layers, self.optimizer, self.resizer)
 
     @property
     def notes(self) -> list[str]:
         """What happened that a healthy training doesn't have, in sentences."""
-        found = list(self._notes)
-        if self.skipped_steps:
-            found.append(
-                f"{self.skipped_steps:,} of {self.steps_taken:,} steps were skipped: their gradients or statistics weren't finite."
-            )
-        if isinstance(self.optimizer, TorchOptimizer) and self.optimizer.reset:
-            found.append(
-                f"{self.optimizer.name} keeps state that isn't known to follow a change of rank. It begins anew in every layer that is "
-                "resized."
-            )
-        return found
+        return self.guard.notes(self.steps_taken)
 
     @property
     def done(self) -> bool:
@@ -158,10 +132,8 @@ class RankController:
         Returns:
             What was decided now; mostly nothing.
         """
-        self._follow_layers()
-        finite = self.statistics.update()
-        stepped = not (isinstance(self.optimizer, TorchOptimizer) and self.optimizer.skipped())
-        self.skipped_steps += not (finite and stepped)
+        self.guard.follow_layers(self.steps_taken)
+        self.guard.count_step(finite=self.statistics.update())
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):
@@ -171,39 +143,9 @@ class RankController:
     @torch.no_grad()
     def sort(self) -> None:
         """Put every layer's components in order of importance, so that any smaller adapter is a prefix; the function stays as it is."""
-        self._follow_layers()
-        self._check_layers()
+        self.guard.follow_layers(self.steps_taken)
+        self.guard.check_layers()
         self.resizer.sort(self.bases())
-
-    def _follow_layers(self) -> None:
-        """Forget statistics and what was set aside where others changed ranks: a state dict was loaded, for example."""
-        if (ranks := self.ranks) == self.resizer.ranks:
-            return
-        changed = sum(rank != self.resizer.ranks[path] for path, rank in ranks.items())
-        self.statistics.sums, self.resizer.aside = (
-            {},
-            {},
-        )  # layers that kept their rank have other weights by now, too
-        self.resizer.ranks = ranks
-        self._say(
-            f"step {self.steps_taken}: {changed} layers were given other ranks from outside, by a state dict for example; all "
-            "statistics begin anew."
-        )
-
-    def _check_layers(self) -> None:
-        """Refuse a model that has other LoRA layers by now than this controller was made for."""
-        with bare(self.model) as plain:
-            now = lora_layers(plain)
-        if [*map(id, now.values())] != [*map(id, self.layers.values())]:
-            raise RankwiseError(
-                f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self.layers)} then). "
-                "Make a new RankController, and a new optimizer."
-            )
-
-    def _say(self, note: str) -> None:
-        """Add a sentence to `notes`, and warn with it."""
-        self._notes.append(note)
-        warnings.warn(note, stacklevel=4)
 
     # Checks
 
@@ -214,7 +156,7 @@ class RankController:
         Args:
             tolerance: loss increase that is negligible, as a share of the gain.
         """
-        evidence = self._begin("prune")
+        evidence = self.guard.begin_check(self.held_out, self.steps_taken, "prune")
         if evidence is None:
             return
         whole, none = evidence
@@ -245,9 +187,7 @@ class RankController:
                 evaluated = self._evaluate(bases, self.propose(bases, order, share), whole)
             trial, increase = evaluated
             if not increase.finite:
-                self._say(
-                    f"step {self.steps_taken}: held-out losses aren't finite without {trial.components} components."
-                )
+                self._not_finite(f"without {trial.components} components")
                 share, evaluated = trial.share / config.trial_limit, None
                 continue
             factor = factor_bound(*increase[:2], trial.share * allowance.gain, config.prior_sd)
@@ -290,7 +230,7 @@ class RankController:
         short = [path for path, importance in last.items() if importance > tolerance * total / len(last)]
         if sum(last[path] for path in short) <= tolerance * total:
             return
-        evidence = self._begin("grow")
+        evidence = self.guard.begin_check(self.held_out, self.steps_taken, "grow")
         if evidence is None:
             return
         whole, none = evidence
@@ -299,9 +239,7 @@ class RankController:
         shorter = {path: layer.rank - 1 for path, layer in layers.items()}
         lack = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, shorter)) - whole)
         if not lack.finite:
-            self._say(
-                f"step {self.steps_taken}: held-out losses aren't finite without the last component of some layers."
-            )
+            self._not_finite("without the last component of some layers")
             return
         limit = tolerance * max(gain, 0.0)
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
@@ -317,9 +255,7 @@ class RankController:
         with_it = self.held_out.losses_with(both)
         lack = LossIncrease.of(whole - with_it)
         if not lack.finite:
-            self._say(
-                f"step {self.steps_taken}: held-out losses aren't finite with what the last prune removed."
-            )
+            self._not_finite("with what the last prune removed")
             self.resizer.aside = {}
             return whole
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
@@ -329,19 +265,8 @@ class RankController:
         self.resizer.aside = {}
         return with_it if decision.accepted else whole
 
-    def _begin(self, kind: str) -> tuple[Tensor, Tensor] | None:
-        """Begin a check: return the held-out losses with adapters and without; None, and a note, where they say nothing."""
-        self._check_layers()
-        whole, none = self.held_out.begin()
-        left_out = 0 if self.held_out.compared is None else int((~self.held_out.compared).sum())
-        few = f"no decision whether to {kind}" if len(whole) < 2 else "they are left out"
-        if left_out:
-            self._say(
-                f"step {self.steps_taken}: the losses of {left_out} held-out rows aren't finite; {few}."
-            )
-        elif len(whole) < 2:
-            self._say(f"step {self.steps_taken}: there are fewer than two held-out rows; {few}.")
-        return None if len(whole) < 2 else (whole, none)
+    def _not_finite(self, where: str) -> None:
+        self.guard.say(self.steps_taken, f"held-out losses aren't finite {where}.")
 
     # What checks are made of; a study may override these
 
@@ -408,7 +333,7 @@ class RankController:
         values = {
             "steps": self.steps_taken,
             "rows": self.held_out.rows_seen,
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.guard.skipped_steps,
             "scaling": {path: layer.scaling for path, layer in self.layers.items()},
             "decisions": [decision.to_json() for decision in self.decisions],
         }
@@ -417,7 +342,7 @@ class RankController:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned, after the layers have taken their ranks."""
         self.steps_taken, self.held_out.rows_seen = values["steps"], values["rows"]
-        self.skipped_steps = values.get("skipped_steps", 0)
+        self.guard.skipped_steps = values["skipped_steps"]
         self.decisions = [Decision.from_json(stored) for stored in values["decisions"]]
         self.load_statistics(tensors, values)
 
@@ -426,7 +351,7 @@ class RankController:
 
         Steps and decisions stay. What doesn't fit the layers, or isn't finite, begins anew.
         """
-        self._check_layers()
+        self.guard.check_layers()
         self.statistics.sums = {
             path: tensors[f"statistics.{path}"] for path in self.layers if f"statistics.{path}" in tensors
         }

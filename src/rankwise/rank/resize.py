@@ -46,6 +46,11 @@ class Resizer:
         self.aside: dict[str, Components] = {}
         self.ranks = {path: layer.rank for path, layer in layers.items()}
 
+    def forget(self) -> None:
+        """Begin anew with the layers as they are: without statistics, and with nothing set aside."""
+        self.statistics.sums, self.aside = {}, {}
+        self.ranks = {path: layer.rank for path, layer in self.layers.items()}
+
     def resize(self, changes: Mapping[str, tuple[int, int]], bases: Mapping[str, Basis], step: int) -> None:
         """Give layers other ranks.
 

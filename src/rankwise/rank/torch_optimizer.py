@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import replace_value
-from rankwise.rank.components import SQUARES
+from rankwise.lora.layer import LoRALinear, replace_value
+from rankwise.rank.components import SQUARES, OptimizerState
 
 SUMS = ("exp_avg", "momentum_buffer", "grad_avg")
 """Torch's names for optimizer state that holds sums of gradients."""
@@ -142,4 +142,29 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return the optimizer inside wrappers such as Accelerate's."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = inner
+    return optimizer
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer | OptimizerState, layers: Mapping[str, LoRALinear]
+) -> OptimizerState:
+    """Return an optimizer as a controller of these layers uses it.
+
+    Args:
+        optimizer: one of torch's, or an `OptimizerState`, which is returned as it is.
+        layers: by module path.
+
+    Raises:
+        RankwiseError: it is neither, or `TorchOptimizer` refuses it.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        names = ("lora_A", "lora_B")
+        return TorchOptimizer(
+            optimizer,
+            {f"{path}.{name}": getattr(layer, name) for path, layer in layers.items() for name in names},
+        )
+    if not isinstance(optimizer, OptimizerState):
+        raise RankwiseError(
+            f"Ranks can't be found with a {type(optimizer).__name__}: it is neither one of torch's optimizers nor an OptimizerState."
+        )
     return optimizer
