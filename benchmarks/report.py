@@ -154,7 +154,14 @@ def decide(folder: RunFolder, steps: int, chance: np.random.Generator) -> None:
         changes = {layer: [ranks[layer], after]}
         ranks = ranks | {layer: after}
         lines.append(
-            {"step": step, "kind": "cut", "accepted": True, "ranks": ranks, "changes": changes, "text": text}
+            {
+                "step": step,
+                "kind": "prune" if after < changes[layer][0] else "grow",
+                "accepted": True,
+                "ranks": ranks,
+                "changes": changes,
+                "text": text,
+            }
         )
     (folder.path / "ranks.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
