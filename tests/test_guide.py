@@ -127,7 +127,7 @@ def run(command: list[str]) -> None:
 @pytest.mark.filterwarnings("default")  # a page may use what others warn of
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, place):
-    names = {"train": rows(64, 0), "held_out": rows(64, 1)}
+    names = {"train": rows(64, 0), "held_out": rows(64, 1), "validation": rows(64, 1)}
     for block in blocks(page):
         if block.first:
             run(block.first)

@@ -18,7 +18,7 @@ _looked = False
 
 
 def load() -> None:
-    """Imports every plug-in, the first time it is called.
+    """Import every plug-in, the first time it is called.
 
     Raises:
         RankwiseError: a plug-in can't be imported.
@@ -31,6 +31,7 @@ def load() -> None:
         try:
             entry.load()
         except Exception as error:
+            _looked = False  # whoever asks again is told again
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RankwiseError(
                 f"The plug-in {entry.name} ({entry.value}) can't be imported: {what}. Repair or uninstall it."

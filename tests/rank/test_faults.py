@@ -231,3 +231,19 @@ def test_trainer_loads_a_best_checkpoint_of_other_ranks(tmp_path):
     for path, layer in lora_layers(model).items():  # sorted, and otherwise as stored
         delta = layer.scaling * stored[f"{path}.lora_B"] @ stored[f"{path}.lora_A"]
         torch.testing.assert_close(layer.delta(), delta, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (1, 2)])
+def test_callback_refuses_several_processes_before_the_first_step(tmp_path, processes, devices):
+    class Several(hf.TrainingArguments):
+        world_size, n_gpu = processes, devices
+
+    callback, state = rankwise.RankCallback([{"input_ids": [1]}]), hf.TrainerState(max_steps=10)
+    with pytest.raises(RankwiseError, match="one process on one device; this training has 2"):
+        callback.on_train_begin(
+            Several(output_dir=str(tmp_path)),
+            state,
+            hf.TrainerControl(),
+            model=nn.Linear(2, 2),
+            optimizer=None,
+        )

@@ -1,4 +1,4 @@
-"""What each optimization of the engine is worth: our LoRA with one optimization replaced by what PyTorch or PEFT would do.
+"""What each optimization of the engine saves: our LoRA with one optimization replaced by what PyTorch or PEFT would do.
 
 rankwise bench --random-weights roberta-base --lengths qnli --contenders "rankwise lora" "without packing" "without ..."
 """

@@ -42,7 +42,9 @@ class Basis:
         B = layer.lora_B.detach().double() @ self.inverse
         return A.to(layer.lora_A.dtype), B.to(layer.lora_B.dtype)
 
-    def statistics(self, statistics: Float[Tensor, "moments rank"]) -> Float[Tensor, "moments_kept kept"]:
+    def statistics(
+        self, statistics: Float[Tensor, "statistics rank"]
+    ) -> Float[Tensor, "statistics_kept kept"]:
         """Return the second moments of z' and dz', from those of z and dz."""
         rank = self.T.shape[1]
         zz, dd = statistics[:rank].double(), statistics[rank : 2 * rank].double()
@@ -53,7 +55,7 @@ class Basis:
         return torch.cat([rows, tokens])
 
 
-def find_basis(layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> Basis:
+def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
     """Return the components of a layer, the most important first.
 
     With C = E[z·zᵀ] and the singular value decomposition B·C^½ = U·S·Vᵀ, T = D·Vᵀ·C^-½ makes the components of z uncorrelated and the
@@ -62,7 +64,7 @@ def find_basis(layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> 
 
     Args:
         layer: left as it is.
-        statistics: second moments of its z and dz; moments = 2·rank + 1.
+        statistics: second moments of its z and dz; statistics = 2·rank + 1.
     """
     rank, device = layer.rank, layer.lora_A.device
     statistics = statistics.double()
@@ -92,7 +94,7 @@ class Components(NamedTuple):
 
     A: Float[Tensor, "rank d_in"]
     B: Float[Tensor, "d_out rank"]
-    statistics: Float[Tensor, "moments rank"]
+    statistics: Float[Tensor, "statistics rank"]
 
     def times(self, c: float) -> "Components":
         """Return the same function for a layer whose s is divided by c²: z grows with A, and dz = s·dy·B falls."""
@@ -128,7 +130,7 @@ class NoOptimizer:
 
 def change(
     layer: LoRALinear,
-    statistics: Float[Tensor, "moments rank"],
+    statistics: Float[Tensor, "statistics rank"],
     basis: Basis,
     added: Components | None,
     optimizer: OptimizerState,

@@ -159,20 +159,21 @@ class RankController:
         evidence = self.guard.begin_check(self.held_out, self.steps_taken, "prune")
         if evidence is None:
             return
-        whole, none = evidence
-        gain = LossIncrease.of(none - whole)
-        sure = gain.mean > self.config.confidence * gain.error
-        most = gain.mean if sure else none.mean().item()
-        noise = min(mean_and_error(whole)[1], self.config.noise_cap * most)
-        if sure:  # training has to learn again most of what a prune takes
-            noise *= min(1.0, (self.steps - self.steps_taken) / self.config.memory)
-        limit = max(tolerance * most, noise)
+        losses, without_adapters = evidence
+        gain = LossIncrease.of(without_adapters - losses)
+        gain_is_sure = gain.mean > self.config.confidence * gain.error
+        scale = gain.mean if gain_is_sure else without_adapters.mean().item()  # what tolerances are shares of
+        noise_tolerance = min(mean_and_error(losses)[1], self.config.noise_cap * scale)
+        if gain_is_sure:  # training has to learn again most of what a prune takes
+            noise_tolerance *= min(1.0, (self.steps - self.steps_taken) / self.config.memory)
+        limit = max(tolerance * scale, noise_tolerance)
         if self.resizer.aside:
-            whole = self._restore(whole, limit)
+            losses = self._restore(losses, limit)
         bases = self.bases()
         order = self.order(bases)
-        if order and sure:
-            self._prune_after_trials(bases, order, whole, limit, Allowance(gain.mean, tolerance, noise))
+        if order and gain_is_sure:
+            allowance = Allowance(gain.mean, tolerance, noise_tolerance)
+            self._prune_after_trials(bases, order, losses, limit, allowance)
         elif order and self.done:  # a training may begin slowly, so this isn't asked earlier
             self._prune_all(bases, order, gain, limit)
 

@@ -43,7 +43,7 @@ class Proposal(NamedTuple):
 class PruningRule(Protocol):
     """Finds the components of layers and orders them. What it proposes is tested on held-out rows."""
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> Basis:
+    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         """Return a layer's components, the most important first.
 
         Args:
@@ -64,11 +64,12 @@ class PruningRule(Protocol):
 class ImportanceRule:
     """Orders components by importance for their parameters (`find_basis`).
 
-    Removing component i costs about ½·E[(z_i·dz_i)²] ≈ ½·E[z_i²]·E[dz_i²] a token: the empirical Fisher information of a gate on it (Theis
-    et al. 2018), with its two factors taken as independent (as in K-FAC, Martens & Grosse 2015).
+    Removing component i raises the loss by about ½·E[(z_i·dz_i)²] ≈ ½·E[z_i²]·E[dz_i²] a token: the empirical Fisher information of a
+    gate on it (Theis et al. 2018), with its two factors taken as independent (as in K-FAC, Martens & Grosse 2015). The code leaves out
+    the ½ and multiplies by the number of tokens, because only shares are used.
     """
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> Basis:
+    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         return find_basis(layer, statistics)
 
     def order(self, bases: Mapping[str, Basis], layers: Mapping[str, LoRALinear]) -> Order:
@@ -85,7 +86,7 @@ class ImportanceRule:
 class ScoreRule(ImportanceRule):
     """Another score in the place of importance, for the components that `find_basis` gives. Subclass it and write `score`."""
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "moments rank"]) -> Basis:
+    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         basis = find_basis(layer, statistics)
         score = self.score(layer, basis, statistics)
         order = score.argsort(descending=True, stable=True)
@@ -93,7 +94,7 @@ class ScoreRule(ImportanceRule):
 
     @abstractmethod
     def score(
-        self, layer: LoRALinear, basis: Basis, statistics: Float[Tensor, "moments rank"]
+        self, layer: LoRALinear, basis: Basis, statistics: Float[Tensor, "statistics rank"]
     ) -> Float[Tensor, " rank"]:
         """Return a score of each component, float64, the higher the longer it stays; in units that all layers share."""
 

@@ -67,6 +67,11 @@ class RankCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.world_size > 1 or args.n_gpu > 1:
+            raise RankwiseError(
+                f"RankCallback works in one process on one device; this training has {max(args.world_size, args.n_gpu)}. "
+                "Ranks would differ between them."
+            )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
         if not lora_layers(model):
             raise RankwiseError(
