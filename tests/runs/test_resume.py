@@ -249,7 +249,8 @@ def interrupt(
 def figures(out: Path) -> list[tuple]:
     """The report's rows without times."""
     return [
-        (row.task, row.method, row.score, row.difference, row.p, row.trainable) for row in collect(out).rows
+        (row.task, row.method, row.score, row.difference, row.p_rows, row.trainable)
+        for row in collect(out).rows
     ]
 
 

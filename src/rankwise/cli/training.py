@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import Json, command, people, print_json, say
-from rankwise.cli.parameters import flag
+from rankwise.cli.parameters import flag, in_flags
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
 from rankwise.errors import RankwiseError
 from rankwise.runs.tensorboard import check as check_tensorboard
@@ -33,7 +33,7 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
         check_tensorboard()
     _fetch(config)
     with GridProgress(people(json)) as progress:
-        failed = grid.run_grid(config, progress)
+        failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
     n = len(config.runs())
     if len(failed) < n:
         _report(config.out, json)
