@@ -236,7 +236,13 @@ def test_trainer_loads_a_best_checkpoint_of_other_ranks(tmp_path):
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), (1, 2)])
 def test_callback_refuses_several_processes_before_the_first_step(tmp_path, processes, devices):
     class Several(hf.TrainingArguments):
-        world_size, n_gpu = processes, devices
+        @property
+        def world_size(self):
+            return processes
+
+        @property
+        def n_gpu(self):
+            return devices
 
     callback, state = rankwise.RankCallback([{"input_ids": [1]}]), hf.TrainerState(max_steps=10)
     with pytest.raises(RankwiseError, match="one process on one device; this training has 2"):
