@@ -37,7 +37,6 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
     n = len(config.runs())
     if len(failed) < n:
         _report(config.out, json)
-        _show_ranks(config, json)
         say(json, f"The page with curves, ranks and examples: {config.out / 'report.html'}")
     elif json:
         print_json({"out": str(config.out), "failed": failed})
@@ -80,24 +79,6 @@ def _report(out: Path, json: bool) -> None:
     report.show(document, people(json))
     if json:
         print_json(report.to_json(document))
-
-
-def _show_ranks(config: CompareConfig, json: bool) -> None:
-    """Draws the ranks of each method that finds them, for each task's first finished seed."""
-    from rankwise.run_folder import RunFolder, run_name
-    from rankwise.runs import methods
-
-    shown = set()
-    for run in config.runs():
-        cell, folder = (
-            (run.task, run.method),
-            RunFolder(config.out / run_name(run.task, run.method, run.seed)),
-        )
-        finds_ranks = methods.named(methods.plain_name(run.method)).finds_ranks
-        if finds_ranks and cell not in shown and folder.finished:
-            shown.add(cell)
-            say(json, f"\nRanks by layer: {run.method} on {run.task}, seed {run.seed}")
-            _draw_ranks(folder.read_result(), json)
 
 
 def _draw_ranks(result: dict[str, Any], json: bool) -> None:
