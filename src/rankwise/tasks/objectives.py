@@ -167,7 +167,7 @@ class Objective(ABC):
         return torch.tensor(_given_weights(spec, names), dtype=torch.float32)
 
     def _balanced(self, names: Sequence[str], labels: Labels) -> np.ndarray:
-        raise NotImplementedError
+        raise RankwiseError(f"`class_weights=` can't be balanced for {self.name}. Give weights by name.")
 
     def strata(self, labels: Labels) -> Int64[np.ndarray, "rows"]:
         """Return the group of each row; a split into training and validation rows keeps the groups' shares."""
