@@ -104,10 +104,12 @@ def test_a_row_is_named_by_the_line_it_begins_at(tmp_path):
         ("t.csv", lzma.compress(TABLE), "t.csv is an xz file by its content. Decompress"),
         ("t.csv.bz2", bz2.compress(TABLE), "is a bzip2 file"),
         ("t.csv.bz2", bz2.compress(b""), "is a bzip2 file"),
-        ("t.csv.gz", gzip.compress(TABLE), "is a gzip file"),
+        ("t.csv.gz", gzip.compress(TABLE, mtime=0), "is a gzip file"),
         ("t.csv.zst", pa.compress(TABLE, "zstd", asbytes=True), "is a Zstandard file"),
         ("t.csv.lz4", pa.compress(TABLE, "lz4", asbytes=True), "is an LZ4 file"),
     ],
+    # The content is no name: compressors may write the time of day into it, and workers would collect different tests.
+    ids=lambda value: "content" if isinstance(value, bytes) else None,
 )
 def test_an_error_in_a_file_is_one_line(tmp_path, name, content, says):
     with pytest.raises(RankwiseError) as error:
