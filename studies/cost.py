@@ -3,7 +3,7 @@
     python studies/cost.py           # runs what is missing, stores, prints
     python studies/cost.py --show    # prints what is stored
 
-The runs are those of `make compare` (3,000 rows of movies, two epochs, two seeds) and two more in all linear layers: `--work runs/compare`
+The runs are those of `make compare` (3,000 rows of movies, two epochs, three seeds) and three more in all linear layers: `--work runs/compare`
 continues what that command left. Nothing else should use the machine meanwhile. Speed is rows trained on over the seconds of training,
 checks included. Memory is the peak of tensor bytes. Stored as studies/cost.parquet, a row a run; studies/figures/results_table.py takes
 its columns of memory and speed from there.
@@ -22,7 +22,7 @@ from rankwise.run_folder import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
 METHODS = ("full", "lora", "adaptive", "lora:rank=8,targets=all-linear")
-ROWS, EPOCHS, SEEDS = 3000, 2, 2
+ROWS, EPOCHS, SEEDS = 3000, 2, 3
 
 
 def main() -> None:
