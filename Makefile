@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some caches and hubs are asked for at import time; nothing here needs them.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup compare test faults check format lint types docs docs-serve clean
+.PHONY: help setup compare test faults check quick-test format lint types docs docs-serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,10 @@ test: $(STAMP)  ## every test, a process a core, with coverage on Python 3.12 an
 faults: $(STAMP)  ## 2,000 damaged inputs for every reader (an hour or two)
 	@RANKWISE_FAULTS=2000 $(BIN)/python -m pytest -q -n auto tests/faults
 
-check: format lint types  ## the developer's quick loop: format, lint, types, fast tests
+check: format lint  ## the developer's quick loop: format, lint, types, fast tests
+	@$(MAKE) --no-print-directory -j2 types quick-test
+
+quick-test: $(STAMP)
 	@$(BIN)/python -m pytest -q -x -n auto --dist loadfile -m "not slow"
 
 setup: $(STAMP)  ## the environment alone

@@ -3,10 +3,10 @@
     python studies/cost.py           # runs what is missing, stores, prints
     python studies/cost.py --show    # prints what is stored
 
-The runs are those of `make compare` (3,000 rows of movies, two epochs, three seeds) and three more in all linear layers: `--work runs/compare`
-continues what that command left. Nothing else should use the machine meanwhile. Speed is rows trained on over the seconds of training,
-checks included. Memory is the peak of tensor bytes. Stored as studies/cost.parquet, a row a run; studies/figures/results_table.py takes
-its columns of memory and speed from there.
+The runs are those of `make compare` (3,000 rows of movies, two epochs, three seeds) and three more in all linear layers:
+`--work runs/compare` continues what that command left. Nothing else should use the machine meanwhile. Speed is rows trained on over the
+seconds of training, checks included. Memory is the peak of tensor bytes. Stored as studies/cost.parquet, a row a run;
+studies/figures/results_table.py takes its columns of memory and speed from there.
 """
 
 import argparse

@@ -69,6 +69,7 @@ def rankwise(*arguments: object, site: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_another_packages_task_and_method_are_compared_by_their_names(tmp_path):
     install(tmp_path / "site", "additions_to_rankwise", PLUG_IN)
     model = tiny.model_folder(tmp_path / "model")

@@ -32,7 +32,9 @@ def file_bytes(rng: random.Random, file: Path) -> None:
         elif kind == 3:
             del content[at:]
         elif kind == 4:
-            content[at:at] = rng.choice((b"\0", b"\xff", b"\n", b'"', b"{", b"[" * 60_000, b"null\n", b"1e999"))
+            content[at:at] = rng.choice(
+                (b"\0", b"\xff", b"\n", b'"', b"{", b"[" * 60_000, b"null\n", b"1e999")
+            )
         else:
             content[at:at] = bytes(rng.randrange(256) for _ in range(length))
     file.write_bytes(bytes(content))
@@ -90,7 +92,9 @@ def json_lines(rng: random.Random, file: Path) -> None:
         elif kind == 1:
             lines[at] += lines[at]
         else:
-            lines[at] = json.dumps(document(rng, json.loads(lines[at] or "{}"))) if lines[at][:1] == "{" else "{"
+            lines[at] = (
+                json.dumps(document(rng, json.loads(lines[at] or "{}"))) if lines[at][:1] == "{" else "{"
+            )
     file.write_text("\n".join(lines) + "\n")
 
 
@@ -106,7 +110,9 @@ def tensors(rng: random.Random, state: dict[str, torch.Tensor]) -> dict[str, tor
         if kind == 0:
             continue
         if kind == 1:
-            name = rng.choice((name.upper(), f"{name}.x", name.rpartition(".")[0] or "x", name.replace("lora_A", "lora_B")))
+            name = rng.choice(
+                (name.upper(), f"{name}.x", name.rpartition(".")[0] or "x", name.replace("lora_A", "lora_B"))
+            )
         elif kind == 2:
             value = value.flatten()
         elif kind == 3:

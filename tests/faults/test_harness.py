@@ -6,7 +6,9 @@ from faults.harness import Commands, Outcome
 
 
 def outcome(**end):
-    return Outcome(**{"command": ("inspect",), "code": 0, "said": "", "seconds": 0.1, "megabytes": 100.0, **end})
+    return Outcome(
+        **{"command": ("inspect",), "code": 0, "said": "", "seconds": 0.1, "megabytes": 100.0, **end}
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_the_peak_stays_when_its_tensors_are_gone():
         assert memory.peak_mb - before == pytest.approx(300 * 1000 * 4 / MB)
 
 
+@pytest.mark.slow
 def test_tensors_alive_before_count_from_the_start():
     gc.collect()
     with TensorMemory() as without:
