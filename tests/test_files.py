@@ -1,15 +1,18 @@
 """Files that appear whole, and folders that can't be written."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rankwise import files
 from rankwise.errors import RankwiseError
-from rankwise.files import make_folder
+from rankwise.files import DEEPEST, make_folder, parse_json
 from rankwise.run_folder import RunFolder
 
 
@@ -71,3 +74,56 @@ def test_a_kill_while_the_result_is_written_leaves_an_unfinished_run(folder):
     assert killed.returncode == -9
     assert not folder.finished
     assert json.loads((folder.path / "result.json.partial").read_text(encoding="utf-8")) == {"score": 1.0}
+
+
+# JSON
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(values)
+def test_json_comes_back_as_it_was(value):
+    assert parse_json(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize("depth", [1, DEEPEST])
+@pytest.mark.parametrize("inside", ["", "1", '"["'])
+def test_json_of_a_usual_depth_is_read(depth, inside):
+    assert parse_json("[" * depth + inside + "]" * depth) == json.loads("[" * depth + inside + "]" * depth)
+    assert parse_json("[" + ",".join(["[]"] * 500) + "]") == [[]] * 500
+
+
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 60_000, 1_000_000])
+@pytest.mark.parametrize(("opens", "closes"), [("[", "]"), ('{"a":', "}")])
+def test_json_nested_too_deep_is_refused(depth, opens, closes):
+    with pytest.raises(ValueError, match="nested deeper than 100 levels"):
+        parse_json(opens * depth + "1" + closes * depth)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "Expecting value"),
+        ("{} {}", "Extra data"),
+        ('{"a": 1, "b": 2, "a": 3}', "'a' is there twice"),
+        ('[{"x": {"y": 1, "y": 1}}]', "'y' is there twice"),
+        ("[1e999]", "1e999 is too large"),
+        ("NaN", "NaN is no number"),
+        ("[-Infinity]", "-Infinity is no number"),
+        ("1" * 5000, "integer"),
+        (b"\xff", "utf-8"),
+        (b'{\x00"a": 1}\x00', "Expecting"),
+    ],
+)
+def test_what_is_no_json_says_why(text, says):
+    with pytest.raises(ValueError, match=says):
+        parse_json(text)
+
+
+def test_logs_may_hold_what_is_no_number():
+    value = parse_json('{"loss": NaN, "grad_norm": Infinity}', constant=float)
+    assert math.isnan(value["loss"])
+    assert value["grad_norm"] == math.inf

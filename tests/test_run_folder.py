@@ -144,7 +144,33 @@ def test_truncating_to_nothing_leaves_an_empty_log(folder):
     assert folder.read_steps() == []
 
 
-@pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\xff\xfe", b"3", b"\0\0\0", b'{"loss": 0.5}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            b'{"step": 2, "lo',
+            b"\xff\xfe",
+            b"3",
+            b"\0\0\0",
+            b'{"loss": 0.5}',
+            b"null",
+            b"",
+            b'{"step": 2}{"step": 3}',
+        ),
+        *(
+            b'{"step": "2"}',
+            b'{"step": true}',
+            b'{"step": -1}',
+            b'{"step": 1e2}',
+            b'{"step": ' + b"9" * 40 + b"}",
+        ),
+        *(
+            b'{"step": 2, "step": 3}',
+            b"[" * 60_000,
+            b'{"step": 2, "a": ' + b"[" * 60_000 + b"]" * 60_000 + b"}",
+        ),
+    ],
+)
 def test_a_damaged_line_among_steps_is_named(folder, line):
     (folder.path / "steps.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(RankwiseError, match=r"steps\.jsonl is damaged \(line 2 .*Remove its folder"):
@@ -252,6 +278,33 @@ def test_predictions_with_a_hole_are_damaged(folder):
     )
     with pytest.raises(RankwiseError, match="predictions.parquet is damaged .label holds something"):
         folder.read_predictions()
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "says"),
+    [
+        ([0.5, float("nan")], [0.5, 0.5], "label holds something"),
+        ([0.5, 0.5], [0.5, float("inf")], "prediction holds something"),
+        ([[1.0, 0.0], [1.0]], [[1.0, 0.0], [1.0, 0.0]], "differ in their number of labels"),
+        ([[1.0], [1.0]], [[1.0, 0.0], [1.0, 0.0]], "differ in their number of labels"),
+        ([[1.0, 0.0], [1.0, None]], [[1.0, 0.0], [1.0, 0.0]], "label holds something"),
+    ],
+)
+def test_predictions_that_hold_no_labels_are_damaged(folder, label, prediction, says):
+    kind = pa.list_(pa.float32()) if isinstance(label[0], list) else pa.float32()
+    columns = {"label": pa.array(label, kind), "prediction": pa.array(prediction, kind)}
+    pq.write_table(
+        pa.table({"idx": [0, 1], **columns, "logits": [[0.0], [0.0]]}), folder.path / "predictions.parquet"
+    )
+    with pytest.raises(RankwiseError, match=f"predictions.parquet is damaged .*{says}"):
+        folder.read_predictions()
+
+
+def test_predictions_of_no_rows_are_read(folder):
+    folder.write_predictions(
+        np.zeros(0, int), np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2), np.float32)
+    )
+    assert len(folder.read_predictions()) == 0
 
 
 # Curves and decisions

@@ -1,14 +1,19 @@
 """Files and folders: where caches are kept, whether a place can be written, and writes that a reader sees whole or not at all."""
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from rankwise.errors import RankwiseError
+
+DEEPEST = 100
+"""Levels of lists and objects in each other that are read. Beyond, Python's own recursion would decide."""
 
 
 def cache_folder() -> Path:
@@ -81,23 +86,76 @@ def damaged(file: Path, why: object, remedy: str = "Remove its folder to run it 
     return RankwiseError(f"{file} is damaged ({reason}). {remedy}")
 
 
-def read_json(
-    file: Path, keys: Sequence[str] = (), remedy: str = "Remove its folder to run it again."
-) -> dict[str, Any]:
-    """Read a JSON object that has all these keys.
+def parse_json(text: str | bytes, *, constant: Callable[[str], Any] | None = None) -> Any:
+    """Read one JSON value that anybody may have written.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        constant: what becomes of `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON doesn't have. Default: they are refused.
+
+    Raises:
+        ValueError: saying what is wrong: not UTF-8, not JSON, deeper than `DEEPEST`, a name twice in one object, or a number too large
+            for a float.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_float=_float, parse_constant=constant or _no_constant
+        )
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > DEEPEST and _deeper(value):
+        raise _too_deep()
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r:.60} is there twice")
+    return found
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits:.20} is too large for a number")
+    return value
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nested deeper than {DEEPEST} levels")
+
+
+def _deeper(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+    return any(isinstance(part, dict | list) for part in level)
+
+
+def read_json(file: Path, remedy: str = "Remove its folder to run it again.") -> dict[str, Any]:
+    """Read a JSON object. What is no number, `NaN` or `Infinity`, is None.
 
     Raises:
         RankwiseError: the file is missing or damaged; `remedy` ends the message.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_bytes(), constant=lambda word: None)
     except (OSError, ValueError) as error:
         raise damaged(file, error, remedy) from None
     if not isinstance(document, dict):
         raise damaged(file, "not a JSON object", remedy)
-    missing = [key for key in keys if key not in document]
-    if missing:
-        raise damaged(file, f"it lacks {', '.join(missing)}", remedy)
     return document
 
 
@@ -108,21 +166,34 @@ def append_lines(file: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def read_lines(file: Path, what: str) -> list[dict[str, Any]]:
-    """Read lines of JSON that have a `step`. A last line without an end is left out, since a kill may have cut it short.
+    """Read lines of JSON that have a whole number as `step`. A last line without an end is left out, since a kill may have cut it short.
 
     Raises:
         RankwiseError: another line is damaged; `what` names what it should be.
     """
-    if not file.is_file():
-        return []
     entries = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            entries.append(json.loads(line))
-            entries[-1]["step"]
-        except (ValueError, KeyError, TypeError):
-            raise damaged(file, f"line {number} is no {what}") from None
+    for number, line in enumerate(whole_lines(file), start=1):
+        entry = step_line(line)
+        if entry is None:
+            raise damaged(file, f"line {number} is no {what}")
+        entries.append(entry)
     return entries
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """Return the lines of a log, without a last one that has no end; none where there is no log."""
+    return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+
+
+def step_line(line: bytes) -> dict[str, Any] | None:
+    """Return a line of a log, or None where it is no JSON object with a whole number as `step`."""
+    try:
+        entry = parse_json(line, constant=float)
+    except ValueError:
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    fits = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53
+    return entry if fits else None
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:

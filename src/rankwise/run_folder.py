@@ -11,7 +11,6 @@ result.json              written last: its presence means "finished"
 """
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -20,42 +19,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from rankwise.files import append_lines, damaged, flush, make_folder, read_json, read_lines, write, write_json
-
-RESULT = (
-    *("task", "method", "seed", "model", "metric", "score", "scores", "n_train", "n_validation"),
-    *("trainable_params", "total_params", "adapter_params"),
-    *("train_seconds", "samples_per_second", "peak_rss_mb"),
+from rankwise import records
+from rankwise.files import (
+    append_lines,
+    damaged,
+    flush,
+    make_folder,
+    read_json,
+    read_lines,
+    step_line,
+    whole_lines,
+    write,
+    write_json,
 )
+
+RESULT = tuple(name for name, field in records.Result.model_fields.items() if field.is_required())
 """Entries that every result.json has. Reports rely on them."""
-
-
 LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
 """Stored types of predictions and labels: classes, numbers, and several labels as 0s and 1s."""
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _maybe_number(value: Any) -> bool:
-    return value is None or _number(value)
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("task", "method", "model", "metric"), _text),
-    **dict.fromkeys(("samples_per_second", "peak_rss_mb"), _maybe_number),
-    "seed": lambda value: isinstance(value, int),
-    "scores": lambda value: isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()),
-}
-"""Checks of the entries of `RESULT`. The others are finite numbers."""
 
 
 def run_name(task: str, method: str, seed: int) -> str:
@@ -117,7 +100,7 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
-        return read_json(self._run, ("requested",))
+        return _record(records.Run, self._run)
 
     def update_run_json(self, **entries: Any) -> None:
         """Set entries of run.json."""
@@ -150,7 +133,7 @@ class RunFolder:
         return read_lines(self._ranks, "decision")
 
     def read_curve(self, metric: str) -> pa.Table:
-        """Read steps.jsonl fast, as columns: step, loss, and `score` (null at steps without an evaluation of the validation rows).
+        """Read steps.jsonl as columns: step, loss, and `score` (null at steps without an evaluation of the validation rows).
 
         Args:
             metric: name of the validation score.
@@ -158,36 +141,24 @@ class RunFolder:
         Raises:
             RankwiseError: a line is damaged, other than a last one that a kill cut short.
         """
-        lines = self._steps.read_bytes() if self._steps.is_file() else b""
-        lines = lines[: lines.rfind(b"\n") + 1]
-        scores = pa.struct([(metric, pa.float64())])
-        schema = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("validation", scores)])
-        if not lines:
-            table = schema.empty_table()
-        else:
-            options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-            try:
-                table = pj.read_json(pa.BufferReader(lines), parse_options=options)
-            except pa.ArrowException as error:
-                raise damaged(self._steps, error) from None
-            if table["step"].null_count:
-                raise damaged(self._steps, "a line is no step")
-        columns = table.flatten()
-        return pa.table(
-            {"step": columns["step"], "loss": columns["loss"], "score": columns[f"validation.{metric}"]}
-        )
+        steps, losses, scores = [], [], []
+        for number, line in enumerate(whole_lines(self._steps), start=1):
+            entry = step_line(line)
+            fault = "it is no step" if entry is None else records.fault(records.Step, entry)
+            if entry is None or fault:
+                raise damaged(self._steps, f"line {number}: {fault}")
+            steps.append(entry["step"])
+            losses.append(float(entry["loss"]))
+            scores.append((entry.get("validation") or {}).get(metric))
+        kinds = {"step": pa.int64(), "loss": pa.float64(), "score": pa.float64()}
+        columns = zip(kinds.items(), (steps, losses, scores), strict=True)
+        return pa.table({name: pa.array(values, kind) for (name, kind), values in columns})
 
     def read_decisions(self) -> tuple[list[dict[str, Any]], int]:
         """Read the rank decisions of ranks.jsonl; also return how many whole lines are damaged."""
-        lines = self._ranks.read_bytes().split(b"\n")[:-1] if self._ranks.is_file() else []
-        decisions = []
-        for line in lines:
-            try:
-                decision = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(decision, dict) and isinstance(decision.get("step"), int):
-                decisions.append(decision)
+        lines = whole_lines(self._ranks)
+        entries = [entry for entry in map(step_line, lines) if entry is not None]
+        decisions = [entry for entry in entries if records.fault(records.Decision, entry) is None]
         return decisions, len(lines) - len(decisions)
 
     def truncate_steps(self, step: int) -> None:
@@ -201,7 +172,9 @@ class RunFolder:
     def checkpoint(self) -> Path | None:
         """The latest complete checkpoint; None if there is none."""
         found = {
-            int(p.name.rpartition("-")[2]): p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()
+            int(p.name[11:]): p
+            for p in self.path.glob("checkpoint-*")
+            if re.fullmatch("[0-9]{1,18}", p.name[11:])
         }
         return found[max(found)] if found else None
 
@@ -255,20 +228,14 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
+        names = ["idx", "label", "prediction", "logits"]
         try:
-            table = pq.read_table(self._predictions, columns=["idx", "label", "prediction", "logits"])
-        except (OSError, pa.ArrowException) as error:
+            table = pq.read_table(self._predictions, columns=names, page_checksum_verification=True)
+            fault = _odd_column(table)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged(self._predictions, error) from None
-        kinds = {name: table[name].type for name in ("idx", "label", "prediction")}
-        for name, kind in kinds.items():
-            fits = (
-                pa.types.is_integer(kind) if name == "idx" else kind in LABEL_TYPES and kind == kinds["label"]
-            )
-            if not fits or table[name].null_count:
-                raise damaged(
-                    self._predictions,
-                    f"{name} holds something that is no {'row number' if name == 'idx' else 'label'}",
-                )
+        if fault:
+            raise damaged(self._predictions, fault)
         return table
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -281,11 +248,59 @@ class RunFolder:
         Raises:
             RankwiseError: it is missing or damaged.
         """
-        result = read_json(self._result, RESULT)
-        odd = [name for name in RESULT if not _KINDS.get(name, _number)(result[name])]
-        if odd:
-            raise damaged(self._result, f"{odd[0]} is {result[odd[0]]!r:.40}")
-        return result
+        return _record(records.Result, self._result)
+
+
+def _record(
+    kind: type[records.Record], file: Path, remedy: str = "Remove its folder to run it again."
+) -> dict[str, Any]:
+    """Read a file that must hold a record of this kind; its other entries are there too.
+
+    Raises:
+        RankwiseError: it is missing or damaged.
+    """
+    document = read_json(file, remedy)
+    fault = records.fault(kind, document)
+    if fault:
+        raise damaged(file, fault, remedy)
+    return document
+
+
+def _odd_column(table: pa.Table) -> str | None:
+    """Say which column of predictions holds something else than its kind; None where all are as written."""
+    columns = {name: table[name] for name in table.column_names}
+    missing = [name for name in ("idx", "label", "prediction") if name not in columns]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    kind = columns["label"].type
+    if not pa.types.is_integer(columns["idx"].type) or columns["idx"].null_count:
+        return "idx holds something that is no row number"
+    for name in ("label", "prediction"):
+        column = columns[name]
+        if kind not in LABEL_TYPES or column.type != kind or column.null_count or not _finite(column):
+            return f"{name} holds something that is no label"
+    if pa.types.is_list(kind) and len(table):
+        lengths = {
+            length
+            for name in ("label", "prediction")
+            for length in _lists(columns[name]).value_lengths().to_pylist()
+        }
+        if len(lengths) > 1:
+            return "its rows differ in their number of labels"
+    return None
+
+
+def _lists(column: pa.ChunkedArray) -> pa.ListArray:
+    return pa.concat_arrays(column.chunks)
+
+
+def _finite(column: pa.ChunkedArray) -> bool:
+    """Return whether every number in a column of labels is one."""
+    if not len(column):
+        return True
+    values = _lists(column).flatten() if pa.types.is_list(column.type) else column
+    numbers = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    return not values.null_count and bool(np.isfinite(numbers).all())
 
 
 def one_answer(predictions: pa.Table) -> bool:
@@ -305,7 +320,7 @@ def read_grid(out: Path) -> dict[str, Any]:
         RankwiseError: it is damaged.
     """
     file = out / "grid.json"
-    return read_json(file, remedy="Remove this file; the runs beside it stay.") if file.is_file() else {}
+    return _record(records.Grid, file, "Remove this file; the runs beside it stay.") if file.is_file() else {}
 
 
 def write_grid(out: Path, document: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Which runs a report is made of, and which are left out."""
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -81,3 +83,77 @@ def test_a_missing_folder_is_named(tmp_path, place):
     (tmp_path / "a file").touch()
     with pytest.raises(RankwiseError, match=f"{place} is no folder"):
         collect(tmp_path / place)
+
+
+def test_one_runs_own_folder_is_told_from_a_grids(tmp_path):
+    folder = finished(tmp_path)
+    with pytest.raises(
+        RankwiseError, match=r"sst2\.lora\.s0 is the folder of one run.*Name the folder that it lies in"
+    ):
+        collect(folder.path)
+
+
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path):
+    folder = finished(tmp_path)
+    shutil.copytree(folder.path, tmp_path / "sst2.lora.s0 copy")
+    document = collect(tmp_path)
+    assert row_of(document, "lora").score.n == 1
+    assert document.left_out == [
+        "Left out: sst2.lora.s0 copy is the same run as sst2.lora.s0: sst2, lora, seed 0."
+    ]
+
+
+def test_scores_by_two_metrics_are_not_averaged(tmp_path):
+    finished(tmp_path)
+    finished(tmp_path, seed=1, metric="mcc", score=0.1)
+    document = collect(tmp_path)
+    assert row_of(document, "lora").scores == {0: 0.95}
+    assert document.left_out == ["Left out: sst2.lora.s1 is scored by mcc, and sst2.lora.s0 by accuracy."]
+
+
+def test_a_run_whose_adapter_is_all_of_its_model_is_inconsistent(tmp_path):
+    finished(tmp_path)
+    finished(tmp_path, seed=1, total_params=20_000)
+    assert "20,000 of 20,000 parameters are the adapter's" in collect(tmp_path).left_out[0]
+
+
+DAMAGE = {
+    "result.json": ["null", "[]", "[" * 60_000, '{"task": 1, "task": 2}', "1e999", '{"a": ' * 60_000],
+    "run.json": ["null", '{"requested": null}', '{"requested": {}, "versions": {"a": {}}}', "[" * 60_000],
+    "steps.jsonl": [
+        *("null\n", "7\n", "[]\n", '{"step": 1, "loss": 1}{"step": 2, "loss": 1}\n', "[" * 60_000 + "\n"),
+        *(
+            '{"step": 1}\n',
+            '{"step": 0, "loss": 1}\n',
+            '{"step": 1, "loss": NaN}\n',
+            '{"step": 1, "loss": 1e999}\n',
+        ),
+        *('{"step": 1, "loss": "x"}\n', '{"step": 1, "loss": 1, "validation": []}\n', "\n\n", "\0\0\n"),
+        '{"step": 1, "loss": 1, "validation": {"accuracy": {}}}\n',
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, content) for file in DAMAGE for content in DAMAGE[file]]
+)
+def test_a_damaged_file_is_named_and_the_other_runs_are_reported(tmp_path, file, content):
+    for seed in range(2):
+        for method in ("full", "lora"):
+            folder = finished(tmp_path, method=method, seed=seed)
+            folder.append_steps([{"step": 1, "loss": 1.0}])
+    (tmp_path / "sst2.lora.s0" / file).write_text(content, encoding="utf-8")
+    document = write(tmp_path)
+    log = file == "steps.jsonl"  # the run's scores are whole
+    assert row_of(document, "lora").score.n == (2 if log else 1)
+    assert [curve.n for curve in document.curves] == [2, 1]
+    (line,) = [line for line in [*document.left_out, *document.notes] if "is damaged" in line]
+    assert f"sst2.lora.s0/{file} is damaged" in line
+
+
+def test_a_damaged_grid_file_costs_only_the_order(tmp_path):
+    finished(tmp_path)
+    (tmp_path / "grid.json").write_text("null", encoding="utf-8")
+    document = write(tmp_path)
+    assert len(document.rows) == 1
+    assert any("grid.json is damaged" in note for note in document.notes)

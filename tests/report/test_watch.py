@@ -72,3 +72,15 @@ def test_an_interrupt_leaves_a_page_that_no_longer_reloads(tmp_path):
 def test_watching_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(RankwiseError, match="nowhere is no folder"):
         watch(tmp_path / "nowhere", lambda document: None)
+
+
+def test_a_damaged_first_run_does_not_end_the_watch(tmp_path):
+    write_grid(tmp_path, {"tasks": ["sst2"], "methods": ["full", "lora"], "seeds": 1})
+    damaged = finished(tmp_path, method="full")
+    (damaged.path / "result.json").write_text("null", encoding="utf-8")
+    later = threading.Timer(0.2, finished, (tmp_path,), {"method": "lora"})
+    later.start()
+    document = watch(tmp_path, lambda document: None, seconds=0.02)
+    later.join()
+    assert [run["method"] for run in document.runs] == ["lora"]
+    assert "sst2.full.s0/result.json is damaged" in document.left_out[0]

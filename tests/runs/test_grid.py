@@ -325,18 +325,25 @@ def test_jobs_and_kept_models_are_no_settings_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["run.json", "result.json"])
-def test_a_damaged_run_stops_the_grid_with_its_name(tmp_path, file):
-    ran(grid(tmp_path))
-    (tmp_path / "sst2.lora.s0" / file).write_text("{", encoding="utf-8")
-    with pytest.raises(RankwiseError, match=rf"sst2\.lora\.s0/{file} is damaged .*Remove its folder"):
-        ran(grid(tmp_path))
+@pytest.mark.parametrize("content", ["{", "null", "[" * 60_000, '{"requested": []}', '{"task": NaN}'])
+def test_a_damaged_run_is_named_and_the_others_go_on(tmp_path, file, content):
+    ran(grid(tmp_path, methods=("full",)))
+    damaged = tmp_path / "sst2.full.s0" / file
+    damaged.write_text(content, encoding="utf-8")
+    heard, failed = ran(grid(tmp_path, seeds=2))
+    assert list(failed) == ["sst2.full.s0"]
+    assert f"sst2.full.s0/{file} is damaged" in failed["sst2.full.s0"]
+    assert failed["sst2.full.s0"].endswith("Remove its folder to run it again.")
+    assert heard.of("failed") == ["sst2.full.s0"]
+    assert sorted(heard.of("result")) == ["sst2.full.s1", "sst2.lora.s0", "sst2.lora.s1"]
+    assert damaged.read_text(encoding="utf-8") == content
 
 
 def test_a_finished_run_that_no_longer_says_what_it_was_is_not_trusted(tmp_path):
     ran(grid(tmp_path))
     (tmp_path / "sst2.lora.s0" / "run.json").unlink()
-    with pytest.raises(RankwiseError, match=r"run\.json is missing"):
-        ran(grid(tmp_path, train=TrainOptions(epochs=9.0)))
+    _, failed = ran(grid(tmp_path))
+    assert "sst2.lora.s0/run.json is missing" in failed["sst2.lora.s0"]
 
 
 def test_a_checkpoint_left_behind_by_a_finished_run_is_removed(tmp_path):

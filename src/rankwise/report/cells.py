@@ -46,15 +46,47 @@ def read(folder: RunFolder) -> Run:
     """
     result, record, predictions = folder.read_result(), folder.read_run(), folder.read_predictions()
     if len(predictions) != result["n_validation"]:
-        raise RankwiseError(
-            f"{folder.path} is inconsistent: predictions.parquet has {len(predictions):,} rows, "
-            f"result.json says {result['n_validation']:,}. Remove this folder to run it again."
+        raise _inconsistent(
+            folder,
+            f"predictions.parquet has {len(predictions):,} rows, result.json says {result['n_validation']:,}",
+        )
+    if result["adapter_params"] >= result["total_params"]:
+        raise _inconsistent(
+            folder,
+            f"result.json says {result['adapter_params']:,} of {result['total_params']:,} parameters are the adapter's",
         )
     try:
         words = settings.of_run(record, result)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise damaged(folder.path / "run.json", f"its settings can't be read: {error}") from None
     return Run(folder, result, record, predictions, words)
+
+
+def _inconsistent(folder: RunFolder, why: str) -> RankwiseError:
+    return RankwiseError(f"{folder.path} is inconsistent: {why}. Remove this folder to run it again.")
+
+
+def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Separate runs that can stand beside those before them, and a sentence for each of the others.
+
+    Two folders with one run would be one seed counted twice, and scores by two metrics have no mean.
+    """
+    kept: list[Run] = []
+    left_out: list[str] = []
+    folders: dict[tuple[str, str, int], str] = {}
+    metrics: dict[str, tuple[str, str]] = {}
+    for run in runs:
+        task, method, seed = (run.result[key] for key in ("task", "method", "seed"))
+        name, metric = run.folder.path.name, run.result["metric"]
+        twin = folders.setdefault((task, method, seed), name)
+        other, usual = metrics.setdefault(task, (name, metric))
+        if twin != name:
+            left_out.append(f"Left out: {name} is the same run as {twin}: {task}, {method}, seed {seed}.")
+        elif metric != usual:
+            left_out.append(f"Left out: {name} is scored by {metric}, and {other} by {usual}.")
+        else:
+            kept.append(run)
+    return kept, left_out
 
 
 def by_cell(runs: Iterable[Run], grid: Mapping[str, Any]) -> Cells:

@@ -61,7 +61,7 @@ def curves(cells: Cells) -> tuple[list[Curve], list[str]]:
 
 
 def _curve(task: str, method: str, metric: str, tables: list[pa.Table]) -> Curve:
-    last = max(table["step"][-1].as_py() for table in tables)
+    last = max(max(table["step"].to_pylist()) for table in tables)
     edges = np.unique(np.linspace(0, last, min(POINTS, last) + 1).round().astype(int))
     seeds = np.array([_binned(table["step"].to_numpy(), table["loss"].to_numpy(), edges) for table in tables])
     some = ~np.isnan(seeds).all(axis=0)

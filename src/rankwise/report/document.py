@@ -7,13 +7,17 @@ from typing import Any
 from rankwise.errors import RankwiseError
 from rankwise.report import notes, published, settings
 from rankwise.report.answer import answer
-from rankwise.report.cells import Run, by_cell, read
+from rankwise.report.cells import Run, by_cell, distinct, read
 from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
 from rankwise.report.rank_pattern import RankPattern, rank_patterns
 from rankwise.report.row import Row
 from rankwise.report.rows import rows
 from rankwise.run_folder import RunFolder, read_grid, run_folders
+
+
+class NothingFinished(RankwiseError):
+    """No run in a folder has ended well so far."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,12 @@ def collect(out: Path) -> Document:
         RankwiseError: there is no such folder, or no finished run in it.
     """
     if not out.is_dir():
-        raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare --out` wrote.")
+        raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare` wrote.")
     folders = run_folders(out)
     runs, left_out = _read(folders)
     if not runs:
-        raise RankwiseError(" ".join([f"{out} holds no finished run.", *left_out]))
-    grid = read_grid(out)
+        raise NothingFinished(" ".join([_nothing_finished(out), *left_out]))
+    grid, damage = _grid(out)
     cells = by_cell(runs, grid)
     table, unpaired = rows(cells)
     drawn, unread = curves(cells)
@@ -78,7 +82,14 @@ def collect(out: Path) -> Document:
         rows=table,
         runs=[run.result for run in runs],
         left_out=left_out,
-        notes=[*notes.notes(table), *notes.constant_predictions(runs), *unpaired, *unread, *not_drawn],
+        notes=[
+            *notes.notes(table),
+            *notes.constant_predictions(runs),
+            *unpaired,
+            *unread,
+            *not_drawn,
+            *damage,
+        ],
         published=published.sentences(pairs),
         published_scores=published.scores(pairs),
         curves=drawn,
@@ -91,7 +102,8 @@ def collect(out: Path) -> Document:
 
 def _read(folders: list[RunFolder]) -> tuple[list[Run], list[str]]:
     """The finished runs, and a sentence for each of the others."""
-    runs, left_out = [], []
+    runs: list[Run] = []
+    left_out: list[str] = []
     for folder in folders:
         try:
             if folder.finished:
@@ -100,7 +112,27 @@ def _read(folders: list[RunFolder]) -> tuple[list[Run], list[str]]:
                 left_out.append(_unfinished(folder))
         except RankwiseError as error:
             left_out.append(f"Left out: {error}")
-    return runs, left_out
+    kept, others = distinct(runs)
+    return kept, left_out + others
+
+
+def _nothing_finished(out: Path) -> str:
+    """Say that there is nothing to report on; a run's own folder is not a folder of runs."""
+    run = RunFolder(out)
+    if not run.finished and not run.has_run:
+        return f"{out} holds no finished run."
+    return (
+        f"{out} is the folder of one run, and a report is made of a folder of runs. Name the folder that it lies in, "
+        f"or read {'its result.json' if run.finished else 'its log, steps.jsonl'}."
+    )
+
+
+def _grid(out: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the grid was asked for; where that can't be read, nothing and a sentence. The runs say what they are themselves."""
+    try:
+        return read_grid(out), []
+    except RankwiseError as error:
+        return {}, [f"Rows stand by name: {error}"]
 
 
 def _unfinished(folder: RunFolder) -> str:

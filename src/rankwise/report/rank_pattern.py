@@ -1,12 +1,15 @@
 """The rank pattern: every adapted layer's rank over the steps of a run, and the evidence of each decision that changed it."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from rankwise import records
 from rankwise.errors import RankwiseError
 from rankwise.report.cells import Cells, Run
 
+NUMBER = re.compile(r"[0-9]{1,9}")
 DRAWN = 24
 """Runs whose rank pattern is drawn: the first seed of every task and method before any second one."""
 
@@ -80,7 +83,8 @@ def rank_patterns(cells: Cells) -> tuple[list[RankPattern], list[str]]:
 
 def _memory(run: Run) -> dict[int, dict[str, float]]:
     try:
-        return {line["step"]: line["memory"] for line in run.folder.read_steps() if line.get("memory")}
+        lines = [line for line in run.folder.read_steps() if line.get("memory")]
+        return {line["step"]: line["memory"] for line in lines if not records.fault(records.Step, line)}
     except RankwiseError:  # reported with the training curves
         return {}
 
@@ -99,7 +103,7 @@ def rank_pattern(
         task: its name.
         method: its name.
         seed: of the run.
-        lines: its decisions, as in ranks.jsonl; fields may be missing.
+        lines: its decisions (`records.Decision`); fields may be missing.
         last_step: of the run, where the last column ends.
         memory: see `RankPattern`.
     """
@@ -110,9 +114,7 @@ def rank_pattern(
         accepted, changes = bool(line.get("accepted", True)), _changes(line)
         if accepted:
             known = known | {layer: after for layer, (_, after) in changes.items()}
-        ranks = line.get("ranks")
-        if isinstance(ranks, dict):
-            known = known | {layer: rank for layer, rank in ranks.items() if isinstance(rank, int)}
+        known = known | (line.get("ranks") or {})
         if columns and columns[-1][0] == line["step"]:
             columns.pop()
         if not columns or columns[-1][1] != known:
@@ -155,39 +157,32 @@ def short_names(paths: list[str]) -> list[str]:
 
 def _name(parts: list[str], depth: int) -> str:
     """Join the layer's number and the last `depth` parts of its path; what precedes the number is dropped."""
-    number = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
+    number = next((place for place, part in enumerate(parts) if NUMBER.fullmatch(part)), -1)
     end = ".".join(parts[max(number + 1, len(parts) - depth) :])
     return f"{parts[number]} {end}" if number >= 0 else end
 
 
 def _order(path: str) -> tuple[bool, list[int]]:
     """Sort by layer number; modules without one, such as a pooler, come last."""
-    numbers = [int(part) for part in path.split(".") if part.isdigit()]
+    numbers = [int(part) for part in path.split(".") if NUMBER.fullmatch(part)]
     return not numbers, numbers
 
 
 def _changes(line: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    changes = line.get("changes")
-    if not isinstance(changes, dict):
-        return {}
-    return {
-        layer: (ranks[0], ranks[1])
-        for layer, ranks in changes.items()
-        if isinstance(ranks, list) and len(ranks) == 2 and all(isinstance(rank, int) for rank in ranks)
-    }
+    return {layer: (before, after) for layer, (before, after) in (line.get("changes") or {}).items()}
 
 
 def _text(line: dict[str, Any], changes: dict[str, tuple[int, int]]) -> str:
     """The line's own sentence; without one, its changes and the loss increase."""
     if line.get("text"):
-        return str(line["text"])
+        return line["text"]
     shown = [f"{layer}: {before} → {after}" for layer, (before, after) in changes.items()]
-    evidence = line.get("evidence")
-    if isinstance(evidence, dict):
-        increase = evidence.get("loss_increase")
-        if isinstance(increase, int | float):
-            error = f" ± {evidence['error']:.4f}" if isinstance(evidence.get("error"), int | float) else ""
-            shown.append(f"held-out loss increase {increase:+.4f}{error}")
+    evidence = line.get("evidence") or {}
+    increase, error = evidence.get("loss_increase"), evidence.get("error")
+    if increase is not None:
+        shown.append(
+            f"held-out loss increase {increase:+.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        )
     return f"step {line['step']}: {'; '.join(shown) or line.get('kind', 'decision')}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rankwise.errors import RankwiseError
-from rankwise.report.document import Document
+from rankwise.report.document import Document, NothingFinished
 from rankwise.report.files import write
 from rankwise.run_folder import read_grid, run_folders
 
@@ -29,15 +29,19 @@ def watch(out: Path, on_report: Callable[[Document], None], *, seconds: float = 
         KeyboardInterrupt: Ctrl-C. The page is written once more, so that it no longer reloads itself.
     """
     if not out.is_dir():
-        raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare --out` writes.")
+        raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare` writes.")
     reported, document = None, None
     try:
         while True:
             ended, over = _ended(out)
             if ended != reported and (over or any(why is None for _, _, why in ended)):
-                document = write(out, live=not over)
-                on_report(document)
                 reported = ended
+                try:
+                    document = write(out, live=not over)
+                    on_report(document)
+                except NothingFinished:  # those that ended can't be read; others may end well
+                    if over:
+                        raise
             if over and document is not None:
                 return document
             time.sleep(seconds)

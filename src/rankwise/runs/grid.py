@@ -71,19 +71,37 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
             f"Another rankwise is at work in {config.out}. Wait for it, or give another `out=`."
         ) from None
     with at_work:
-        runs = _cells(config)
+        cells = _cells(config)
+        unreadable = _unreadable(cells)
+        runs = [run for run in cells if run.name not in unreadable]
         refuse_changes(config.out, runs)
         _check_starts(runs)
         _remember(config)
         waiting = []
-        for run in runs:
+        for run in cells:
             listen(run.name, {"event": "planned"})
-            if run.folder.finished:
+            if run.name in unreadable:
+                listen(run.name, {"event": "failed", "message": unreadable[run.name]})
+            elif run.folder.finished:
                 listen(run.name, {"event": "kept", **run.folder.read_result()})
                 run.folder.remove_checkpoint()  # a killed process may have left it beside its result
             else:
                 waiting.append(run)
-        return _run_all(config, waiting, listen, command)
+        return unreadable | _run_all(config, waiting, listen, command)
+
+
+def _unreadable(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the runs whose folder holds damaged records, with a sentence for each. They neither stop the others nor are written over."""
+    found = {}
+    for run in runs:
+        try:
+            if run.folder.finished:
+                run.folder.read_result()
+            if run.folder.has_run or run.folder.finished:
+                run.folder.read_run()
+        except RankwiseError as error:
+            found[run.name] = str(error)
+    return found
 
 
 def _cells(config: CompareConfig) -> list[Run]:

@@ -1,0 +1,124 @@
+"""What the files of a run folder must hold, checked where they are read.
+
+A file may be cut short, changed by hand, or written by another version. What is named here is there and of its kind; other entries are
+carried along unread.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+LARGEST = 1e18
+"""Sums and squares of numbers up to this stay finite."""
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+Amount = Annotated[float, Field(allow_inf_nan=False, ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Rank = Annotated[int, Field(ge=0, lt=2**31)]
+Change = Annotated[list[Rank], Field(min_length=2, max_length=2)]
+"""The rank before, and the rank proposed."""
+
+
+class Record(BaseModel):
+    """Entries that must be of their kinds."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+
+class Result(Record):
+    """result.json."""
+
+    task: str
+    method: str
+    seed: Count
+    model: str
+    metric: str
+    score: Number
+    scores: dict[str, dict[str, Number]]
+    n_train: Count
+    n_validation: Count
+    trainable_params: Count
+    total_params: Count
+    adapter_params: Count
+    train_seconds: Amount
+    samples_per_second: Amount | None
+    peak_rss_mb: Amount | None
+    head_params: Count | None = None
+    steps: Count | None = None
+    tokens_per_second: Amount | None = None
+    peak_memory_mb: dict[str, Amount] | None = None
+    peak_cuda_mb: Amount | None = None
+    rank: dict[str, Rank] | None = None
+    mean_rank: Amount | None = None
+    lr: Number | None = None
+
+
+class TaskRecord(Record):
+    """The entries of a run's task that are shown without its data."""
+
+    label_names: list[str] = []
+
+
+class Run(Record):
+    """run.json."""
+
+    requested: dict[str, Any]
+    assigned: dict[str, Any] | None = None
+    resolved: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
+    task: TaskRecord | None = None
+    versions: dict[str, str] | None = None
+    hardware: dict[str, Any] | None = None
+    failed: str | None = None
+
+
+class Grid(Record):
+    """grid.json."""
+
+    tasks: list[str] = []
+    methods: list[str] = []
+    seeds: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    command: str | None = None
+
+
+class Step(Record):
+    """A line of steps.jsonl, as far as curves show it."""
+
+    step: Annotated[int, Field(ge=1, lt=2**53)]
+    loss: Number
+    validation: dict[str, Number] | None = None
+    memory: dict[str, Amount] | None = None
+
+
+class Evidence(Record):
+    """What held-out rows said about a proposal."""
+
+    loss_increase: Number | None = None
+    error: Number | None = None
+
+
+class Decision(Record):
+    """A line of ranks.jsonl. Fields may be missing."""
+
+    step: Count
+    kind: str = ""
+    accepted: bool = True
+    changes: dict[str, Change] | None = None
+    ranks: dict[str, Rank] | None = None
+    evidence: Evidence | None = None
+    text: str = ""
+
+
+def fault(kind: type[Record], document: Any) -> str | None:
+    """Say what makes a document no record of this kind; None where it is one.
+
+    Returns:
+        `it lacks score, seed`, or `scores.validation.loss is 'x'`.
+    """
+    try:
+        kind.model_validate(document)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        places = [".".join(map(str, one["loc"])) for one in found]
+        missing = [place for place, one in zip(places, found, strict=True) if one["type"] == "missing"]
+        return f"it lacks {', '.join(missing)}" if missing else f"{places[0]} is {found[0]['input']!r:.40}"
+    return None
