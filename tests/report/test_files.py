@@ -122,3 +122,15 @@ def test_the_report_as_json_is_plain_values(tmp_path):
     assert [row["method"] for row in document["rows"]] == ["full", "lora"]
     assert document["rows"][1]["difference"] == {"mean": 0.0, "low": None, "high": None, "n": 1}
     assert [run["score"] for run in document["runs"]] == [0.95, 0.95]
+
+
+def test_entries_that_are_no_numbers_or_have_no_common_type_are_written(tmp_path):
+    finished(tmp_path, speed={"product_share": float("inf")}, dtype="bfloat16", code="\x1b[31m")
+    finished(tmp_path, seed=1, dtype=16, code=10**30)
+    write(tmp_path)
+    runs = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"]
+    assert runs[0]["speed"] == {"product_share": None}
+    table = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    assert [row["dtype"] for row in table] == ["bfloat16", "16"]
+    assert [row["code"] for row in table] == ["\\x1b[31m", str(10**30)]
+    assert "\x1b" not in (tmp_path / "report.json").read_text(encoding="utf-8")

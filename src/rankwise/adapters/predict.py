@@ -117,5 +117,5 @@ def predict_file(
     logits = logits_of(trained, rows, on_progress)
     columns, predicted = objectives.named(trained.task.problem).columns(logits, trained.task.label_names)
     table = pa.table({"idx": rows.idx, **columns})
-    prediction_files.write(table, out)
-    return {"n": len(rows), "out": str(out), "predicted": predicted, "notes": list(notes)}
+    notes = [*notes, *prediction_files.write(table, out)]
+    return {"n": len(rows), "out": str(out), "predicted": predicted, "notes": notes}

@@ -4,10 +4,12 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rankwise import inert
 from rankwise.errors import RankwiseError
 from rankwise.files import check_place
 
@@ -25,19 +27,22 @@ def check_out(out: Path, file: Path) -> None:
     if out.suffix.lower() not in WRITERS:
         found = f"as {out.suffix!r}" if out.suffix else f"to {str(out)!r}, which has no ending"
         raise RankwiseError(
-            f"Predictions can't be written {found}. Name --out with one of {', '.join(WRITERS)}."
+            f"Predictions can't be written {found}. Name `out=` with one of {', '.join(WRITERS)}."
         )
     if out.is_dir():
-        raise RankwiseError(f"{out} is a folder. Name a file in it with --out.")
+        raise RankwiseError(f"{out} is a folder. Name a file in it with `out=`.")
     if out.exists() and file.exists() and out.samefile(file):
         raise RankwiseError(
-            f"{out} holds the rows to predict on, which would be lost. Name another file with --out."
+            f"{out} holds the rows to predict on, which would be lost. Name another file with `out=`."
         )
     check_place(out, out.absolute().parent, "file")
 
 
-def write(table: pa.Table, out: Path) -> None:
+def write(table: pa.Table, out: Path) -> tuple[str, ...]:
     """Write a table atomically, in the format of the file's ending.
+
+    Returns:
+        A note where names had to be changed: a spreadsheet would take them for formulas.
 
     Raises:
         RankwiseError: the file can't be written.
@@ -50,8 +55,22 @@ def write(table: pa.Table, out: Path) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise RankwiseError(
-            f"{out} can't be written: {error.strerror or error}. Name another file with --out."
+            f"{out} can't be written: {error.strerror or error}. Name another file with `out=`."
         ) from None
+    changed = _formulas(table) if out.suffix.lower() in (".csv", ".tsv") else []
+    if not changed:
+        return ()
+    return (
+        f"An apostrophe stands before {', '.join(changed)} in {out}, so that no spreadsheet takes it for a formula. "
+        ".jsonl and .parquet have names as they are.",
+    )
+
+
+def _formulas(table: pa.Table) -> list[str]:
+    """The texts of a table that a spreadsheet would take for formulas, each once, the first few."""
+    texts = [c for c in table.columns if pa.types.is_string(c.type)]
+    found = [value for column in texts for value in column.unique().to_pylist()]
+    return [repr(value) for value in found if inert.spreadsheet(value) != value][:3]
 
 
 def _write_jsonl(table: pa.Table, path: Path) -> None:
@@ -63,13 +82,14 @@ def _write_delimited(delimiter: str) -> Callable[[pa.Table, Path], None]:
     def write(table: pa.Table, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter)
-            writer.writerow(table.column_names)
-            writer.writerows(
-                [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values()]
-                for row in table.to_pylist()
-            )
+            writer.writerow(map(inert.spreadsheet, table.column_names))
+            writer.writerows(map(_cell, row.values()) for row in table.to_pylist())
 
     return write
+
+
+def _cell(value: Any) -> Any:
+    return inert.json(value) if isinstance(value, list) else inert.spreadsheet(value)
 
 
 WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {

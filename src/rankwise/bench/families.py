@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from rankwise.console import console, text
 from rankwise.engine.attention import can_pack
 from rankwise.models.families import FAMILIES, body_and_heads
 from rankwise.models.loading import quiet
@@ -78,10 +78,11 @@ def show(known: Iterable[FamilyReport], file: TextIO) -> None:
     for entry in known:
         token = "mean of all tokens" if entry.pooling == "mean" else f"{entry.pooling} token"
         rows = "packed" if entry.packed else "padded"
-        table.add_row(entry.model_type, ", ".join(entry.targets), token, ", ".join(entry.head), rows)
+        cells = (entry.model_type, ", ".join(entry.targets), token, ", ".join(entry.head), rows)
+        table.add_row(*map(text, cells))
         if not entry.packed:
             padded.append(f"{entry.model_type} is padded: {entry.why.rstrip('.')}.")
-    console = Console(file=file, highlight=False)
-    console.print(table)
+    shown = console(file)
+    shown.print(table)
     for line in padded:
-        console.print(line)
+        shown.print(text(line))

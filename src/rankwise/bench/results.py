@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record
+from rankwise.console import console, text
 from rankwise.engine.measure import KINDS, Spread
 
 
@@ -58,19 +57,17 @@ def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
     """Print a result for people: the contenders, those that failed, then the ratios."""
-    console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=160)
-    console.print(Text(result["title"]))
-    console.print()
-    console.print(_contenders(result))
-    console.print()
-    console.print(_memory(result))
+    shown = console(stream)
+    shown.print(text(result["title"]))
+    shown.print()
+    shown.print(_contenders(result))
+    shown.print()
+    shown.print(_memory(result))
     for name, reason in result["failed"].items():
-        console.print(Text(f"{name} failed: {reason}"), style="red")
+        shown.print(text(f"{name} failed: {reason}"), style="red")
     if result["ratios"] or result["memory_ratios"]:
-        console.print()
-        console.print(_compared(result))
+        shown.print()
+        shown.print(_compared(result))
 
 
 def _contenders(result: dict[str, Any]) -> Table:
@@ -78,7 +75,7 @@ def _contenders(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         speed = row["rows_per_second"]
         table.add_row(
-            row["name"],
+            text(row["name"]),
             f"{speed['median']:.1f}",
             f"{speed['min']:.1f} – {speed['max']:.1f}",
             f"{row['tokens_per_second']['median']:,.0f}",
@@ -92,7 +89,7 @@ def _contenders(result: dict[str, Any]) -> Table:
 def _memory(result: dict[str, Any]) -> Table:
     table = _table("MB at the peak", "total", *KINDS)
     for row in result["rows"]:
-        table.add_row(row["name"], *(f"{size:,.0f}" for size in row["memory_by_kind_mb"].values()))
+        table.add_row(text(row["name"]), *(f"{size:,.0f}" for size in row["memory_by_kind_mb"].values()))
     return table
 
 
@@ -100,9 +97,9 @@ def _compared(result: dict[str, Any]) -> Table:
     table = _table("ratio (above 1: the first is faster, or takes more memory)", "median", "min – max")
     for name, ratio in result["ratios"].items():
         spread = result["ratio_spreads"][name]
-        table.add_row(name, f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")
+        table.add_row(text(name), f"{ratio:.2f}×", f"{spread['min']:.2f} – {spread['max']:.2f}")
     for name, ratio in result["memory_ratios"].items():
-        table.add_row(f"memory: {name}", f"{ratio:.2f}×", "")
+        table.add_row(text(f"memory: {name}"), f"{ratio:.2f}×", "")
     return table
 
 

@@ -4,7 +4,6 @@ Output for people goes to stdout. With `--json` it goes to stderr, and stdout ca
 stderr and exit code 2.
 """
 
-import json as json_format
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from rankwise import console, inert
 from rankwise.cli.parameters import in_flags, with_flags
 from rankwise.errors import RankwiseError, nearest
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(" ".join(message.split()), file=sys.stderr)
+    console.line(" ".join(message.split()), sys.stderr)
     sys.exit(code)
 
 
@@ -120,9 +120,10 @@ def people(json: bool) -> TextIO:
 
 def say(json: bool, line: str) -> None:
     """Prints a line for people."""
-    print(in_flags(line), file=people(json))
+    console.line(in_flags(line), people(json))
 
 
 def print_json(document: Any) -> None:
     """Prints the one JSON object of a command."""
-    print(json_format.dumps(document, ensure_ascii=False, allow_nan=False))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(inert.json(document, ascii_only="utf" not in encoding.lower()))

@@ -2,11 +2,12 @@
 
 from typing import Self, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from rankwise import inert
 from rankwise.bench.coordinator import Progress
+from rankwise.console import console, line
 
 
 class BenchProgress:
@@ -17,8 +18,8 @@ class BenchProgress:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream)
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._stream, self._console = stream, console(stream)
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
         self._bar = (
             Bar(*columns, console=self._console, transient=True) if self._console.is_terminal else None
         )
@@ -34,13 +35,13 @@ class BenchProgress:
             self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        text = progress.text
+        text = inert.terminal(progress.text)
         if progress.seconds_left:
             text += f" ({_duration(progress.seconds_left)} left)"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=progress.done, total=progress.total, description=text)
         else:
-            print(f"[{progress.done}/{progress.total}] {text}", file=self._console.file, flush=True)
+            line(f"[{progress.done}/{progress.total}] {text}", self._stream)
 
 
 def _duration(seconds: float) -> str:

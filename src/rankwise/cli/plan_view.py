@@ -2,11 +2,11 @@
 
 from typing import Any, Self, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from rankwise import inert
+from rankwise.console import console, text
 from rankwise.engine.measure import KINDS
 from rankwise.runs import methods
 
@@ -19,9 +19,9 @@ class PlanProgress:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        console = Console(file=stream, highlight=False)
-        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        shown = console(stream)
+        columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal)
         self._task = self._bar.add_task("reading the architecture", total=None)
 
     def __enter__(self) -> Self:
@@ -32,31 +32,29 @@ class PlanProgress:
         self._bar.stop()
 
     def __call__(self, done: int, of: int, text: str) -> None:
-        self._bar.update(self._task, completed=done, total=of, description=text)
+        self._bar.update(self._task, completed=done, total=of, description=inert.terminal(text))
 
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
     """Print a plan: what was planned for, one answer per configuration, and peaks by kind of tensor."""
-    console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=160)
+    shown = console(stream)
     tokens = result["tokens_per_row"]
-    console.print(
-        Text(
+    shown.print(
+        text(
             f"{result['model']}, rows of {tokens['mean']:.0f} tokens on average ({tokens['max']:.0f} at most), {result['dtype']}, "
             f"{'packed' if result['padding'] == 'packed' else 'padded to the longest of a batch'}."
         )
     )
     for one in result["configurations"]:
         if one["verdict"] is not None:
-            console.print(Text(answer(one, result)))
-    console.print()
-    console.print(_table(result))
+            shown.print(text(answer(one, result)))
+    shown.print()
+    shown.print(_table(result))
     for one in result["configurations"]:
         if "at_largest_rank" in one:
-            console.print(Text(_at_largest_rank(one)))
-    console.print()
-    console.print(Text(_overhead(result)))
+            shown.print(text(_at_largest_rank(one)))
+    shown.print()
+    shown.print(text(_overhead(result)))
 
 
 def answer(one: dict[str, Any], result: dict[str, Any]) -> str:
@@ -101,7 +99,7 @@ def _table(result: dict[str, Any]) -> Table:
         cells = [f"{size:,.0f}" for size in one["peak_memory_mb"].values()]
         cells += [f"{one['largest_batch_size']:,}"] if limited else []
         cells += [f"{one['seconds_per_epoch']:,.0f}"] if timed else []
-        table.add_row(name(one).rstrip(","), *cells)
+        table.add_row(text(name(one).rstrip(",")), *cells)
     return table
 
 

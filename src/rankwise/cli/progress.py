@@ -1,17 +1,18 @@
 """Shows runs while they work: in a terminal a live table and bars, elsewhere plain lines without control characters."""
 
-import sys
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from rankwise import console
 from rankwise.cli.parameters import in_flags
+from rankwise.console import text
 from rankwise.report.words import clock
 
 PLAIN_SECONDS = 10.0
@@ -24,7 +25,7 @@ class _Screen:
     """A live region of a terminal, or plain lines on any other stream."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=stream, highlight=False)
+        self.stream, self.console = stream, console.console(stream)
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self.render)
 
     @property
@@ -44,13 +45,10 @@ class _Screen:
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
-        line = in_flags(line)
         if self.terminal:
-            self.console.print(Text(line))
-            return
-        stream = self.console.file
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+            self.console.print(text(in_flags(line)))
+        else:
+            console.line(in_flags(line), self.stream)
 
     def render(self) -> Any:
         """Return what the live region shows now."""
@@ -193,7 +191,7 @@ class GridProgress(_Screen):
     def render(self) -> Any:
         table = Table(box=None, padding=(0, 1), show_header=False)
         for name, run in self._shown():
-            table.add_row(Text(name), *self._cells(run))
+            table.add_row(text(name), *self._cells(run))
         hidden = len(self.runs) - len(self._shown())
         foot = self._tally() + (f" ({hidden} not shown)" if hidden > 0 else "")
         return Group(table, Text(foot, style="bold"))
@@ -210,7 +208,7 @@ class GridProgress(_Screen):
     @staticmethod
     def _cells(run: _RunState) -> tuple[Text, Text]:
         if run.state == "done":
-            return Text("✓ done", style="green"), Text(f"{run.metric} {run.score:.4f}")
+            return Text("✓ done", style="green"), text(f"{run.metric} {run.score:.4f}")
         if run.state == "failed":
             return Text("✗ failed", style="red"), Text("")
         if run.state == "training":
@@ -224,7 +222,7 @@ class Bar:
     """Shows the progress of a pass over rows, if it takes longer than `BAR_SECONDS`. Call it with (done, of)."""
 
     def __init__(self, stream: TextIO, label: str) -> None:
-        self._console, self._label = Console(file=stream, highlight=False), label
+        self._stream, self._console, self._label = stream, console.console(stream), label
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._task, self._begun, self._spoken = None, time.monotonic(), time.monotonic()
@@ -248,8 +246,4 @@ class Bar:
         elif now - self._spoken >= PLAIN_SECONDS:
             self._spoken = now
             left = (now - self._begun) / max(1, done) * (of - done)
-            print(
-                f"{self._label}: {done} of {of} rows, {clock(left)} left",
-                file=self._console.file or sys.stdout,
-                flush=True,
-            )
+            console.line(f"{self._label}: {done} of {of} rows, {clock(left)} left", self._stream)

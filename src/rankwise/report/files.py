@@ -1,12 +1,12 @@
 """Writes a report into the grid's folder: `report.html`, `report.md`, `report.json` and `results.parquet`, each replaced atomically."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rankwise import inert
 from rankwise.errors import RankwiseError
 from rankwise.report.document import Document, collect
 from rankwise.report.html import html
@@ -28,7 +28,7 @@ def write(out: Path, *, live: bool = False) -> Document:
     texts = {
         "report.html": html(document, live=live),
         "report.md": markdown(document),
-        "report.json": json.dumps(to_json(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": inert.json(to_json(document), indent=1) + "\n",
     }
     try:
         for name, text in texts.items():
@@ -46,7 +46,15 @@ def write(out: Path, *, live: bool = False) -> Document:
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     """A table with a column for every name in any row; pyarrow alone would take only the first row's."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+    return pa.table({inert.terminal(name): _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """An array of these values; of their text where they have no type in common, as in runs of several versions."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return pa.array([None if value is None else inert.terminal(value) for value in values])
 
 
 def scalars(result: dict[str, Any]) -> dict[str, Any]:

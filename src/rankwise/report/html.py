@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rankwise import inert
 from rankwise.report import figures, page_table
 from rankwise.report.document import Document
 from rankwise.report.figures import Figure, Style
@@ -76,6 +77,7 @@ def html(document: Document, *, live: bool = False) -> str:
     environment = Environment(
         loader=PackageLoader("rankwise.report", "page"),
         autoescape=True,
+        finalize=_without_controls,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -107,6 +109,11 @@ def html(document: Document, *, live: bool = False) -> str:
         script=page.joinpath("page.js").read_text(encoding="utf-8"),
         plotly=files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8"),
     )
+
+
+def _without_controls(value: Any) -> Any:
+    """Make control characters of a text visible; what the template marks as safe stays."""
+    return inert.terminal(value, lines=True) if type(value) is str else value
 
 
 def _section(

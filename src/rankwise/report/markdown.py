@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from rankwise import inert
 from rankwise.report.document import Document
 from rankwise.report.figures import KINDS
 from rankwise.report.rank_pattern import summary
@@ -12,25 +13,27 @@ from rankwise.report.words import percent, probability
 def markdown(document: Document) -> str:
     """Write the report as Markdown."""
     tasks = dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)
-    lines = ["# Comparison", "", escaped(document.answer[0]), ""]
-    lines += [f"- {escaped(line)}" for line in document.answer[1:]] + [""]
+    lines = ["# Comparison", "", inert.markdown(document.answer[0]), ""]
+    lines += [f"- {inert.markdown(line)}" for line in document.answer[1:]] + [""]
     lines += _table(HEADERS, (cells(row) for row in document.rows))
-    lines += ["", *(f"- {escaped(note)}" for note in document.notes)]
-    lines += [f"- {escaped(task)}: {n:,} training rows, {m:,} validation rows." for task, n, m in tasks]
+    lines += ["", *(f"- {inert.markdown(note)}" for note in document.notes)]
+    lines += [
+        f"- {inert.markdown(task)}: {n:,} training rows, {m:,} validation rows." for task, n, m in tasks
+    ]
     if document.left_out:
-        lines += ["", "## Left out", "", *(f"- {escaped(line)}" for line in document.left_out)]
+        lines += ["", "## Left out", "", *(f"- {inert.markdown(line)}" for line in document.left_out)]
     for part in (_differences, _memory, _ranks, _examples):
         lines += part(document)
     if document.published:
-        lines += ["", "## Published", "", *(f"- {escaped(line)}" for line in document.published)]
+        lines += ["", "## Published", "", *(f"- {inert.markdown(line)}" for line in document.published)]
     lines += ["", "## Settings", ""]
-    lines += [f"- {name}: {escaped(value)}" for name, value in document.settings.items()]
+    lines += [f"- {name}: {inert.markdown(value)}" for name, value in document.settings.items()]
     return "\n".join(lines) + "\n"
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
-    return lines + [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
+    return lines + [f"| {' | '.join(inert.markdown(cell) for cell in row)} |" for row in rows]
 
 
 def _differences(document: Document) -> list[str]:
@@ -84,8 +87,8 @@ def _ranks(document: Document) -> list[str]:
         return []
     lines = ["", "## Rank pattern", ""]
     for one in document.rank_patterns:
-        lines.append(f"- {escaped(f'{one.task} {one.method} seed {one.seed}: {summary(one)}')}")
-        lines += [f"  - {escaped(d.text)}{'' if d.accepted else ' (rejected)'}" for d in one.decisions]
+        lines.append(f"- {inert.markdown(f'{one.task} {one.method} seed {one.seed}: {summary(one)}')}")
+        lines += [f"  - {inert.markdown(d.text)}{'' if d.accepted else ' (rejected)'}" for d in one.decisions]
     return lines
 
 
@@ -97,14 +100,7 @@ def _examples(document: Document) -> list[str]:
         text = " / ".join(one.text) if one.text else ""
         votes = ", ".join(f"{m} {right}/{of} ({one.predicted[m]})" for m, (right, of) in one.right.items())
         shown = f": {text[:400]}" if text else ""
-        lines.append(escaped(f"{one.task} row {one.idx}, label {one.label}{shown}"))
+        lines.append(inert.markdown(f"{one.task} row {one.idx}, label {one.label}{shown}"))
         lines[-1] = f"- {lines[-1]}"
-        lines.append(f"  - {escaped(f'right in seeds: {votes}')}")
+        lines.append(f"  - {inert.markdown(f'right in seeds: {votes}')}")
     return lines
-
-
-def escaped(text: str) -> str:
-    """Escape text from data or folders, so that it is plain text inside a Markdown table."""
-    for character in "\\`|<>[]*_~#&":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

@@ -1,9 +1,10 @@
 """Writes an adapter's model card: README.md with the metadata that pages of the Hugging Face hub read, made from the run's records."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from rankwise import inert
+from rankwise.inert import markdown
 from rankwise.models import hub
 from rankwise.runs import recipes
 from rankwise.tasks import objectives
@@ -43,10 +44,7 @@ def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
 def card(record: dict[str, Any], result: dict[str, Any]) -> str:
     """Return the card: YAML between two lines of dashes, then Markdown."""
     # JSON is valid YAML and quotes what YAML requires
-    head = "".join(
-        f"{key}: {json.dumps(value, ensure_ascii=False)}\n"
-        for key, value in _metadata(record, result).items()
-    )
+    head = "".join(f"{key}: {inert.json(value)}\n" for key, value in _metadata(record, result).items())
     return f"---\n{head}---\n\n{_text(record, result)}"
 
 
@@ -89,19 +87,22 @@ def _text(record: dict[str, Any], result: dict[str, Any]) -> str:
     if result["rank"]:
         low, high = min(result["rank"].values()), max(result["rank"].values())
         settings["rank"] = low if low == high else f"{low} to {high}"
-    rows = "".join(f"| {name} | {settings[name]} |\n" for name in SETTINGS if settings.get(name) is not None)
+    rows = "".join(
+        f"| {name} | {markdown(settings[name])} |\n" for name in SETTINGS if settings.get(name) is not None
+    )
     scores = "".join(
-        f"| {split} | {name} | {value:.4f} |\n"
+        f"| {markdown(split)} | {markdown(name)} | {value:.4f} |\n"
         for split, values in result["scores"].items()
         for name, value in values.items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    source = f"{objective.describe(task['label_names'])} {task['source']}."
     base = _base(result)
     base = Path(base).name if Path(base).exists() else base
     recipe = recipes.recipe(resolved["train"]["recipe"])["source"]
-    return f"""# {task["name"]}: {result["method"]} on {base}
+    return f"""# {markdown(f"{task['name']}: {result['method']} on {base}")}
 
-{objective.describe(task["label_names"])} {task["source"]}.
+{markdown(source)}
 Trained on {result["n_train"]:,} rows; {result["trainable_params"]:,} of {result["total_params"]:,} parameters were trained.
 
 | split | metric | value |
@@ -127,5 +128,5 @@ Or run `rankwise predict this-folder new.csv --out scored.csv`. PEFT loads the a
 | setting | value |
 |---|---|
 {rows}
-Recipe: {resolved["train"]["recipe"]} ({recipe}). {versions}.
+Recipe: {markdown(f"{resolved['train']['recipe']} ({recipe}). {versions}")}.
 """

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise import inert
 from rankwise.report.document import Document
-from rankwise.report.figures.plot import KINDS, Figure, Style, by_task, label, plain, rows_layout, style_of
+from rankwise.report.figures.plot import KINDS, Figure, Style, by_task, label, rows_layout, style_of
 from rankwise.report.row import Row
 
 
@@ -35,7 +36,7 @@ def _stacked(rows: Sequence[Row]) -> list[dict[str, Any]]:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": plain(kind),
+                "name": inert.plot(kind),
                 "x": [round(value, 2) for value in values],
                 "y": list(range(len(rows))),
                 "marker": {
@@ -43,7 +44,7 @@ def _stacked(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     "line": {"color": "var(--panel)", "width": 1},
                 },
                 "text": [
-                    f"{plain(row.method)}, {plain(kind)}: {value:,.1f} of {row.peak_mb:,.0f} MB"
+                    f"{inert.plot(row.method)}, {inert.plot(kind)}: {value:,.1f} of {row.peak_mb:,.0f} MB"
                     for row, value in zip(rows, values, strict=True)
                 ],
                 "textposition": "none",

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+from rankwise import inert
 from rankwise.report.document import Document
-from rankwise.report.figures.plot import KINDS, Figure, plain
+from rankwise.report.figures.plot import KINDS, Figure
 from rankwise.report.rank_pattern import RankPattern, summary
 
 LEGEND_HEIGHT = 240
@@ -25,7 +26,7 @@ def ranks(document: Document) -> list[Figure]:
 
 
 def _heat(pattern: RankPattern) -> list[dict[str, Any]]:
-    layers = [plain(layer) for layer in pattern.layers]
+    layers = [inert.plot(layer) for layer in pattern.layers]
     highest = max((rank for row in pattern.ranks for rank in row if rank is not None), default=1)
     ticks = [0, *(2**k for k in range(max(highest, 1).bit_length()))]
     cells = {
@@ -63,8 +64,8 @@ def _marks(pattern: RankPattern, layers: list[str], accepted: bool) -> dict[str,
         for layer, (before, after) in decision.changes.items():
             if before != after:
                 rejected = "" if decision.accepted else " (rejected)"
-                text = f"{plain(decision.text)}<br>{plain(layer)}: {before} → {after}{rejected}"
-                decisions.setdefault((decision.step, plain(layer)), []).append((decision.accepted, text))
+                text = f"{inert.plot(decision.text)}<br>{inert.plot(layer)}: {before} → {after}{rejected}"
+                decisions.setdefault((decision.step, inert.plot(layer)), []).append((decision.accepted, text))
     marks = {place: made for place, made in decisions.items() if any(done for done, _ in made) == accepted}
     return {
         "type": "scatter",
@@ -149,7 +150,7 @@ def _heat_layout(pattern: RankPattern) -> dict[str, Any]:
         "yaxis": {
             "type": "category",
             "categoryorder": "array",
-            "categoryarray": [plain(layer) for layer in pattern.layers][::-1],
+            "categoryarray": [inert.plot(layer) for layer in pattern.layers][::-1],
             "range": [-0.5, len(pattern.layers) - 0.5],
             "showgrid": False,
             "tickfont": {"size": 11},

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from rankwise import inert
 from rankwise.report.curves import Curve
 from rankwise.report.document import Document
-from rankwise.report.figures.plot import Figure, Style, plain, points, style_of
+from rankwise.report.figures.plot import Figure, Style, points, style_of
 
 
 def losses(document: Document) -> list[Figure]:
@@ -33,11 +34,11 @@ def _line(curve: Curve, style: Style) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines" if len(curve.steps) > 1 else "markers",
-        "name": plain(curve.method),
+        "name": inert.plot(curve.method),
         "x": curve.steps,
         "y": curve.loss,
         "line": {"color": style.colour(curve.method), "width": 2, "dash": style.dash(curve.method)},
-        "hovertemplate": f"{plain(curve.method)}, step %{{x}}: %{{y:.4f}}<extra></extra>",
+        "hovertemplate": f"{inert.plot(curve.method)}, step %{{x}}: %{{y:.4f}}<extra></extra>",
     }
 
 
@@ -65,11 +66,11 @@ def validation(document: Document) -> list[Figure]:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": plain(curve.method),
+                "name": inert.plot(curve.method),
                 "x": curve.scored,
                 "y": [points(score) for score in curve.scores],
                 "line": {"color": style.colour(curve.method), "width": 2, "dash": style.dash(curve.method)},
-                "hovertemplate": f"{plain(curve.method)}, step %{{x}}: %{{y:.2f}}<extra></extra>",
+                "hovertemplate": f"{inert.plot(curve.method)}, step %{{x}}: %{{y:.2f}}<extra></extra>",
             }
             for curve in curves
         ]
@@ -77,7 +78,7 @@ def validation(document: Document) -> list[Figure]:
             "height": 300,
             "showlegend": False,
             "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": plain(f"{curves[0].metric} in %")}},
+            "yaxis": {"title": {"text": inert.plot(f"{curves[0].metric} in %")}},
         }
         description = ", ".join(
             f"{curve.method} {100 * curve.scores[-1]:.2f} at step {curve.scored[-1]}" for curve in curves
