@@ -1,7 +1,9 @@
 """The answer in sentences."""
 
+import pytest
+
 from planted import finished
-from planted_report import grid
+from planted_report import grid, row_of
 from rankwise.report import collect
 
 
@@ -65,3 +67,29 @@ def test_without_full_only_the_best_mean_is_named(tmp_path):
         "Highest mean score: sst2 95.00 accuracy (lora).",
         "Full fine-tuning is not in this grid, so nothing is compared with it. Add it with --methods full.",
     ]
+
+
+def test_a_metric_and_the_rows_that_contradict_show_nothing(tmp_path):
+    """lora is right on 12 rows more, and its Matthews correlation is lower: a test of right and wrong says nothing about that."""
+    finished(tmp_path, method="full", n=100, wrong=range(20), metric="mcc", score=0.5)
+    finished(tmp_path, method="lora", n=100, wrong=range(8), metric="mcc", score=0.4)
+    document = collect(tmp_path)
+    row = row_of(document, "lora")
+    assert row.p_rows == pytest.approx(2 / 2**12)
+    assert (row.only_this, row.only_full, row.verdict) == (12, 0, "not shown")
+    assert "behind" not in document.answer[0]
+    assert "sst2 lora is right on more rows than full, and its mcc is not higher" in " ".join(document.notes)
+
+
+def test_seeds_that_show_a_metric_leave_it_open_where_rows_contradict(tmp_path):
+    for seed in range(3):
+        finished(tmp_path, method="full", seed=seed, n=100, wrong=range(20), metric="mcc", score=0.5)
+        finished(
+            tmp_path, method="lora", seed=seed, n=100, wrong=range(8), metric="mcc", score=0.4 + seed / 1e4
+        )
+    document = collect(tmp_path)
+    row = row_of(document, "lora")
+    assert row.p_rows < 0.05
+    assert row.p_seeds < 0.05
+    assert row.verdict == "open"
+    assert document.answer[0] == "lora may be behind full fine-tuning on sst2 (one of two tests says so)."

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planted import N, finished
-from planted_report import grid, row_of
+from planted_report import grid, row_of, shown
 from rankwise.report import collect
 from rankwise.run_folder import write_grid
 
@@ -111,3 +111,62 @@ def test_on_a_gpu_the_allocators_peak_is_the_memory_shown(tmp_path):
     finished(tmp_path, peak_rss_mb=9999.0, peak_cuda_mb=123.0)
     (row,) = collect(tmp_path).rows
     assert row.peak_mb == 123.0
+
+
+def test_numbers_of_parameters_are_those_of_every_seed(tmp_path):
+    """Methods that find ranks end with another number in each seed."""
+    for seed, adapter in enumerate([10_000, 14_000, 30_000]):
+        finished(
+            tmp_path,
+            method="adaptive",
+            seed=seed,
+            adapter_params=adapter,
+            trainable_params=adapter + 2000,
+            total_params=1_000_000 + adapter,
+        )
+    (row,) = (document := collect(tmp_path)).rows
+    assert (row.adapter_params, row.adapter_params_range) == (18_000, (10_000, 30_000))
+    assert (row.trainable, row.trainable_range) == (20_000, (12_000, 32_000))
+    assert row.trainable_share == pytest.approx(0.02)
+    assert "20k, 12k to 32k (2 %)" in shown(document)
+
+
+@pytest.mark.parametrize("method", ["full", "full:lr=5e-5"])
+def test_full_fine_tuning_with_options_is_what_others_are_compared_with(tmp_path, method):
+    finished(tmp_path, method=method, wrong=range(6))
+    finished(tmp_path, method="lora", wrong=())
+    document = collect(tmp_path)
+    assert row_of(document, "lora").difference.mean == pytest.approx(0.3)
+    assert row_of(document, "lora").p_rows == pytest.approx(2 / 2**6)
+    assert [row.reference for row in document.rows] == [True, False]
+    assert ("Full fine-tuning is full:lr=5e-5 on sst2." in document.notes) == (method != "full")
+
+
+def test_of_two_full_fine_tunings_the_plain_one_counts_or_the_first(tmp_path):
+    for method, wrong in (("full:lr=1e-5", 2), ("full:lr=5e-5", 4), ("lora", 6)):
+        finished(tmp_path, method=method, wrong=range(wrong))
+    write_grid(tmp_path, {"tasks": ["sst2"], "methods": ["full:lr=5e-5", "full:lr=1e-5", "lora"], "seeds": 1})
+    document = collect(tmp_path)
+    assert row_of(document, "lora").difference.mean == pytest.approx(-0.1)
+    assert row_of(document, "full:lr=1e-5").difference.mean == pytest.approx(0.1)
+    finished(tmp_path, method="full", wrong=range(1))
+    assert row_of(collect(tmp_path), "lora").difference.mean == pytest.approx(-0.25)
+
+
+def test_seeds_that_were_evaluated_on_other_rows_are_not_added_up(tmp_path):
+    """As many rows in each seed, and the same ones within it."""
+    for seed in range(2):
+        for method in ("full", "lora"):
+            finished(tmp_path, method=method, seed=seed, idx=np.arange(N) + 100 * seed)
+    document = collect(tmp_path)
+    assert (row_of(document, "lora").p_rows, row_of(document, "lora").difference) == (None, None)
+    (note,) = [note for note in document.notes if note.startswith("sst2 lora can't be compared with full.")]
+    assert "different rows" in note
+
+
+def test_a_metric_that_a_seed_lacks_has_no_mean(tmp_path):
+    finished(tmp_path, seed=0, scores={"validation": {"accuracy": 0.95, "f1": 0.9}})
+    finished(tmp_path, seed=1, scores={"validation": {"accuracy": 0.95}})
+    finished(tmp_path, seed=2, scores={})
+    (row,) = collect(tmp_path).rows
+    assert row.other_metrics == {}

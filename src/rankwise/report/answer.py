@@ -6,7 +6,7 @@ difference stands with its interval. Beside the score stands what a method costs
 
 from collections.abc import Sequence
 
-from rankwise.report.row import REFERENCE, Row, Verdict
+from rankwise.report.row import Row, Verdict
 from rankwise.report.words import listed, minus, percent, share, span
 
 METHODS_SHOWN = 6
@@ -35,7 +35,7 @@ def _best(rows: Sequence[Row]) -> str:
 
 
 def _why_not_compared(rows: Sequence[Row]) -> str:
-    if any(row.method == REFERENCE for row in rows):
+    if any(row.reference for row in rows):
         return "Nothing can be compared with full fine-tuning yet: that takes another method with the same seeds."
     return "Full fine-tuning is not in this grid, so nothing is compared with it. Add it with --methods full."
 
@@ -87,7 +87,7 @@ def _cost(mine: Sequence[Row], rows: Sequence[Row]) -> str:
 
     `lora trains 0.7 % of the parameters, in 58 to 63 % of full's peak memory, at 1.4× its rows/s; −0.40 ± 3.50 points against full.`
     """
-    full = {row.task: row for row in rows if row.method == REFERENCE}
+    full = {row.task: row for row in rows if row.reference}
     pairs = [(row, full[row.task]) for row in mine if row.task in full]
     shares = [share(value) for value in sorted(row.trainable_share for row in mine)]
     costs = [

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rankwise.report.cells import Run
-from rankwise.report.row import Row
+from rankwise.report.row import REFERENCE, Row
 from rankwise.run_folder import one_answer
 from rankwise.tasks.objectives import OBJECTIVES
 
@@ -23,6 +23,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
         )
     if any(row.p_seeds is not None for row in rows):
         lines.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
+    lines += [
+        f"{row.task} {row.method} is right on {'more' if _wins(row) else 'fewer'} rows than full, and its {row.metric} is not "
+        f"{'higher' if _wins(row) else 'lower'}: p rows counts right and wrong, so it says nothing about {row.metric} here."
+        for row in rows
+        if row.rows_contradict
+    ]
+    others = {row.task: row.method for row in rows if row.reference and row.method != REFERENCE}
+    lines += [f"Full fine-tuning is {method} on {task}." for task, method in others.items()]
     if seeds[0] == 1:
         lines.append("One seed shows nothing about spread: give --seeds 3 or more for intervals.")
     if any(row.verdict == "not shown" for row in rows):
@@ -39,6 +47,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "(1 MB = 10⁶ bytes)."
         )
     return lines
+
+
+def _wins(row: Row) -> bool:
+    """Whether a method is right on more rows than full fine-tuning."""
+    return (row.only_this or 0) > (row.only_full or 0)
 
 
 def constant_predictions(runs: Iterable[Run]) -> list[str]:

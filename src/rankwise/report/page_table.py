@@ -8,7 +8,7 @@ from rankwise.report.document import Document
 from rankwise.report.figures import Style
 from rankwise.report.row import Row
 from rankwise.report.stats import Estimate
-from rankwise.report.words import clock, count, minus, percent, probability, share
+from rankwise.report.words import clock, minus, percent, probability, share, spread
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def columns(document: Document) -> list[Column]:
         *([p_seeds] if several_seeds else []),
         Column(
             "Trained",
-            "Trained parameters, and their share of the plain model's",
-            lambda row: Cell(f"{count(row.trainable)} ({share(row.trainable_share)})", row.trainable),
+            "Trained parameters, mean over seeds with its range, and their share of the plain model's",
+            lambda row: Cell(_trained(row), row.trainable),
         ),
         Column(
             "Rows/s", "Training speed, median over seeds", lambda row: _number(row.rows_per_second, "{:.0f}")
@@ -91,6 +91,10 @@ def _metric(name: str) -> Callable[[Row], Cell]:
         return Cell() if value is None else Cell(f"{100 * value:.1f}", value)
 
     return cell
+
+
+def _trained(row: Row) -> str:
+    return f"{spread(row.trainable, row.trainable_range)} ({share(row.trainable_share)})"
 
 
 def _number(value: float | None, form: str) -> Cell:

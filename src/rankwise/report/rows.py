@@ -7,7 +7,7 @@ from typing import Any
 from rankwise.errors import RankwiseError
 from rankwise.report import stats
 from rankwise.report.cells import Cell, Cells, Run
-from rankwise.report.row import REFERENCE, Row
+from rankwise.report.row import REFERENCE, Row, is_full
 
 
 def rows(cells: Cells) -> tuple[list[Row], list[str]]:
@@ -16,20 +16,21 @@ def rows(cells: Cells) -> tuple[list[Row], list[str]]:
     Returns:
         One row for each task and method; and a sentence for each that can't be compared with full fine-tuning.
     """
+    full = references(cells)
     tests: dict[Cell, stats.McNemar] = {}
     p_seeds: dict[Cell, float] = {}
     unpaired: dict[Cell, str] = {}
     for (task, method), runs in cells.items():
-        reference = cells.get((task, REFERENCE), {})
+        reference = cells.get((task, full.get(task, "")), {})
         shared = sorted(runs.keys() & reference.keys())
-        if method == REFERENCE or not shared:
+        if method == full.get(task) or not shared:
             continue
         try:
             tests[task, method] = stats.mcnemar(
                 [(runs[s].predictions, reference[s].predictions) for s in shared]
             )
         except RankwiseError as error:
-            unpaired[task, method] = f"{task} {method} can't be compared with full. {error}"
+            unpaired[task, method] = f"{task} {method} can't be compared with {full[task]}. {error}"
             continue
         p = stats.paired_t(_scores(runs), _scores(reference))
         if p is not None:
@@ -37,10 +38,27 @@ def rows(cells: Cells) -> tuple[list[Row], list[str]]:
     p_rows = _corrected({cell: test.p for cell, test in tests.items()})
     p_seeds = _corrected(p_seeds)
     made = [
-        _row(cell, cells, tests.get(cell), p_rows.get(cell), p_seeds.get(cell), cell not in unpaired)
+        _row(
+            cell,
+            cells,
+            full.get(cell[0]),
+            tests.get(cell),
+            p_rows.get(cell),
+            p_seeds.get(cell),
+            cell not in unpaired,
+        )
         for cell in cells
     ]
     return made, list(unpaired.values())
+
+
+def references(cells: Cells) -> dict[str, str]:
+    """Return the method that each task's others are compared with: `full`, or else the first `full:…` that was asked for."""
+    found: dict[str, str] = {}
+    for task, method in cells:
+        if method == REFERENCE or (is_full(method) and task not in found):
+            found[task] = method
+    return found
 
 
 def _corrected(p_values: Mapping[Cell, float]) -> dict[Cell, float]:
@@ -50,38 +68,39 @@ def _corrected(p_values: Mapping[Cell, float]) -> dict[Cell, float]:
 def _row(
     cell: Cell,
     cells: Cells,
+    reference: str | None,
     test: stats.McNemar | None,
     p_rows: float | None,
     p_seeds: float | None,
     paired: bool,
 ) -> Row:
-    runs, full = cells[cell], cells.get((cell[0], REFERENCE), {})
+    runs, full = cells[cell], cells.get((cell[0], reference or ""), {})
     results = [run.result for run in runs.values()]
-    scores, reference = _scores(runs), _scores(full)
+    scores, of_full = _scores(runs), _scores(full)
     first = results[0]
-    names = (
-        next(iter(first["scores"].values())).keys() - {first["metric"], "loss"}
-        if first.get("scores")
-        else set()
-    )
-    paired = paired and cell[1] != REFERENCE
+    names = set.intersection(*(set(_headline(r)) for r in results)) - {first["metric"], "loss"}
+    trainable, adapter = ([r[key] for r in results] for key in ("trainable_params", "adapter_params"))
+    paired = paired and cell[1] != reference
     memory = _memory(results)
     return Row(
         task=cell[0],
         method=cell[1],
         metric=first["metric"],
+        reference=cell[1] == reference,
         score=stats.estimate(list(scores.values())),
         scores=scores,
-        other_metrics={name: statistics.fmean(_metric(r, name) for r in results) for name in sorted(names)},
-        difference=stats.paired_difference(scores, reference) if paired else None,
-        differences={s: scores[s] - reference[s] for s in scores if s in reference} if paired else {},
+        other_metrics={name: statistics.fmean(_headline(r)[name] for r in results) for name in sorted(names)},
+        difference=stats.paired_difference(scores, of_full) if paired else None,
+        differences={s: scores[s] - of_full[s] for s in scores if s in of_full} if paired else {},
         p_rows=p_rows,
         p_seeds=p_seeds,
         only_this=test.only_first if test else None,
         only_full=test.only_second if test else None,
-        trainable=first["trainable_params"],
-        trainable_share=first["trainable_params"] / (first["total_params"] - first["adapter_params"]),
-        adapter_params=first["adapter_params"],
+        trainable=round(statistics.fmean(trainable)),
+        trainable_range=(min(trainable), max(trainable)),
+        trainable_share=statistics.fmean(trainable) / (first["total_params"] - first["adapter_params"]),
+        adapter_params=round(statistics.fmean(adapter)),
+        adapter_params_range=(min(adapter), max(adapter)),
         mean_rank=_median(r.get("mean_rank") for r in results),
         rows_per_second=_median(r["samples_per_second"] for r in results),
         speeds=[r["samples_per_second"] for r in results if r["samples_per_second"] is not None],
@@ -99,9 +118,9 @@ def _scores(runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: run.result["score"] for seed, run in runs.items()}
 
 
-def _metric(result: dict[str, Any], name: str) -> float:
-    """A metric on the first validation split."""
-    return next(iter(result["scores"].values()))[name]
+def _headline(result: dict[str, Any]) -> dict[str, float]:
+    """The scores on the first validation split."""
+    return next(iter(result["scores"].values()), {})
 
 
 def _memory(results: list[dict[str, Any]]) -> dict[str, float] | None:

@@ -98,30 +98,31 @@ def mcnemar(pairs: Sequence[tuple[pa.Table, pa.Table]]) -> McNemar:
     Raises:
         RankwiseError: two tables are not of the same examples.
     """
-    ahead: np.ndarray | None = None
-    for first, second in pairs:
-        error_first, error_second = _aligned(first, second)
-        margin = np.sign(error_second - error_first).astype(np.int64)
-        if ahead is not None and len(ahead) != len(margin):
-            raise RankwiseError("Two seeds can't be combined: their numbers of validation rows differ.")
-        ahead = margin if ahead is None else ahead + margin
-    if ahead is None:
+    if not pairs:
         raise ValueError("no predictions to compare")
+    rows, ahead = None, np.int64(0)
+    for first, second in pairs:
+        examples, error_first, error_second = _aligned(first, second)
+        if rows is not None and len(rows) != len(examples):
+            raise RankwiseError("Two seeds can't be combined: their numbers of validation rows differ.")
+        if rows is not None and not rows.equals(examples):
+            raise RankwiseError("Two seeds can't be combined: they were evaluated on different rows.")
+        rows, ahead = examples, ahead + np.sign(error_second - error_first).astype(np.int64)
     only_first, only_second = int((ahead > 0).sum()), int((ahead < 0).sum())
     decided = only_first + only_second
     p = float(binomtest(only_first, decided).pvalue) if decided else 1.0
-    return McNemar(only_first, only_second, p, len(ahead))
+    return McNemar(only_first, only_second, p, len(pairs[0][0]))
 
 
-def _aligned(first: pa.Table, second: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Compute both methods' errors on each example, in the same order."""
+def _aligned(first: pa.Table, second: pa.Table) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Return the examples (idx, label), and compute both methods' errors on each, in the same order."""
     a, b = (table.sort_by("idx") for table in (first, second))
     for column in ("idx", "label"):
         if not a[column].equals(b[column]):
             raise RankwiseError(
                 f"Two runs can't be paired: their predictions differ in {column}, so they were made on different rows."
             )
-    return _errors(a), _errors(b)
+    return a.select(["idx", "label"]), _errors(a), _errors(b)
 
 
 def _errors(predictions: pa.Table) -> np.ndarray:

@@ -3,15 +3,15 @@
 from dataclasses import asdict, fields
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from rankwise import console
 from rankwise.adapters import rank_table
+from rankwise.console import text
 from rankwise.report.document import Document
 from rankwise.report.rank_pattern import summary
 from rankwise.report.row import Row
-from rankwise.report.words import clock, count, percent, probability, share
+from rankwise.report.words import clock, percent, probability, share, spread
 
 FILES = ("report.html", "report.md", "report.json", "results.parquet")
 HEADERS = ("task", "method", "n", "score", "Δ full", "p rows", "trained", "rows/s", "MB", "time")
@@ -27,7 +27,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{percent(row.score)} {row.metric}{others}",
         "" if row.difference is None else percent(row.difference, sign=True),
         "" if row.p_rows is None else probability(row.p_rows),
-        f"{count(row.trainable)} ({share(row.trainable_share)})",
+        f"{spread(row.trainable, row.trainable_range)} ({share(row.trainable_share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",
         "" if row.peak_mb is None else f"{row.peak_mb:,.0f}",
         clock(row.train_seconds),
@@ -40,7 +40,7 @@ def table(document: Document) -> Table:
     for header in HEADERS:
         made.add_column(header, justify="left" if header in ("task", "method", "score") else "right")
     for row in document.rows:
-        made.add_row(*(Text(cell) for cell in cells(row)))
+        made.add_row(*(text(cell) for cell in cells(row)))
     return made
 
 
@@ -61,26 +61,24 @@ def rank_tables(document: Document) -> list[str]:
 
 def show(document: Document, stream: TextIO) -> None:
     """Print the table, the headline and the notes. A stream that is no terminal gets no colours, and one line for each sentence."""
-    console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=160)
-    console.print()
-    console.print(table(document))
-    console.print()
-    plain = not console.is_terminal
-    console.print(Text(document.answer[0]), style="bold", soft_wrap=plain)
+    shown = console.console(stream)
+    shown.print()
+    shown.print(table(document))
+    shown.print()
+    plain = not shown.is_terminal
+    shown.print(text(document.answer[0]), style="bold", soft_wrap=plain)
     for line in rank_tables(document):
-        console.print(Text(line), soft_wrap=plain)
+        shown.print(text(line), soft_wrap=plain)
     for line in [*document.notes, *document.published, *document.left_out]:
-        console.print(Text(line), style="dim", soft_wrap=plain)
+        shown.print(text(line), style="dim", soft_wrap=plain)
     written = f"Written: {', '.join(str(document.out / name) for name in FILES)}"
-    console.print(Text(written), soft_wrap=plain)
+    shown.print(text(written), soft_wrap=plain)
 
 
 def show_progress(document: Document, stream: TextIO) -> None:
     """Print how many runs have finished, after each report of a grid that is still running."""
     done, planned = len(document.runs), document.planned
-    print(f"{done} of {planned} runs are finished: {document.out / FILES[0]}", file=stream, flush=True)
+    console.line(f"{done} of {planned} runs are finished: {document.out / FILES[0]}", stream)
 
 
 def to_json(document: Document) -> dict[str, Any]:

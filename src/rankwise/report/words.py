@@ -22,6 +22,12 @@ def count(n: int) -> str:
     return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k" if n >= 1e3 else str(n)
 
 
+def spread(mean: int, ends: tuple[int, int]) -> str:
+    """Write a mean number of parameters, with the lowest and highest where they differ: `31k, 28k to 35k`."""
+    low, high = map(count, ends)
+    return count(mean) if low == high else f"{count(mean)}, {low} to {high}"
+
+
 def probability(p: float) -> str:
     """Write a p value with three decimals."""
     return f"{p:.3f}" if p >= 0.001 else "<0.001"

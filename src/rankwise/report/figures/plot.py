@@ -4,11 +4,11 @@ Figures are plain values in plotly's schema. Colours are names (`var(--m0)`), wh
 scheme. Tasks differ in scale, so each has a small figure of its own.
 """
 
-import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankwise import inert
 from rankwise.report.document import Document
 from rankwise.report.row import REFERENCE, Row
 from rankwise.report.stats import Estimate
@@ -44,26 +44,30 @@ class Figure:
 class Style:
     """Each method's colour, symbol and dash, the same in every figure."""
 
-    def __init__(self, methods: Sequence[str]) -> None:
-        others = [method for method in methods if method != REFERENCE]
+    def __init__(self, methods: Sequence[str], references: Collection[str] = (REFERENCE,)) -> None:
+        others = [method for method in methods if method not in references]
+        self._references = references
         self._place = {method: place for place, method in enumerate(others)}
 
     def colour(self, method: str) -> str:
         """The name of its colour in the style sheet."""
-        return "var(--full)" if method == REFERENCE else f"var(--m{self._place[method] % COLOURS})"
+        return "var(--full)" if method in self._references else f"var(--m{self._place[method] % COLOURS})"
 
     def symbol(self, method: str) -> str:
         """Plotly's name of its symbol."""
-        return "circle" if method == REFERENCE else SYMBOLS[self._place[method] // COLOURS % len(SYMBOLS)]
+        return (
+            "circle" if method in self._references else SYMBOLS[self._place[method] // COLOURS % len(SYMBOLS)]
+        )
 
     def dash(self, method: str) -> str:
         """Plotly's name of its line style."""
-        return "solid" if method == REFERENCE else DASHES[self._place[method] // COLOURS % len(DASHES)]
+        return "solid" if method in self._references else DASHES[self._place[method] // COLOURS % len(DASHES)]
 
 
 def style_of(document: Document) -> Style:
     """Assign colours and symbols in the order of the table."""
-    return Style(list(dict.fromkeys(row.method for row in document.rows)))
+    references = {row.method for row in document.rows if row.reference}
+    return Style(list(dict.fromkeys(row.method for row in document.rows)), references)
 
 
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -74,17 +78,12 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return tasks
 
 
-def plain(text: str) -> str:
-    """Escape text from data, because plotly interprets a little HTML."""
-    return html.escape(str(text), quote=False)
-
-
 def label(method: str) -> str:
     """Write a method's name for an axis, with long options on lines of their own."""
     name, _, options = method.partition(":")
     if len(method) <= 16:
-        return plain(method)
-    return "<br>".join(plain(part) for part in [f"{name}:", *options.split(",")] if part)
+        return inert.plot(method)
+    return "<br>".join(inert.plot(part) for part in [f"{name}:", *options.split(",")] if part)
 
 
 def points(value: float) -> float:
@@ -104,7 +103,7 @@ def rows_layout(names: Sequence[str], x: str) -> dict[str, Any]:
         "height": round(72 + ROW_HEIGHT * lines),
         "showlegend": False,
         "hovermode": "closest",
-        "xaxis": {"title": {"text": plain(x)}},
+        "xaxis": {"title": {"text": inert.plot(x)}},
         "yaxis": {
             "tickvals": list(range(len(names))),
             "ticktext": list(names),
@@ -130,7 +129,7 @@ def estimate_trace(
             "symbol": style.symbol(row.method),
             "line": {"color": "var(--panel)", "width": 1.5},
         },
-        "text": [f"{plain(row.method)}: {percent(value, sign=sign)}, n = {value.n}"],
+        "text": [f"{inert.plot(row.method)}: {percent(value, sign=sign)}, n = {value.n}"],
         "hovertemplate": "%{text}<extra></extra>",
     }
     if value.half is not None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise import inert
 from rankwise.report.document import Document
 from rankwise.report.figures.plot import (
     Figure,
@@ -11,13 +12,12 @@ from rankwise.report.figures.plot import (
     by_task,
     estimate_trace,
     label,
-    plain,
     points,
     rows_layout,
     style_of,
 )
 from rankwise.report.row import Row
-from rankwise.report.words import count, percent
+from rankwise.report.words import count, percent, spread
 
 
 def scores(document: Document) -> list[Figure]:
@@ -29,7 +29,7 @@ def scores(document: Document) -> list[Figure]:
         methods = list(dict.fromkeys(entry["method"] for entry in published))  # one row each
         data += [_published(entry, len(rows) + methods.index(entry["method"])) for entry in published]
         names = [label(row.method) for row in rows]
-        names += [f"{plain(method)}<br>(published)" for method in methods]
+        names += [f"{inert.plot(method)}<br>(published)" for method in methods]
         layout = rows_layout(names, f"{rows[0].metric} in %")
         layout["xaxis"]["range"] = _range(data, 2.0)
         description = ", ".join(f"{row.method} {percent(row.score)}" for row in rows)
@@ -69,7 +69,7 @@ def _scored(row: Row, y: int, style: Style, *, difference: bool = False) -> list
         return []
     traces = [estimate_trace(row, value, y, style, sign=difference)]
     if len(single) > 1:
-        shown = [f"{plain(row.method)}, seed {seed}: {100 * v:{sign}.2f}" for seed, v in single.items()]
+        shown = [f"{inert.plot(row.method)}, seed {seed}: {100 * v:{sign}.2f}" for seed, v in single.items()]
         traces.append(
             {
                 "type": "scatter",
@@ -92,7 +92,7 @@ def _published(entry: dict[str, Any], y: int) -> dict[str, Any]:
         "x": [points(entry["score"])],
         "y": [y],
         "marker": {"color": "var(--muted)", "size": 11, "symbol": "diamond-open", "line": {"width": 1.5}},
-        "text": [plain(about)],
+        "text": [inert.plot(about)],
         "hovertemplate": "%{text}<extra></extra>",
     }
 
@@ -116,8 +116,9 @@ def parameters(document: Document) -> list[Figure]:
         for row in rows:
             trace = estimate_trace(row, row.score, 0, style)
             error = trace.pop("error_x", None)
-            shown = f"{plain(row.method)}: {percent(row.score)} {plain(row.metric)}, {count(row.trainable)} trained"
-            trace |= {"x": [row.trainable], "y": trace["x"], "text": [shown], "name": plain(row.method)}
+            trained = spread(row.trainable, row.trainable_range)
+            shown = inert.plot(f"{row.method}: {percent(row.score)} {row.metric}, {trained} trained")
+            trace |= {"x": [row.trainable], "y": trace["x"], "text": [shown], "name": inert.plot(row.method)}
             data.append(trace | ({"error_y": error} if error else {}))
         low, high = (math.log10(f(max(row.trainable, 1) for row in rows)) for f in (min, max))
         layout = {
@@ -129,7 +130,7 @@ def parameters(document: Document) -> list[Figure]:
                 "range": [low - 0.3, high + 0.3],
                 "dtick": 1,
             },
-            "yaxis": {"title": {"text": plain(f"{rows[0].metric} in %")}},
+            "yaxis": {"title": {"text": inert.plot(f"{rows[0].metric} in %")}},
         }
         description = ", ".join(f"{row.method} {count(row.trainable)}, {percent(row.score)}" for row in rows)
         made.append(
