@@ -1,7 +1,7 @@
 """What is printed for people: consoles and lines in which text from data is inert."""
 
 import io
-from typing import TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.text import Text
@@ -12,9 +12,23 @@ WIDTH = 160
 """Columns of a table in a stream that is no terminal."""
 
 
+@runtime_checkable
+class Writable(Protocol):
+    """A stream that lines can be printed to."""
+
+    def write(self, text: str, /) -> Any:
+        """Write text."""
+        ...
+
+    def flush(self) -> Any:
+        """Hand on what was written."""
+        ...
+
+
 def console(stream: TextIO) -> Console:
     """Return a console that takes strings as they are: no markup, no highlighting. A stream that is no terminal is wide."""
-    made = Console(file=lenient(stream), highlight=False, markup=False, emoji=False)
+    lenient(stream)
+    made = Console(file=stream, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = WIDTH
     return made
@@ -25,13 +39,13 @@ def text(words: object, style: str = "") -> Text:
     return Text(inert.terminal(words), style)
 
 
-def line(words: object, stream: TextIO) -> None:
+def line(words: object, stream: Writable) -> None:
     """Print a line at once, made inert."""
-    print(inert.terminal(words), file=lenient(stream), flush=True)
+    lenient(stream)
+    print(inert.terminal(words), file=stream, flush=True)
 
 
-def lenient(stream: TextIO) -> TextIO:
-    """Return a stream after making it print characters that its encoding lacks as escapes, where it can be told so."""
+def lenient(stream: Writable) -> None:
+    """Make a stream print characters that its encoding lacks as escapes, where it can be told so."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
-    return stream

@@ -13,7 +13,7 @@ import tiny
 from rankwise.cli import main
 from rankwise.run_folder import RunFolder
 
-BAD = "=cmd|' /C calc'!A0\x1b[31m\n\n# Heading\n\n```\ncode\n```\n---\nlicense: other\n---\n"
+BAD = "=cmd|' /C calc'!A0\x1b[31m\n\n# Heading\n\n```\ncode\n```\n---\nlicense: other\n---"
 FINE = "<script>alert(1)</script>\x9b2J[link](https://x.y)|*"
 NAME = "\x1b]0;title\x07# reviews\n---\nname"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -70,12 +70,24 @@ _names: set[str] = set()
 """Parameters and fields that are flags of some command."""
 
 
+class _CheckItself:
+    """Keeps pydantic from checking options, which cyclopts asks for as soon as anything has imported pydantic.
+
+    What a class of flags makes is of another class, which checks its own values.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
+
 def _annotated(hint: Any) -> Any:
     """A parameter's type with what cyclopts has to know about it."""
     if is_dataclass(hint):
         group = HEADINGS.get(cast(type, hint))
         parameter = Parameter(name="*") if group is None else Parameter(name="*", group=group)
-        return Annotated[_flags(cast(type, hint)), parameter]
+        return Annotated[_flags(cast(type, hint)), parameter, _CheckItself()]
     if hint is int or set(get_args(hint)) == {int, NoneType}:
         return Annotated[hint, Parameter(converter=_whole)]
     return hint
