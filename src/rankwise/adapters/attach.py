@@ -1,11 +1,14 @@
 """An adapter meets its base model: put onto it, taken from it, and merged into it."""
 
-import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from rankwise.adapters import fingerprint as prints
 from rankwise.adapters.adapter import Adapter, Factors
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import insert, train_beside, trained_beside
@@ -14,8 +17,8 @@ from rankwise.lora.quantized import is_quantized
 from rankwise.models.families import body_and_heads
 from rankwise.tasks import objectives
 
-SAMPLED = 4096
-"""Entries of each weight that a fingerprint reads."""
+OLD_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+"""Earlier fingerprints, a hash that says nothing about other number types."""
 
 
 def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
@@ -27,22 +30,23 @@ def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
     matrices = {name: module for name, module in model.named_modules() if _is_matrix(module)}
     for path, (A, B) in adapter.lora.items():
         if path not in matrices:
-            raise _other_base(adapter, f"it adapts {path!r}, which this model does not have")
+            raise _other_base(adapter, model, f"it adapts {path!r}, which this model does not have")
         base = cast(Tensor, matrices[path].weight)
         if sorted(base.shape) != sorted((A.shape[1], B.shape[0])):
             raise _other_base(
-                adapter, f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter"
+                adapter,
+                model,
+                f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter",
             )
     _check_trained(model, adapter)
     insert(model, adapter.ranks, adapter.scaling, dropout=adapter.dropout)
-    if adapter.fingerprint and adapter.fingerprint != fingerprint(lora_layers(model)):
-        raise _other_base(adapter, "the layers it adapts hold other weights")
+    _check_weights(model, adapter)
     whole = {name.rpartition(".")[0] for name in adapter.trained}
     train_beside(
         model,
         [p for p in _module_paths(model, adapter.modules_to_save) if any(w.startswith(p) for w in whole)],
     )
-    layers, parameters = lora_layers(model), dict(model.named_parameters())
+    layers, parameters = lora_layers(model), _weights(model)
     with torch.no_grad():
         for path, (A, B) in adapter.lora.items():
             layers[path].lora_A.copy_(A)
@@ -76,6 +80,11 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         adapted, lora = {path: layer}, {path: _zeros(layer)}
     # PEFT makes its own copy of a classifier's head and expects it in the file, trained or not.
     saved = list(dict.fromkeys([*body_and_heads(model)[1], *trained_beside(model)]))
+    trained = {
+        f"{path}.{name}": value
+        for path in saved
+        for name, value in model.get_submodule(path).state_dict().items()
+    }
     config = getattr(model, "config", None)
     base_path = getattr(config, "_name_or_path", None) or None
     return Adapter(
@@ -85,14 +94,10 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         lora=lora,
         scaling={path: layer.scaling for path, layer in adapted.items()},
         dropout=dropout,
-        trained={
-            f"{path}.{name}": value
-            for path in saved
-            for name, value in model.get_submodule(path).state_dict().items()
-        },
+        trained=trained,
         modules_to_save=saved,
         label_names=label_names(model),
-        fingerprint=fingerprint(adapted),
+        fingerprint=fingerprint(model, adapted, trained),
         problem=objectives.of_config(config).name,
         target_modules=_short_names(model, list(adapted)),
         fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
@@ -105,29 +110,47 @@ def label_names(model: nn.Module) -> list[str]:
     return [labels[i] for i in sorted(labels)]
 
 
-def fingerprint(layers: dict[str, LoRALinear]) -> str:
-    """Identify the frozen weights under the LoRA layers, whatever dtype they were loaded in; empty where they are quantized.
+def fingerprint(model: nn.Module, paths: Iterable[str], trained: Collection[str]) -> str:
+    """Return a fingerprint of a model's frozen weights (see `adapters.fingerprint`); empty where they are quantized.
 
-    SHA-256 over up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16.
+    Args:
+        model: with or without LoRA layers.
+        paths: of the layers that an adapter adapts.
+        trained: names of the weights that it brings along. The head counts among them in any case.
     """
+    layers = {path: model.get_submodule(path) for path in paths}
     if any(is_quantized(layer) for layer in layers.values()):
         return ""
-    digest = hashlib.sha256()
-    for path, layer in layers.items():
-        weight = layer.weight.detach().reshape(-1)
-        sample = weight[:: max(1, weight.numel() // SAMPLED)].to("cpu", torch.bfloat16)
-        digest.update(path.encode())
-        digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    adapted = {path: cast(Tensor, layer.weight) for path, layer in layers.items()}
+    heads = tuple(f"{path}." for path in body_and_heads(model)[1])
+    others = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point()
+        and not name.startswith(heads or "\0")
+        and not name.endswith((".lora_A", ".lora_B"))
+        and name not in trained
+        and name.rpartition(".")[0] not in layers
+    }
+    return prints.take(adapted, others)
 
 
 def merge(model: nn.Module) -> nn.Module:
     """Replace every LoRA layer by an ordinary layer with W0 + s·B·A, in place: the model is a plain Transformers model again.
 
     Load the base in float32 first if the merged model is to be kept: half precision rounds small updates away.
+
+    Raises:
+        RankwiseError: a layer's weight is quantized.
     """
-    for path, layer in lora_layers(model).items():
+    layers = lora_layers(model)
+    holders = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    for path, layer in layers.items():
         parent, _, name = path.rpartition(".")
+        if holders[id(layer.weight)] > 1:  # tied: the other layer keeps W0
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         layer.merge()
         setattr(model.get_submodule(parent), name, _plain(layer))
     for module in model.modules():
@@ -158,26 +181,48 @@ def _is_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers under every name that they have."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _check_weights(model: nn.Module, adapter: Adapter) -> None:
+    """Check that a model's frozen weights are those that the adapter was trained on, up to rounding."""
+    if not adapter.fingerprint or OLD_FINGERPRINT.fullmatch(adapter.fingerprint):
+        return
+    here = fingerprint(model, adapter.lora, adapter.trained.keys())
+    try:
+        differs = prints.difference(adapter.fingerprint, here) if here else None
+    except ValueError as error:
+        raise RankwiseError(
+            f"The adapter in {adapter.folder} is damaged: its base_fingerprint is {error}. Copy or train it again."
+        ) from None
+    if differs is not None:
+        raise _other_base(adapter, model, f"it was trained on other weights, {differs}")
+
+
 def _check_trained(model: nn.Module, adapter: Adapter) -> None:
-    parameters = dict(model.named_parameters())
+    parameters = _weights(model)
     for name, value in adapter.trained.items():
         if name not in parameters:
-            raise _other_base(adapter, f"it holds {name!r}, which this model does not have")
+            raise _other_base(adapter, model, f"it holds {name!r}, which this model does not have")
         here, there = list(parameters[name].shape), list(value.shape)
         if here != there:
             if here[1:] == there[1:]:
                 raise RankwiseError(
                     f"The adapter in {adapter.folder} is for {there[0]} labels; this model has {here[0]}."
                 )
-            raise _other_base(adapter, f"{name} is {here} here, {there} in the adapter")
+            raise _other_base(adapter, model, f"{name} is {here} here, {there} in the adapter")
 
 
-def _other_base(adapter: Adapter, why: str) -> RankwiseError:
-    remedy = (
-        f" It was made for {adapter.base_model}: name that with --model (base= in Python)."
-        if adapter.base_model
-        else ""
-    )
+def _other_base(adapter: Adapter, model: nn.Module, why: str) -> RankwiseError:
+    used = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    remedy = ""
+    if adapter.base_model is not None and used in (adapter.base_model, adapter.base_path):
+        remedy = f" {used} has changed since then, or another model has taken its place."
+    elif adapter.base_model:
+        remedy = f" It was made for {adapter.base_model}: name that with --model (base= in Python)."
     return RankwiseError(f"The adapter in {adapter.folder} belongs to another base model: {why}.{remedy}")
 
 
