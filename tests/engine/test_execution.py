@@ -76,6 +76,17 @@ def test_a_batch_divided_to_a_budget_gives_the_same_gradients(budget):
     assert_same(gradients(state), gradients(training()))
 
 
+@pytest.mark.parametrize("budget", [1.0, 60.0, 100.0, 130.0, 300.0])
+def test_padded_micro_batches_stay_within_the_budget(budget):
+    state = training(padding="longest", engine=limited(budget))
+    micro_batches = state.compute.batches(state.model, state.rows, state.batch())
+    tokens = [one.inputs["input_ids"].numel() for one in micro_batches]
+    assert all(
+        len(one.rows) == 1 or MARGIN * n <= budget for one, n in zip(micro_batches, tokens, strict=True)
+    )
+    assert sorted(np.concatenate([one.rows for one in micro_batches])) == sorted(state.batch())
+
+
 @pytest.mark.parametrize("engine", [limited(100.0), Engine(recompute=True)], ids=["divided", "recomputed"])
 def test_padded_batches_give_the_same_gradients_too(engine):
     ours, theirs = training(padding="longest", engine=engine), training(padding="longest")

@@ -79,8 +79,16 @@ class Engine:
         return batch.split(self.budget, self.cost.rows(batch.layout.padded))
 
     def least_micro_batches(self, lengths: np.ndarray) -> int:
-        """Return how many micro-batches the budget asks for, at least, for rows of these lengths."""
-        return 1 if self.cost is None else math.ceil(float(self.cost.rows(lengths).sum()) / self.budget)
+        """Return how many micro-batches the budget asks for, at least, for rows of these lengths.
+
+        Rows of one length, as padding makes them, stay within the budget in as many micro-batches of equal size.
+        """
+        if self.cost is None:
+            return 1
+        costs = self.cost.rows(lengths)
+        if costs.min() == costs.max():
+            return math.ceil(len(costs) / max(1, int(self.budget / costs[0])))
+        return math.ceil(float(costs.sum()) / self.budget)
 
     def forward_tokens(self, most: int) -> int:
         """Return the tokens of a micro-batch that keeps nothing for backward: `most`, or fewer within the budget."""
