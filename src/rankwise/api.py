@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rankwise import hardware
 from rankwise.adapters.attach import label_names
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
+from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute, Padding, predict_logits
 from rankwise.engine.training import Step, Training
@@ -92,7 +93,7 @@ def fit(
     asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
     config = recipes.resolve(asked, method)
     lr = recipes.resolve_lr(config, method, families.width(model.config))
-    limit = max_length or families.text_limit(model.config, tokenizer)
+    limit = families.text_limit(model, tokenizer, max_length)
     compute = _compute(model, tokenizer, limit, config.train.padding or "packed")
     settings = replace(config.train, lr=lr.value, padding=compute.padding)
     entries = mappings.entries_of(train)
@@ -144,7 +145,7 @@ def predict(
     Raises:
         RankwiseError: no rows, or a row without text.
     """
-    limit = max_length or families.text_limit(model.config, tokenizer)
+    limit = families.text_limit(model, tokenizer, max_length)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
     return predict_logits(model, encoded, _compute(model, tokenizer, limit))
 
@@ -171,7 +172,7 @@ def evaluate(
     Raises:
         RankwiseError: no rows, a row without text or a known label, or an unknown metric.
     """
-    limit = max_length or families.text_limit(model.config, tokenizer)
+    limit = families.text_limit(model, tokenizer, max_length)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
     compute = _compute(model, tokenizer, limit)
     logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
@@ -195,7 +196,7 @@ def _compute(
         frozen_base=not full,
         padding=padding,
         max_length=max_length,
-        pad_id=loading.pad_id(tokenizer),
+        pad_id=loading.pad_id(model, tokenizer),
     )
 
 
@@ -209,8 +210,11 @@ def _encode(
     labelled: bool,
 ) -> Encoded:
     objective = objectives.of_config(model.config) if labelled else None
-    rows = mappings.read(table, columns, objective, label_names(model))
-    return encode(rows, tokenizer, max_length, None)
+    encoded = encode(
+        mappings.read(table, columns, objective, label_names(model)), tokenizer, max_length, None
+    )
+    row_check.check(model, encoded)
+    return encoded
 
 
 def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:

@@ -1,5 +1,6 @@
 """Loads what was trained: an adapter on its base model, or a fully fine-tuned model; and merges an adapter into its base."""
 
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -9,9 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.adapters import attach, peft_format
+from rankwise.adapters.adapter import Adapter
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder, make_folder
-from rankwise.models import hub, loading
+from rankwise.models import account, hub, loading
+from rankwise.models.account import check_whole
+from rankwise.models.families import body_and_heads
 from rankwise.run_folder import RunFolder, run_folders
 from rankwise.tasks import objectives
 
@@ -29,7 +33,9 @@ def load(
     Raises:
         RankwiseError: nothing to load there, or the adapter doesn't fit the base.
     """
-    model = load_any(Path(folder), base=base, dtype=dtype)
+    model, note = load_any(Path(folder), base=base, dtype=dtype)
+    if note:
+        warnings.warn(f"{folder}: {note}", stacklevel=2)
     if not isinstance(model, PreTrainedModel):
         raise RankwiseError(
             f"The adapter in {folder} adds virtual tokens to each row; load it with peft.PeftModel.from_pretrained."
@@ -37,16 +43,27 @@ def load(
     return model
 
 
-def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module:
-    """Load any kind of adapter. PEFT's wrapper is returned where the adapter adds virtual tokens."""
+def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.Module, str]:
+    """Load any kind of adapter, or a whole model. PEFT's wrapper is returned where the adapter adds virtual tokens.
+
+    Returns:
+        The model, and what of a whole model's weights isn't used, in words.
+
+    Raises:
+        RankwiseError: nothing to load there, the adapter doesn't fit the base, or a part of the model would be random.
+    """
     if not (folder / peft_format.CONFIG).is_file():
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
         source = loading.locate(str(folder))
-        labels = [source.config.id2label[i] for i in sorted(source.config.id2label)]
         problem_type = objectives.of_config(source.config).problem_type
-        return loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)[0]
+        model, found = loading.load(
+            source, _labels(source.config), dtype=dtype, seed=0, problem_type=problem_type
+        )
+        check_whole(found, (), f"The model in {folder}")
+        return model, found.in_words()
     adapter = peft_format.read(folder, any_kind=True)
+    check_task(adapter)
     name = base or adapter.base_model
     if name is None:
         raise RankwiseError(
@@ -62,19 +79,60 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> nn.Module
         )
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
-    problem = adapter.problem or ("regression" if len(labels) == 1 else "classification")
-    problem_type = objectives.named(problem).problem_type
-    model, _ = loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)
+    problem_type = objectives.named(adapter.problem or _problem(source.config, labels)).problem_type
+    model, found = loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)
+    _check_head(adapter, model, source.config)
     if adapter.unsupported is not None:
         from rankwise.adapters import peft_kinds
 
-        return peft_kinds.load(model, folder)
-    return attach.attach(model, adapter).eval()
+        loaded = peft_kinds.load(model, folder)
+    else:
+        loaded = attach.attach(model, adapter).eval()
+    given = {path.removeprefix("base_model.") for path in adapter.trained}
+    check_whole(found, given, f"The adapter in {folder} on {name}")
+    return loaded, ""
+
+
+def check_task(adapter: Adapter) -> None:
+    """Check that an adapter is one for classes or numbers of whole texts, as far as it says.
+
+    Raises:
+        RankwiseError: it is for another task.
+    """
+    task = adapter.config.get("task_type")
+    if task not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
+        raise RankwiseError(
+            f"The adapter in {adapter.folder} was trained for another task ({task}); rankwise runs sequence classifiers (SEQ_CLS)."
+        )
+
+
+def _check_head(adapter: Adapter, model: PreTrainedModel, config: Any) -> None:
+    """Check that the base's own head, where the adapter has none, is for the labels that the adapter names."""
+    heads = tuple(f"{path}." for path in body_and_heads(model)[1])
+    if adapter.label_names is None or any(name.startswith(heads) for name in adapter.trained):
+        return
+    names = _labels(config)
+    if names not in (adapter.label_names, objectives.default_names(len(names))):
+        raise RankwiseError(
+            f"The adapter in {adapter.folder} has no head, and its base's is for other labels: {account.listed(names)}, "
+            f"not {account.listed(adapter.label_names)}. Export it with its head."
+        )
+
+
+def _problem(config: Any, labels: list[str]) -> str:
+    """Say what the outputs of an adapter that doesn't say it mean: as for its base, where that says it and has as many."""
+    if config.problem_type is not None and len(_labels(config)) == len(labels):
+        return objectives.of_config(config).name
+    return "regression" if len(labels) == 1 else "classification"
+
+
+def _labels(config: Any) -> list[str]:
+    return [config.id2label[i] for i in sorted(config.id2label)]
 
 
 def _unnamed_labels(config: Any, count: int | None) -> list[str]:
     """Name the labels of an adapter that doesn't: as its base does, where the number agrees."""
-    names = [config.id2label[i] for i in sorted(config.id2label)]
+    names = _labels(config)
     return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
 
 

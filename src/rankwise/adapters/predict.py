@@ -11,6 +11,7 @@ import pyarrow as pa
 from rankwise.adapters import prediction_files
 from rankwise.adapters.prediction_files import check_out
 from rankwise.adapters.trained import Trained, open_trained
+from rankwise.engine import row_check
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
@@ -36,9 +37,21 @@ Progress = Callable[[int, int], None]
 
 
 def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done, of: None) -> np.ndarray:
-    """Compute logits [rows, outputs], in the order of the rows."""
+    """Compute logits [rows, outputs], in the order of the rows.
+
+    Raises:
+        RankwiseError: the model doesn't take these rows, or a logit isn't a number.
+    """
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
-    return predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
+    row_check.check(trained.model, encoded)
+    logits = predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
+    odd = ~np.isfinite(logits).all(axis=1)
+    if odd.any():
+        raise RankwiseError(
+            f"The model in {trained.folder} gives no numbers for {odd.sum():,} of {len(logits):,} rows (the first is row "
+            f"{rows.idx[odd.argmax()]}): its weights hold values that aren't numbers, or its number type overflows."
+        )
+    return logits
 
 
 def evaluate(
@@ -54,7 +67,7 @@ def evaluate(
         `n` rows, the task's metrics, `loss`, and `notes` on the rows.
     """
     rows, notes = labelled_rows(trained, file, split, folder)
-    return {**_scores(trained, rows, on_progress), "notes": list(notes)}
+    return {**_scores(trained, rows, on_progress), "notes": [*trained.notes, *notes]}
 
 
 def labelled_rows(
@@ -117,5 +130,5 @@ def predict_file(
     logits = logits_of(trained, rows, on_progress)
     columns, predicted = objectives.named(trained.task.problem).columns(logits, trained.task.label_names)
     table = pa.table({"idx": rows.idx, **columns})
-    notes = [*notes, *prediction_files.write(table, out)]
+    notes = [*trained.notes, *notes, *prediction_files.write(table, out)]
     return {"n": len(rows), "out": str(out), "predicted": predicted, "notes": notes}

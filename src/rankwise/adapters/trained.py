@@ -17,8 +17,10 @@ from rankwise.adapters.attach import label_names
 from rankwise.adapters.load import load_any
 from rankwise.config import RunConfig, from_json
 from rankwise.engine.compute import Compute
+from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
 from rankwise.models import families, loading
+from rankwise.models.account import listed
 from rankwise.run_folder import RunFolder
 from rankwise.tasks import objectives
 from rankwise.tasks.task import Task
@@ -35,6 +37,7 @@ class Trained:
         compute: how batches are run.
         config: what the run was asked for; None where rankwise didn't train it.
         folder: where it was read from.
+        notes: on how it was loaded, for people.
     """
 
     model: nn.Module
@@ -43,6 +46,7 @@ class Trained:
     compute: Compute
     config: RunConfig | None
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
 def open_trained(
@@ -61,6 +65,9 @@ def open_trained(
         text: column of the text. Default for this and the other columns: the run's own.
         text_pair: column of the second text.
         label: column of the label.
+
+    Raises:
+        RankwiseError: it can't be loaded, or a part of it would be random.
     """
     run = RunFolder(folder)
     record = run.read_run() if run.has_run else {}
@@ -68,7 +75,8 @@ def open_trained(
     device = hardware.choose_device("auto")
     dtype, _ = hardware.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / peft_format.CONFIG).is_file()
-    model = load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32).to(device)
+    model, note = load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32)
+    model.to(device)
     if is_adapter and facts.get("base_bits"):
         quantized.check(device)
         quantized.quantize(model, facts["base_bits"])
@@ -83,16 +91,22 @@ def open_trained(
         frozen_base=is_adapter,
         padding=facts.get("padding", "packed"),
         max_length=facts.get("max_length") or families.text_limit(cast(Any, model).config, tokenizer),
-        pad_id=loading.pad_id(tokenizer),
+        pad_id=loading.pad_id(model, tokenizer),
     )
     asked = from_json(RunConfig, record["requested"]) if record else None
-    return Trained(model, tokenizer, task, compute, asked, folder)
+    return Trained(model, tokenizer, task, compute, asked, folder, (note,) if note else ())
 
 
 def _task(record: dict[str, Any], folder: Path, model: nn.Module) -> Task:
     """Read what a run was trained for from its record; for other models, from their config."""
     if stored := record.get("task"):
-        return from_json(Task, stored)
+        task, outputs = from_json(Task, stored), label_names(model)
+        if list(task.label_names) != outputs:
+            raise RankwiseError(
+                f"The run in {folder} was trained for the labels {listed(task.label_names)}; the model there is for "
+                f"{listed(outputs)}."
+            )
+        return task
     objective = objectives.of_config(cast(Any, model).config)
     return Task(
         name=folder.name,

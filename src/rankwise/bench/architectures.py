@@ -56,7 +56,8 @@ def give_pad_token(model_config: Any) -> None:
 
 def longest(model_config: Any) -> int:
     """Return the largest number of tokens that a row may have."""
-    return families.position_limit(model_config) or families.SHORT
+    model = loading.skeleton(model_config, "The model")
+    return families.position_limit(model) or families.SHORT
 
 
 def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:

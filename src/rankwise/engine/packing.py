@@ -248,7 +248,7 @@ class PackedBatch:
     """Rows of a batch as one sequence of tokens, and their boundaries.
 
     Attributes:
-        input_ids, position_ids: of each token; positions start anew in every row, at the family's first position.
+        input_ids, position_ids: of each token; positions start anew in every row, at the model's first position.
         token_type_ids: of each token, where the tokenizer makes them.
         layout: the boundaries.
         order: place of each row in packed order, in the order of `rows`.
@@ -362,7 +362,7 @@ def pack(
     Args:
         encoded: token ids of all rows.
         rows: numbers of the rows wanted, at least one.
-        model: for its family's position ids; without it positions start at 0.
+        model: for its own way to count positions; without it positions start at 0.
         key: names dropout's random stream, e.g. (seed, step). Default: drawn from torch's own generator.
     """
     rows = np.asarray(rows, dtype=np.int64)
@@ -374,13 +374,14 @@ def pack(
     lengths = lengths[by_length]
     layout = Layout(lengths, length_groups(lengths), torch.device("cpu"), key)
 
-    position = np.arange(layout.tokens) - np.repeat(layout.offsets[:-1], lengths)
-    token = np.repeat(encoded.offsets[rows[by_length]], lengths) + position
+    place = np.arange(layout.tokens) - np.repeat(layout.offsets[:-1], lengths)
+    token = np.repeat(encoded.offsets[rows[by_length]], lengths) + place
+    ids = encoded.input_ids[token]
     start = first_position(model) if model is not None else 0
     types, labels = encoded.token_type_ids, encoded.labels
     return PackedBatch(
-        input_ids=_long(encoded.input_ids[token])[None],
-        position_ids=_long(position + start)[None],
+        input_ids=_long(ids)[None],
+        position_ids=_long(_positions(ids, layout, start) if start else place)[None],
         token_type_ids=None if types is None else _long(types[token])[None],
         layout=layout,
         order=_long(order),
@@ -388,6 +389,14 @@ def pack(
         rows=rows,
         labels=None if labels is None else _as_stored(labels[rows]),
     )
+
+
+def _positions(ids: Int[np.ndarray, "tokens"], layout: Layout, start: int) -> Int64[np.ndarray, "tokens"]:
+    """Count positions from `start` in every row, as RoBERTa does: a padding token within a text stays at the padding index, `start` − 1."""
+    real = ids != start - 1
+    count = np.concatenate([[0], np.cumsum(real)])
+    within = count[1:] - np.repeat(count[layout.offsets[:-1]], layout.lengths)
+    return np.where(real, within, 0) + start - 1
 
 
 def pad(

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from rankwise.errors import RankwiseError
+
 SHORT = 512
 """Tokens a text may have where nobody asks for more, in models that take more."""
 
@@ -19,17 +21,15 @@ class Family:
 
     Attributes:
         query_value: names of its query and value layers; where they are fused with the key, the fused layer.
-        reserved_positions: rows of the position table that no token uses. RoBERTa's positions start behind the padding index.
     """
 
     query_value: tuple[str, ...]
-    reserved_positions: int = 0
 
 
 FAMILIES: dict[str, Family] = {
     "albert": Family(("query", "value")),
     "bert": Family(("query", "value")),
-    "camembert": Family(("query", "value"), reserved_positions=2),
+    "camembert": Family(("query", "value")),
     "deberta": Family(("in_proj",)),
     "deberta-v2": Family(("query_proj", "value_proj")),
     "distilbert": Family(("q_lin", "v_lin")),
@@ -41,13 +41,13 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(("q_proj", "v_proj")),
     "mistral": Family(("q_proj", "v_proj")),
     "modernbert": Family(("Wqkv",)),
-    "mpnet": Family(("attn.q", "attn.v"), reserved_positions=2),
+    "mpnet": Family(("attn.q", "attn.v")),
     "opt": Family(("q_proj", "v_proj")),
     "phi3": Family(("qkv_proj",)),
     "qwen2": Family(("q_proj", "v_proj")),
     "qwen3": Family(("q_proj", "v_proj")),
-    "roberta": Family(("query", "value"), reserved_positions=2),
-    "xlm-roberta": Family(("query", "value"), reserved_positions=2),
+    "roberta": Family(("query", "value")),
+    "xlm-roberta": Family(("query", "value")),
 }
 """By the `model_type` of a family's config."""
 
@@ -70,29 +70,42 @@ def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def first_position(model: nn.Module) -> int:
-    """Return the position id of a sequence's first token: 0, or in RoBERTa's family the one behind the padding index."""
+    """Return the position id of a sequence's first token: 0, or in RoBERTa's family the one behind the padding index.
+
+    A model counts from there if its position table has a padding index.
+    """
     embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
-        return int(embeddings.padding_idx) + 1  # pyright: ignore[reportOptionalMemberAccess,reportArgumentType]
-    return 0
+    table, own = (getattr(embeddings, name, None) for name in ("position_embeddings", "padding_idx"))
+    return own + 1 if isinstance(own, int) and getattr(table, "padding_idx", None) is not None else 0
 
 
-def position_limit(config: Any) -> int | None:
-    """Return the number of tokens that a config's position table has a row for; None where it has no table."""
-    positions = getattr(config, "max_position_embeddings", None)
-    family = FAMILIES.get(config.model_type)
-    return positions - family.reserved_positions if positions and family else positions
+def position_limit(model: nn.Module) -> int | None:
+    """Return the number of tokens that a model's position table has a row for; None where it has no table.
+
+    Args:
+        model: with or without weights.
+    """
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return positions - first_position(model) if isinstance(positions, int) and positions > 0 else None
 
 
-def token_limit(config: Any, tokenizer: Any) -> int | None:
+def token_limit(model: nn.Module, tokenizer: Any) -> int | None:
     """Return the number of tokens that both a model and its tokenizer take; None where neither has a limit."""
-    known = [n for n in (position_limit(config), tokenizer.model_max_length) if n and n < 10**6]
+    limits = (position_limit(model), tokenizer.model_max_length)
+    known = [n for n in limits if isinstance(n, int) and 0 < n < 10**6]
     return min(known) if known else None
 
 
-def text_limit(config: Any, tokenizer: Any) -> int:
-    """Return the number of tokens a text may have by default: the model's own limit, 512 at most."""
-    return min(token_limit(config, tokenizer) or SHORT, SHORT)
+def text_limit(model: nn.Module, tokenizer: Any, asked: int | None = None) -> int:
+    """Return the number of tokens a text may have: those asked for, or the model's own limit, 512 at most.
+
+    Raises:
+        RankwiseError: more are asked for than model and tokenizer take.
+    """
+    limit = token_limit(model, tokenizer)
+    if asked is not None and limit is not None and asked > limit:
+        raise RankwiseError(f"This model takes {limit} tokens at most; `max_length={asked}` is more.")
+    return asked or min(limit or SHORT, SHORT)
 
 
 def width(config: Any) -> int:

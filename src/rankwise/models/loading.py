@@ -6,12 +6,13 @@ whatever the dtype of its base.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,11 +26,16 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise.errors import RankwiseError
 from rankwise.models import hub
-from rankwise.models.families import text_limit, token_limit
+from rankwise.models.account import Account, account
+from rankwise.models.families import body_and_heads, text_limit, token_limit
 from rankwise.seeding import stream_seed
 
 CLASSIFIER = "single_label_classification"
 """`problem_type` of a model that predicts one class a row."""
+LAYERS = 10_000
+"""More than any model has."""
+MARGIN = 100_000_000
+"""Parameters of a head that a checkpoint doesn't have, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,49 @@ def locate(name: str, max_length: int | None = None) -> Source:
         RankwiseError: there is no such model, it can't be reached, or it can't take `max_length` tokens.
     """
     path = hub.find(name)
+    if (Path(path) / hub.ADAPTER_CONFIG).is_file():
+        raise RankwiseError(
+            f"{name} holds both a model and an adapter, which Transformers would load together. Give each its own folder."
+        )
     config = _from_pretrained(AutoConfig, path)
     if name in hub.SCRATCH:
         config = BertConfig(vocab_size=config.vocab_size, **hub.SCRATCH[name])
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    limit = token_limit(config, tokenizer)
+    model = skeleton(config, name)
+    _check_size(model, path)
+    limit = token_limit(model, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
         raise RankwiseError(f"{name} takes {limit} tokens at most; `max_length={max_length}` is more.")
     if tokenizer.pad_token is None:  # GPT-2, Llama: attention never sees it, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
-    return Source(name, path, config, tokenizer, max_length or text_limit(config, tokenizer))
+    return Source(name, path, config, tokenizer, max_length or text_limit(model, tokenizer))
+
+
+def skeleton(config: Any, name: str) -> PreTrainedModel:
+    """Return the classifier that a config describes, without weights (on the meta device).
+
+    Raises:
+        RankwiseError: Transformers has no sequence classifier of this kind, or the config contradicts itself; `name` begins the message.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > LAYERS:
+        raise RankwiseError(f"{name} can't be loaded: its config.json speaks of {layers:,} layers.")
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:  # a config may hold anything
+        raise RankwiseError(f"{name} is no sequence classifier: {_first_line(error)}") from error
+
+
+def _check_size(model: nn.Module, path: str) -> None:
+    """Check that a folder's weights can be those of the model that its config describes, before that takes its memory."""
+    files = [file for end in ("safetensors", "bin") for file in Path(path).glob(f"*.{end}")]
+    there, here = sum(file.stat().st_size for file in files), sum(p.numel() for p in model.parameters())
+    if files and here > 2 * there + MARGIN:  # 4 bits a weight are the fewest
+        raise RankwiseError(
+            f"The weights in {path} don't fit its config.json: by the config it has {here:,} parameters, "
+            f"and its files have {there:,} bytes."
+        )
 
 
 def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
@@ -72,7 +111,7 @@ def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
     here = Path(path).is_dir()
     with quiet(), hub.quiet_hub():
         try:
-            return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+            return _call(kind, path, local_files_only=True, **options)
         except UnpicklingError:
             raise RankwiseError(
                 f"The weights of {path} are a pickle that holds more than tensors, which could run anything. "
@@ -82,9 +121,19 @@ def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
             if here:
                 raise RankwiseError(f"The model in {path} can't be loaded: {_first_line(error)}") from error
         try:
-            return kind.from_pretrained(path, trust_remote_code=False, **options)
+            return _call(kind, path, **options)
         except Exception as error:
             raise RankwiseError(f"The model {path} can't be loaded: {_first_line(error)}") from error
+
+
+def _call(kind: Any, path: str, **options: Any) -> Any:
+    """Call `from_pretrained`; a panic of the tokenizers' Rust code becomes an ordinary exception."""
+    try:
+        return kind.from_pretrained(path, trust_remote_code=False, **options)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise ValueError(str(error)) from None
+        raise
 
 
 def _first_line(error: Exception) -> str:
@@ -95,7 +144,7 @@ def _first_line(error: Exception) -> str:
 
 def load(
     source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem_type: str = CLASSIFIER
-) -> tuple[PreTrainedModel, list[str]]:
+) -> tuple[PreTrainedModel, Account]:
     """Load a sequence classifier and draw the modules that its checkpoint doesn't have.
 
     Args:
@@ -106,7 +155,10 @@ def load(
         problem_type: what the outputs stand for, as Transformers' configs name it.
 
     Returns:
-        The model in eval mode, and the paths of its new modules outside the head (BERT's pooler if the checkpoint has none).
+        The model in eval mode, and what of it was drawn or isn't used of its checkpoint.
+
+    Raises:
+        RankwiseError: the checkpoint can't be read, or its weights aren't those of the model that its config describes.
     """
     labels = dict(enumerate(label_names))
     options: dict[str, Any] = {
@@ -116,7 +168,8 @@ def load(
         "problem_type": problem_type,
     }
     if source.name in hub.SCRATCH:
-        return _from_scratch(source.config, options, dtype, seed), []
+        model = _from_scratch(source.config, options, dtype, seed)
+        return model, Account(frozenset(name for name, _ in model.named_parameters()))
     model, info = _from_pretrained(
         AutoModelForSequenceClassification,
         source.path,
@@ -127,11 +180,27 @@ def load(
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
-    new = {name.rpartition(".")[0] for name in info["missing_keys"]}
-    new |= {str(entry[0]).rpartition(".")[0] for entry in info["mismatched_keys"]}
-    draw(model, sorted(new), seed)
-    body = f"{model.base_model_prefix}."
-    return model.eval(), sorted(path for path in new if path.startswith(body))
+    found = _without_other_head(model, source.config, account(model, info, source.path))
+    draw(model, sorted({name.rpartition(".")[0] for name in found.new}), seed)
+    return model.eval(), found
+
+
+def _without_other_head(model: PreTrainedModel, config: Any, found: Account) -> Account:
+    """Count a whole head as new that was trained for something else than whole texts, such as classes of tokens."""
+    heads = tuple(f"{path}." for path in body_and_heads(model)[1])
+    weights = {name for name, _ in model.named_parameters() if name.startswith(heads or "\0")}
+    names = config.architectures or []
+    other = next((name for name in names if _is_other_task(name, model)), None)
+    if other is None or weights & found.new:
+        return found
+    return replace(found, new=found.new | weights, other_task=other)
+
+
+def _is_other_task(name: Any, model: PreTrainedModel) -> bool:
+    """Return whether Transformers has a class of that name which puts another head onto a body."""
+    if name == type(model).__name__ or not isinstance(name, str) or "For" not in name:
+        return False
+    return isinstance(getattr(transformers, name, None), type)
 
 
 def _from_scratch(config: Any, options: dict[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
@@ -156,9 +225,13 @@ def draw(model: PreTrainedModel, paths: list[str], seed: int) -> None:
             parameter.data = fresh.to(parameter.device)
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills padding. A tokenizer without one gets 0: attention never sees padding."""
-    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+def pad_id(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills padding: the model's own, by which it counts positions and finds a row's last token.
+
+    A model without one gets the tokenizer's, or 0: attention never sees padding.
+    """
+    ids = (getattr(getattr(model, "config", None), "pad_token_id", None), tokenizer.pad_token_id)
+    return next((one for one in ids if isinstance(one, int) and one >= 0), 0)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Prepare(Protocol):
         Args:
             model: as loaded, adapted in place.
             config: of the run.
-            new_modules: paths of modules outside the head that aren't pretrained (see `models.loading.load`).
+            new_modules: paths of modules outside the head that aren't pretrained (see `models.account`).
             rows: the training rows, for methods that initialise from data.
 
         Returns:

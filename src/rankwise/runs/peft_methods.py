@@ -26,7 +26,7 @@ from rankwise.engine.batch_schedule import total_steps
 from rankwise.engine.packing import pad
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora.inject import find_targets, train_beside
-from rankwise.models.families import body_and_heads
+from rankwise.models.families import body_and_heads, position_limit
 from rankwise.seeding import seed_torch
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.objectives import of_config
@@ -147,7 +147,7 @@ def prepare(
         name: the method, without `peft:`.
         given: its own settings, as text.
         config: of the run.
-        new: modules outside the head that aren't pretrained (see `models.loading.load`).
+        new: modules outside the head that aren't pretrained (see `models.account`).
         rows: the training rows.
 
     Raises:
@@ -218,7 +218,7 @@ def _defaults(model: nn.Module, peft_type: PeftType, lora: LoraOptions, steps: i
 
 def _fits(model: PreTrainedModel, document: dict[str, Any], rows: Encoded) -> None:
     """Refuses virtual tokens for which the model has too few positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = position_limit(model)
     longest = int(rows.lengths.max()) + document.get("num_virtual_tokens", 0)
     if "num_virtual_tokens" in document and positions and longest > positions:
         raise RankwiseError(

@@ -14,6 +14,7 @@ from torch import nn
 
 from rankwise import hardware
 from rankwise.config import RunConfig, from_json
+from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute
 from rankwise.engine.execution import Engine
@@ -143,7 +144,7 @@ def prepare(folder: RunFolder) -> Prepared:
         frozen_base=method.frozen_base,
         padding=facts.get("padding") or config.train.padding or "packed",
         max_length=source.max_length,
-        pad_id=loading.pad_id(source.tokenizer),
+        pad_id=loading.pad_id(model, source.tokenizer),
         threads=place.threads,
     )
     config = replace(
@@ -248,6 +249,8 @@ def _load_model(
         rows.dataset.task,
         dtype=place.dtype if method.frozen_base else torch.float32,
     )
+    for some in (rows.train, *rows.validation.values()):
+        row_check.check(model, some)
     adapted = method.prepare(model, config, new_modules, rows.train)
     model.to(place.device)  # pyright: ignore[reportArgumentType]
     if config.model.base_bits is not None:

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 
 from rankwise.adapters import attach, peft_format
 from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.load import check_task
 from rankwise.config import LoraOptions, RunConfig
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import find_targets, train_beside, trained_beside
 from rankwise.lora.scaling import scale
 from rankwise.models import hub, loading
+from rankwise.models.account import listed
 from rankwise.models.families import body_and_heads
 from rankwise.models.loading import Source
 from rankwise.run_folder import RunFolder
@@ -63,25 +65,32 @@ def load(
         dtype: of the frozen weights, or of all weights if the base is trained.
 
     Returns:
-        The model, its new modules outside the head (see `models.loading.load`), and what it started from, for the first lines of a run.
+        The model, its new modules outside the head (see `models.account`), and what it started from and what of it is new, for the
+        first lines of a run.
+
+    Raises:
+        RankwiseError: the model or adapter can't be loaded, or they don't fit each other.
     """
     label_names = list(task.label_names)
     objective = objectives.named(task.problem)
-    model, new = loading.load(
+    model, found = loading.load(
         source, label_names, dtype=dtype, seed=config.seed, problem_type=objective.problem_type
     )
+    new, heads = list(found.modules), tuple(f"{path}." for path in body_and_heads(model)[1])
+    new_head = any(name.startswith(heads) for name in found.new)
     folder = config.model.from_adapter
     if folder is None:
-        return model, new, ""
+        return model, new, found.in_words() or _other_labels(_labels(source.config), label_names)
     if not (folder / peft_format.CONFIG).is_file():
-        kept = _labels(source.config) == label_names and objectives.of_config(source.config) is objective
+        same = _labels(source.config) == label_names and objectives.of_config(source.config) is objective
+        kept = same and not new_head
         if not kept:
-            heads = [model.get_submodule(path) for path in body_and_heads(model)[1]]
-            inside = {id(module) for head in heads for module in head.modules()}
+            inside = {id(m) for path in body_and_heads(model)[1] for m in model.get_submodule(path).modules()}
             loading.draw(model, sorted(n for n, m in model.named_modules() if id(m) in inside), config.seed)
         return model, new, f"Started from the model in {folder}, {_head(kept)}."
     adapter = peft_format.read(folder)
-    kept = _same_labels(adapter, task)
+    check_task(adapter)
+    kept = _same_labels(adapter, task) and any(name.startswith(heads) for name in adapter.trained)
     adapter = replace(adapter if kept else _without_head(model, adapter), dropout=config.lora.lora_dropout)
     if not _method(config).frozen_base:
         attach.merge(attach.attach(model, adapter))
@@ -90,15 +99,26 @@ def load(
         attach.attach(model, adapter)
         there = trained_beside(model)
         train_beside(model, [path for path in (*body_and_heads(model)[1], *new) if path not in there])
-    return model, new, f"Started from the adapter in {folder}, {_head(kept)}."
+    beside = [path for path in new if not any(name.startswith(f"{path}.") for name in adapter.trained)]
+    also = f" Also new: {listed(beside)}, which neither has." if beside else ""
+    return model, new, f"Started from the adapter in {folder}, {_head(kept, new_head)}.{also}"
 
 
 def _method(config: RunConfig) -> methods.Method:
     return methods.named(methods.plain_name(config.method))
 
 
-def _head(kept: bool) -> str:
-    return "its head included" if kept else "with a new head for its labels"
+def _head(kept: bool, new: bool = True) -> str:
+    if kept:
+        return "its head included"
+    return "with a new head for its labels" if new else "with its base's head"
+
+
+def _other_labels(there: list[str], here: list[str]) -> str:
+    """Say that training begins with a head that the checkpoint trained for other labels."""
+    if there in (here, objectives.default_names(len(here))):
+        return ""
+    return f"The head begins as the checkpoint's, which is for the labels {listed(there)}."
 
 
 def _labels(config: Any) -> list[str]:
