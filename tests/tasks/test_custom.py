@@ -1,5 +1,7 @@
 """Your own table: what its labels are taken for, which rows are trained and validated on, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +126,75 @@ def test_a_table_too_small_to_split_is_refused(tmp_path):
         load_table(write(tmp_path / "t.csv", "text,label\na,0\nb,1\n"))
 
 
+def test_one_text_alone_is_not_split(tmp_path):
+    path = write(tmp_path / "t.csv", "text,label\n" + "a,0\n" * 20 + "a,1\n" * 20)
+    with pytest.raises(RankwiseError, match="t.csv has one text alone, 'a', to split validation rows off"):
+        load_table(path)
+
+
+@pytest.mark.parametrize("label", ["row {}", "{}"])
+def test_a_column_of_ids_is_no_label(tmp_path, label):
+    path = write(
+        tmp_path / "t.csv",
+        "text,id\n" + "".join(f"t {i},{label.format(i // 2 * 2 if i < 9 else i)}\n" for i in range(50)),
+    )
+    with pytest.raises(
+        RankwiseError, match=r"'id' holds 46 different labels on 50 rows, 42 of them once: ids, .* `label=`"
+    ):
+        load_table(path, label=("id",))
+    assert load_table(
+        write(tmp_path / "n.csv", "text,id\n" + "".join(f"t {i},{i}\n" for i in range(50))),
+        label=("id",),
+        problem="regression",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"label": ("text",)}, "`text=` and `label=` name the column 'text'"),
+        ({"text_pair": "label"}, "`label=` and `text_pair=` name the column 'label'"),
+        ({"text_pair": "text"}, "`text=` and `text_pair=` name the column 'text'"),
+        ({"label": ("label", "label")}, "`label=` names twice the column 'label'"),
+    ],
+)
+def test_one_column_has_one_place(tmp_path, options, says):
+    with pytest.raises(RankwiseError, match=says):
+        load_table(write(tmp_path / "t.csv", reviews(20)), **options)
+
+
+def test_words_for_missing_values_are_said(tmp_path):
+    lines = reviews(20) + "NA,good\nNA,bad\n" + "".join(f"r {i},NA\n" for i in range(5))
+    dataset = load_table(write(tmp_path / "t.csv", lines))
+    assert dataset.task.label_names == ("NA", "bad", "good")
+    assert (
+        "t.csv: 'NA' is a text (lines 22, 23); where a text is missing, the cell is empty." in dataset.notes
+    )
+    assert "t.csv: 'NA' is a class; where a label is missing, the cell is empty." in dataset.notes
+    path = write(tmp_path / "n.csv", reviews(20, labels=("0", "1")) + "x,NA\n")
+    with pytest.raises(RankwiseError, match="'label' holds numbers, and 'NA'. Leave the cell empty"):
+        load_table(path)
+    assert load_table(path, problem="classification").task.label_names == ("0", "1", "NA")
+
+
+def test_texts_that_are_numbers_are_said(tmp_path):
+    path = write(tmp_path / "t.csv", "id,text,label\n" + "".join(f"{i},a {i},{i % 2}\n" for i in range(20)))
+    assert any("every text is a number, such as '0'" in note for note in load_table(path, text="id").notes)
+    assert not any("number, such as" in note for note in load_table(path).notes)
+
+
+def test_texts_with_two_labels_are_counted(tmp_path):
+    path = write(tmp_path / "t.csv", reviews(40) + "review 3,bad\nreview 4,good\n")
+    assert "t.csv: 4 rows have a text that stands there with another label too." in load_table(path).notes
+
+
+def test_white_space_is_no_label(tmp_path):
+    lines = "text,label\n" + "".join(f"r {i},{i / 4}\n" for i in range(20)) + "x, \ny,\u00a0\n"
+    dataset = load_table(write(tmp_path / "t.csv", lines))
+    assert dataset.task.problem == "regression"
+    assert sorted(labels_by_row(dataset)) == list(range(20))
+
+
 @pytest.mark.parametrize("cell", [lambda x: x, str], ids=["numbers", "text"])
 def test_numbers_with_fractions_are_regression(tmp_path, cell):
     values = [0.5 * i for i in range(20)]
@@ -207,7 +278,7 @@ def test_several_columns_of_0_and_1_are_several_labels(tmp_path):
     with pytest.raises(
         RankwiseError, match="t.csv line 2: column 'text' holds 'a'; a column of a label holds 0 and 1"
     ):
-        load_table(path, label=("toxic", "text"))
+        load_table(path, text="insult", label=("toxic", "text"))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +296,14 @@ def test_several_columns_of_0_and_1_are_several_labels(tmp_path):
 def test_other_forms_of_several_labels_are_refused(tmp_path, labels, says):
     with pytest.raises(RankwiseError, match=says):
         load_table(jsonl(tmp_path / "t.jsonl", labels), problem="multi-label")
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.csv", reviews(20))
+    (tmp_path / "link.csv").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    files = (path, Path("t.csv"), tmp_path / "link.csv", tmp_path / "*.csv")
+    assert len(labels_by_row(load_table(*files))) == 20
 
 
 def test_several_files_are_one_table(tmp_path):

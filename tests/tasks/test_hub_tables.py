@@ -137,3 +137,38 @@ def test_what_save_to_disk_wrote_is_evaluated(saved):
         read_rows(saved / "splits", task, labelled=True)
     with pytest.raises(RankwiseError, match="is a data set that `save_to_disk` wrote"):
         load_dataset(RunConfig(table=TableOptions(train_file=(saved / "one", saved / "splits"))))
+
+
+def test_text_files_of_a_folder_are_read_as_they_are_one_by_one(tmp_path, monkeypatch):
+    """The `datasets` library would read 007 as 7, NA as missing, and true as a truth value."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    lines = "text,label\n" + "".join(f"NA {i},{('007', '008', 'true')[i % 3]}\n" for i in range(30))
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text(lines)
+    by_folder = load_dataset(RunConfig(table=TableOptions(dataset=str(folder), validation_split="test")))
+    by_file = load_dataset(
+        RunConfig(table=TableOptions(train_file=(folder / "train.csv",), validation=folder / "test.csv"))
+    )
+    assert by_folder.task.label_names == by_file.task.label_names == ("007", "008", "true")
+    assert by_folder.train.text == by_file.train.text
+    assert by_folder.train.labels.tolist() == by_file.train.labels.tolist()
+
+
+def test_columns_that_are_not_asked_for_are_not_read(tmp_path):
+    import datasets
+
+    rows = {
+        "text": [f"t {i}" for i in range(20)],
+        "label": [i % 2 for i in range(20)],
+        "image": [{"path": None, "bytes": b"no image"}] * 20,
+    }
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.Value("int64"), "image": datasets.Image()}
+    )
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    options = TableOptions(train_file=(tmp_path / "saved",))
+    assert load_dataset(RunConfig(table=options)).task.label_names == ("0", "1")
+    with pytest.raises(RankwiseError, match="column 'image' can't be read"):
+        load_dataset(RunConfig(table=TableOptions(train_file=(tmp_path / "saved",), text="image")))

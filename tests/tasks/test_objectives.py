@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 import tiny
 from own_tables import write
 from rankwise.errors import RankwiseError
-from rankwise.tasks.objectives import OBJECTIVES, Regression, named, of_config
+from rankwise.tasks.objectives import OBJECTIVES, MultiLabel, Objective, Regression, named, of_config
 from rankwise.tasks.rows import read_rows
 from rankwise.tasks.task import Task
 
@@ -92,8 +92,10 @@ def test_weights_by_name_multiply_the_loss_of_a_class():
     [
         ("spam", "takes balanced, or weights by name such as ham=2, not 'spam'"),
         ("spa=2", "there is no class 'spa'. Did you mean 'spam'?"),
-        ("spam=-1", "the weight of spam must be a number above 0; it is '-1'"),
+        ("spam=-1", "the weight of spam must be a number above 0, 1e-9 to 1e9; it is '-1'"),
         ("spam=x", "it is 'x'"),
+        ("spam=1e300", "1e-9 to 1e9; it is '1e300'"),
+        ("spam=nan", "it is 'nan'"),
     ],
 )
 def test_malformed_class_weights_are_refused(spec, says):
@@ -108,6 +110,20 @@ def test_class_weights_need_classes_with_rows():
         CLASSES.class_weights("balanced", ["a", "b"], np.array([0, 0]))
     with pytest.raises(RankwiseError, match="no weight for 'a': every training row has it"):
         LABELS.class_weights("balanced", ["a", "b"], np.array([[1, 0], [1, 1]], np.float32))
+
+
+class Unbalanced(MultiLabel):
+    """An objective as somebody else might add it, which says nothing about balance."""
+
+    name = "unbalanced"
+    _balanced = Objective._balanced
+
+
+def test_an_objective_without_balanced_weights_says_so():
+    labels = np.array([[1, 0], [0, 1]], np.float32)
+    with pytest.raises(RankwiseError, match="can't be balanced for unbalanced. Give weights by name"):
+        Unbalanced().class_weights("balanced", ["a", "b"], labels)
+    assert Unbalanced().class_weights("b=2", ["a", "b"], labels).tolist() == [1.0, 2.0]
 
 
 class Ordinal(Regression):

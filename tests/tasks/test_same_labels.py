@@ -120,6 +120,11 @@ CASES: dict[str, tuple[str | None, list[Any], tuple[str, ...] | None, list[Any] 
     "whole floats": (None, [1.0, 2.0], ("1", "2"), [0, 1], (*TEXT, *TYPED)),
     "strings of integers": (None, ["1", "1.0", "2"], ("1", "2"), [0, 0, 1], (*TEXT, *TYPED)),
     "strings of signed integers": (None, ["+1", "-1", "-0"], ("-1", "0", "1"), [2, 0, 1], (*TEXT, *TYPED)),
+    "strings of exponents": (None, ["1e3", "2E0", "1000"], ("2", "1000"), [1, 0, 1], (*TEXT, *TYPED)),
+    "large whole floats": (None, [2.0**70, 5.0], ("5", str(2**70)), [1, 0], (*TEXT, *TYPED)),
+    "codes with an e": (None, ["1e3", "abc"], ("1e3", "abc"), [0, 1], (*TEXT, *TYPED)),
+    "truth values in small letters": (None, ["true", "false"], ("false", "true"), [1, 0], (*TEXT, *TYPED)),
+    "digits beyond Python's integers": (None, ["9" * 5000, "1"], ("1", "9" * 5000), [1, 0], TEXT),
     "codes": (None, ["007", "008"], ("007", "008"), [0, 1], (*TEXT, *TYPED)),
     "truth values": (None, [True, False], ("False", "True"), [1, 0], (*TEXT, *TYPED)),
     "fractions": (None, [0.5, 1.25], ("label",), [0.5, 1.25], (*TEXT, *TYPED)),
@@ -148,6 +153,7 @@ CASES: dict[str, tuple[str | None, list[Any], tuple[str, ...] | None, list[Any] 
     "a label twice": (None, [["a", "a"], ["b"]], ("a", "b"), None, TYPED),
     "words as numbers": ("regression", ["a", "b"], ("label",), None, (*TEXT, *TYPED)),
     "truth values as numbers": ("regression", [True, False], ("label",), None, (*TEXT, *TYPED)),
+    "squares beyond float32": ("regression", [1e20, 0.5], ("label",), None, (*TEXT, *TYPED)),
     "beyond float32": ("regression", [1e39, 0.5], ("label",), None, (*TEXT, *TYPED)),
     "lists as numbers": ("regression", [[0.5], [1.5]], ("label",), None, TYPED),
     "lists as classes": ("classification", [["a"], ["b"]], ("a", "b"), None, TYPED),
@@ -219,7 +225,12 @@ def load_table_of(labels: list[Any], problem: str) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "labels", [["0.5", "0.50"], ["7", "007"], ["1", "1e0"], [True, "true"], ["True", "TRUE"]], ids=str
+    "labels",
+    [
+        *(["0.5", "0.50"], ["7", "007"], [True, "true"], ["True", "TRUE"]),
+        *(["\u00e9", "e\u0301"], ["pos", "pos\u200b"], ["1e3", "1000", "f4"]),
+    ],
+    ids=ascii,
 )
 def test_one_value_in_two_spellings_is_refused(labels):
     with pytest.raises(RankwiseError, match="which are the same value. Write it in one way"):
@@ -232,6 +243,64 @@ def test_parts_of_a_table_agree_on_whole_numbers(tmp_path):
     dataset = load_table(TableOptions(train_file=(tmp_path / "a.csv", tmp_path / "b.csv")))
     assert dataset.task.label_names == ("0", "1")
     assert labels_of_dataset(dataset) == [i % 2 for i in range(20)] * 2
+
+
+def test_a_truth_value_is_the_class_of_that_name_however_it_is_written():
+    classes = objectives.named("classification")
+    assert classes.read(["true", "False", True, "TRUE"], ("False", "True")) == [
+        "True",
+        "False",
+        "True",
+        "True",
+    ]
+    assert classes.read(["True", "false", False], ("false", "true")) == ["true", "false", "false"]
+
+
+def test_numbers_are_texts_in_files_and_in_python(tmp_path):
+    rows = [{"text": [5, 2.5, "x", True, Decimal("1.50")][i % 5], "label": i % 2} for i in range(20)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+    task = load_table(TableOptions(train_file=(tmp_path / "t.jsonl",))).task
+    expected = ["5", "2.5", "x", "True", "1.50"] * 4
+    assert read_rows(tmp_path / "t.jsonl", task, labelled=True)[0].text == expected
+    for form in ("dicts", "datasets", "pandas"):
+        if form != "datasets":  # whose columns have one type
+            assert mappings.read(FORMS[form](rows), mappings.Columns()).text == expected
+    numbers = [{"text": np.int64(7)}, {"text": torch.tensor(8)}]
+    assert mappings.read(numbers, mappings.Columns()).text == ["7", "8"]
+    with pytest.raises(RankwiseError, match=r"Row 0 has \['a', 'b'\] in 'text', not a text"):
+        mappings.read([{"text": ["a", "b"]}], mappings.Columns())
+
+
+def test_a_repeated_column_is_refused():
+    columns = mappings.Columns()
+    for table in (
+        pd.DataFrame([["a", "b", 1]], columns=["text", "text", "label"]),
+        pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]),
+    ):
+        with pytest.raises(RankwiseError, match="The table has two columns named 'text'; rename one"):
+            mappings.read(table, columns)
+
+
+def test_a_class_id_beyond_the_data_sets_names_is_refused(tmp_path):
+    import datasets
+
+    folder = saved_dataset(tmp_path, [0, 1])
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"]["label"] = {"names": ["neg"], "_type": "ClassLabel"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(RankwiseError, match="column 'label' can't be read .*the data set has 1 class"):
+        load_table(TableOptions(train_file=(folder,)))
+    rows, classes = datasets.load_from_disk(folder), objectives.named("classification")
+    with pytest.raises(RankwiseError, match="Row 1 has the label 1 in 'label'; the data set has 1 class"):
+        mappings.read(rows, mappings.Columns(), classes, ("neg", "pos"))
+
+
+def test_halves_of_surrogate_pairs_in_labels_are_replaced(tmp_path):
+    path, rows = json_lines(tmp_path, ["a\ud83d", "b"]), rows_with(["a\ud83d", "b"])
+    dataset = load_table(TableOptions(train_file=(path,)))
+    assert dataset.task.label_names == ("a\ufffd", "b")
+    read = mappings.read(rows, mappings.Columns(), objectives.named("classification"), ("a\ufffd", "b"))
+    assert np.asarray(read.labels).tolist() == labels_of_dataset(dataset)
 
 
 def test_an_integer_is_the_class_of_that_name_before_it_is_an_id():

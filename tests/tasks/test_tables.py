@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import lzma
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -206,3 +207,50 @@ def test_a_repeated_column_of_parquet_is_named(tmp_path):
 
 def test_text_that_begins_like_bzip2_is_text(tmp_path):
     assert columns_of(write(tmp_path / "t.csv", "BZh91,label\na,1\n"))["BZh91"] == ["a"]
+
+
+def parquet_of(path: Path, column: pa.Array) -> Path:
+    pq.write_table(pa.table({"text": ["a"] * len(column), "label": column}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**60], pa.timestamp("ms")),
+        pa.array([1], pa.timestamp("us", tz="Nowhere/City")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_cell_that_python_has_no_value_for_is_refused(tmp_path, column):
+    table = read_table(parquet_of(tmp_path / "t.parquet", column))
+    with pytest.raises(RankwiseError, match=r"^t.parquet: column 'label' can't be read \("):
+        table.column("label", "label")
+    assert table.column("text", "text") == ["a"]
+
+
+def test_thousands_of_columns_are_named_in_part(tmp_path):
+    names = [f"c{i}" for i in range(20_000)]
+    for path in (
+        write(tmp_path / "t.csv", ",".join(names) + "\n" + ",".join([*names[1:], "x"]) + "\n"),
+        write(tmp_path / "t.jsonl", "".join(f'{{"{name}": 1}}\n' for name in names)),
+    ):
+        with pytest.raises(
+            RankwiseError, match="Its columns: c0, c1, .* and 19,970 more. Say which"
+        ) as error:
+            read_table(path).column("text", "text")
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "t.csv" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(RankwiseError, match="is a device or a pipe; a table is a file"):
+        read_table(path)
+
+
+def test_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(RankwiseError, match="can't be read: File name too long"):
+        read_tables([tmp_path / ("x" * 300 + ".csv")])

@@ -1,6 +1,8 @@
 """Models to measure: loaded with their weights, or built with random weights from an architecture alone, which needs no hub."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +29,7 @@ def architecture(name: str) -> Any:
         RankwiseError: there is no such architecture and no such folder.
     """
     if (Path(name) / "config.json").is_file():
-        return AutoConfig.from_pretrained(name, local_files_only=True)
+        return from_file(Path(name) / "config.json")
     key = name.rsplit("/", 1)[-1].lower()
     if key not in known():
         raise RankwiseError(
@@ -35,6 +37,48 @@ def architecture(name: str) -> Any:
         )
     fields = dict(known()[key])
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def from_file(path: Path) -> Any:
+    """Return the Transformers config that a config.json holds.
+
+    Raises:
+        RankwiseError: it holds none.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except Exception as error:  # each family's config checks its fields in its own way
+        raise RankwiseError(
+            f"{path} is no config.json of a Transformers model ({first_line(error)}). It needs a model_type and the sizes that go with it."
+        ) from error
+
+
+@contextmanager
+def named(model_config: Any, doing: str) -> Iterator[None]:
+    """Turn what a model's own code raises into an error that names its architecture, for a block of code.
+
+    Args:
+        model_config: of the model.
+        doing: what can't be done with it, such as `planned`.
+
+    Raises:
+        RankwiseError: instead of any other exception.
+    """
+    try:
+        yield
+    except RankwiseError:
+        raise
+    except Exception as error:  # Transformers has a hundred classifiers, and each raises its own
+        raise RankwiseError(
+            f"{model_config.model_type} models of these sizes can't be {doing} ({first_line(error)})."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what an exception says, with its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip().rstrip('.')}" if lines else type(error).__name__
 
 
 def model_config(config: BenchConfig) -> Any:

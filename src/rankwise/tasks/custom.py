@@ -3,6 +3,8 @@
 reviews.csv | part-*.csv | owner/name on the hub ─► Table ─► Task (columns, problem, label names) ─► Dataset
 """
 
+import unicodedata
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,19 @@ import numpy as np
 from rankwise.config import TableOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
+from rankwise.tasks.cells import MISSING_WORDS, OddCell, is_empty, number, plain
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.objectives import OddLabel, number, plain
-from rankwise.tasks.rows import has_text, labels_of, odd_label, read_rows, rows_of, shown
-from rankwise.tasks.splits import Dataset, same_row, stratified_split
-from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
+from rankwise.tasks.rows import has_text, labels_of, odd_label, read_rows, rows_of
+from rankwise.tasks.splits import Dataset, same_row, stratified_split, two_labels
+from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
 
 VALIDATION = 0.2
 VALIDATION_ROWS = 2000
 """Validation rows if none are given: this share of a table's rows, and about this many at most."""
+FEW = 10
+"""Rows of a table in which each may have a label of its own."""
 LARGE = 100.0
 """Numbers beyond this are far from what a new head predicts at first."""
 
@@ -79,7 +83,7 @@ def _train_and_validation(
 def _dataset(options: TableOptions, table: Table, validation: Table | Path | None = None) -> Dataset:
     task, taken = _task(table, options)
     train, notes = rows_of(table, task, labelled=True)
-    notes = (*taken, *notes)
+    notes = (*taken, *notes, *_doubts(table, task, train))
     if validation is not None:
         held_out, more = (
             rows_of(validation, task, labelled=True)
@@ -97,9 +101,9 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
         train, min(VALIDATION, VALIDATION_ROWS / len(train)), objectives.named(task.problem)
     )
     if not len(held_out):
-        raise RankwiseError(
-            f"{table.name} is too small to split validation rows off. Give some with `validation=`."
-        )
+        alike = len({text.strip() for text in train.text}) == 1 < len(train)
+        why = f"has one text alone, {train.text[0].strip()!r:.40}," if alike else "is too small"
+        raise RankwiseError(f"{table.name} {why} to split validation rows off. Give some with `validation=`.")
     how = ", stratified by label" if task.problem == "classification" else ""
     notes += (f"{len(held_out):,} rows of {table.name} are split off for validation{how}.",)
     return Dataset(task, train, {"validation": held_out}, notes)
@@ -111,6 +115,7 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
 def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
     """Return the task with its label names, and notes on what was inferred."""
     column, *others = columns = options.label or ("label",)
+    _refuse_same_column(options, columns)
     problem = options.problem or _problem(table, columns)
     if others and problem != "multi-label":
         raise RankwiseError(
@@ -130,24 +135,45 @@ def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
     return task, _taken(table, task, options)
 
 
+def _refuse_same_column(options: TableOptions, labels: tuple[str, ...]) -> None:
+    """Refuse one column in two places: a model that reads its label as text learns nothing else."""
+    places = [("text", options.text or "text"), *[("label", label) for label in labels]]
+    places += [("text_pair", options.text_pair)] if options.text_pair else []
+    seen: dict[str, str] = {}
+    for argument, column in places:
+        if column in seen:
+            both = (
+                f"`{seen[column]}=` and `{argument}=` name"
+                if seen[column] != argument
+                else f"`{argument}=` names twice"
+            )
+            raise RankwiseError(f"{both} the column {column!r}. Each has its own.")
+        seen[column] = argument
+
+
 def _problem(table: Table, columns: tuple[str, ...]) -> str:
     """Infer the problem: several columns or lists are multi-label, numbers with fractions regression, all else classification."""
     column, *others = columns
     if others:
         return "multi-label"
-    values = [v for v in map(plain, table.column(column, "label")) if v is not None and v != ""]
+    values = [v for v in map(plain, table.column(column, "label")) if not is_empty(v)]
     if any(isinstance(value, list) for value in values):
         return "multi-label"
     numbers = [number(value) for value in values]
-    if not any(n is not None and not n.is_integer() for n in numbers):
-        return "classification"
-    odd = next((value for value, n in zip(values, numbers, strict=True) if n is None), None)
-    if odd is not None:
+    words = [value for value, n in zip(values, numbers, strict=True) if n is None]
+    if any(n is not None and not n.is_integer() for n in numbers):
+        if not words:
+            return "regression"
         raise RankwiseError(
-            f"{table.name}: column {column!r} holds numbers with fractions, and {odd!r:.40}. Say what it is: "
+            f"{table.name}: column {column!r} holds numbers with fractions, and {words[0]!r:.40}. Say what it is: "
             '`problem="classification"`, or `problem="regression"` once each row has a number or nothing.'
         )
-    return "regression"
+    if len(words) < len(values) and words and all(isinstance(w, str) and w in MISSING_WORDS for w in words):
+        raise RankwiseError(
+            f"{table.name}: column {column!r} holds numbers, and {words[0]!r}. Leave the cell empty where a label is missing, "
+            f'or say `problem="classification"`, which takes {words[0]!r} as a class.'
+        )
+    return "classification"
 
 
 def _label_names(table: Table, task: Task) -> tuple[str, ...]:
@@ -163,9 +189,10 @@ def _label_names(table: Table, task: Task) -> tuple[str, ...]:
     cells = table.column(task.label, "label")
     try:
         names = objective.find_names([cells[row] for row in rows])
-    except OddLabel as odd:
+    except OddCell as odd:
         raise odd_label(table, int(rows[odd.row]), task.label, odd) from None
     _refuse_spellings(table, task, names)
+    _refuse_ids(table, task, labels)
     if len(names) < objective.fewest_names:
         found = f"only the label {names[0]!r}" if names else "no row with both text and label"
         raise RankwiseError(
@@ -175,17 +202,46 @@ def _label_names(table: Table, task: Task) -> tuple[str, ...]:
 
 
 def _refuse_spellings(table: Table, task: Task, names: tuple[str, ...]) -> None:
-    """Refuse names that are one number or one truth value, written in two ways."""
+    """Refuse names that are one number, one truth value or one word to the eye, written in two ways."""
     seen: dict[object, str] = {}
     for name in names:
         value = number(name)
-        key = name.lower() if value is None and name.lower() in ("true", "false") else value
-        if key is not None and key in seen:
+        key = _visible(name) if value is None else value
+        if key in seen:
             raise RankwiseError(
-                f"{table.name}: column {task.label!r} holds {seen[key]!r} and {name!r}, which are the same value. Write it in one way."
+                f"{table.name}: column {task.label!r} holds {seen[key]!a} and {name!a}, which are the same value. Write it in one way."
             )
-        if key is not None:
-            seen[key] = name
+        seen[key] = name
+
+
+def _visible(name: str) -> str:
+    """Return a name as it looks: accents in one form, without characters that have no width, truth values in small letters."""
+    seen = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+    return seen.lower() if seen.lower() in ("true", "false") else seen
+
+
+def _refuse_ids(table: Table, task: Task, labels: list[Any]) -> None:
+    """Refuse a column in which most rows have a class of their own."""
+    if task.problem != "classification" or len(labels) < FEW:
+        return
+    alone = sum(n == 1 for n in Counter(labels).values())
+    if alone > len(labels) / 2:
+        raise RankwiseError(
+            f"{table.name}: column {task.label!r} holds {len(set(labels)):,} different labels on {len(labels):,} rows, {alone:,} of them "
+            'once: ids, texts or numbers? Say which column holds the label with `label=`, or `problem="regression"` for numbers.'
+        )
+
+
+def _doubts(table: Table, task: Task, rows: Rows) -> tuple[str, ...]:
+    """Return notes on labels that may not be what they should be."""
+    names, notes = objectives.named(task.problem).fewest_names, ()
+    words = [name for name in task.label_names if name in MISSING_WORDS]
+    if names and task.label is not None and words:
+        notes += (f"{table.name}: {words[0]!r} is a class; where a label is missing, the cell is empty.",)
+    both = two_labels(rows) if names else 0
+    if both:
+        notes += (f"{table.name}: {both:,} rows have a text that stands there with another label too.",)
+    return notes
 
 
 def _refuse_constant(table: Table, task: Task, numbers: list[Any]) -> None:

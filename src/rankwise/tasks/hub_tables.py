@@ -10,9 +10,12 @@ from typing import Any
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.models.hub import quiet_hub
-from rankwise.tasks.objectives import plain
-from rankwise.tasks.tables import Table, is_saved_dataset
+from rankwise.tasks.cells import OddCell, plain
+from rankwise.tasks.tables import OnDemand, Table, is_saved_dataset, read_tables
 from rankwise.tasks.task import Task
+
+TEXT_FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of files whose cells the `datasets` library would give types that it infers."""
 
 
 def read_split(task: Task, split: str) -> Table:
@@ -53,7 +56,9 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
 
     try:
         with quiet_hub(), _no_bars(datasets):
-            found = {str(key): rows for key, rows in _load(datasets, name, config).items()}
+            files = _text_files(datasets, name, config)
+            loaded = {} if files else _load(datasets, name, config)
+            found = files or {str(key): rows for key, rows in loaded.items()}
     except Exception as error:  # the hub client raises whatever its HTTP and file layers raise
         reason = " ".join(str(error).split()) or type(error).__name__
         which = " Say which with `dataset_config=`." if "Config name is missing" in reason else ""
@@ -63,10 +68,28 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
     if split is not None and split not in found:
         raise RankwiseError(f"{name} has no split {split!r}.{nearest(split, found)}")
     return {
-        key: Table(f"{name} {key}", {column: _named(rows, column) for column in rows.column_names})
+        key: read_tables(rows) if isinstance(rows, list) else _table(f"{name} {key}", rows)
         for key, rows in found.items()
         if split in (None, key)
     }
+
+
+def _table(name: str, rows: Any) -> Table:
+    return Table(name, OnDemand(rows.column_names, len(rows), lambda column: _named(rows, column)))
+
+
+def _text_files(datasets: Any, name: str, config: str | None) -> dict[str, list[Path]]:
+    """Return the files of each split of a folder that holds nothing but text formats, in which the library would infer types.
+
+    They are read as files given one by one are. A folder whose README describes its columns is left to the library.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or is_saved_dataset(folder) or (folder / "README.md").exists():
+        return {}
+    found = datasets.load_dataset_builder(name, config).config.data_files or {}
+    files = {str(split): [Path(file) for file in some] for split, some in found.items()}
+    typed = any(file.suffix.lower() not in TEXT_FORMATS for some in files.values() for file in some)
+    return {} if typed else files
 
 
 def _load(datasets: Any, name: str, config: str | None) -> Mapping[str, Any]:
@@ -89,10 +112,17 @@ def class_names(rows: Any, column: str) -> list[str] | None:
 
 
 def by_name(value: Any, names: Sequence[str]) -> Any:
-    """Return the name of a class id, or the names in a list of ids; None for a negative id."""
+    """Return the name of a class id, or the names in a list of ids; None for a negative id.
+
+    Raises:
+        OddCell: the id is none of the data set's.
+    """
     value = plain(value)
     if isinstance(value, list):
         return [by_name(one, names) for one in value]
+    if not isinstance(value, int | None) or (value is not None and value >= len(names)):
+        n = len(names)
+        raise OddCell(value, f"the data set has {n} class{'es' * (n != 1)}, with ids from 0 on")
     return None if value is None or value < 0 else names[value]
 
 

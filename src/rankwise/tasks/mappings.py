@@ -8,16 +8,19 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from rankwise.errors import RankwiseError
+from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import by_name, class_names
-from rankwise.tasks.objectives import Labels, Objective, OddLabel, default_names, plain
-from rankwise.tasks.rows import whole_text
+from rankwise.tasks.objectives import Labels, Objective, default_names
+from rankwise.tasks.tables import refuse_repeated, shown
 
 
 @runtime_checkable
 class ArrowTable(Protocol):
     """What a `pyarrow.Table` offers."""
 
+    @property
+    def column_names(self) -> list[str]: ...
     def to_pylist(self) -> list[dict[str, Any]]: ...
 
 
@@ -27,6 +30,8 @@ class DataFrame(Protocol):
 
     @property
     def iloc(self) -> Any: ...
+    @property
+    def columns(self) -> Any: ...
     def to_dict(self, orient: Any) -> Any: ...
 
 
@@ -79,12 +84,14 @@ def entries_of(table: Table) -> list[Mapping[str, Any]]:
     """Return the rows of a table as a list. Classes of a `datasets.Dataset` are there as `NamedClass`.
 
     Raises:
-        RankwiseError: a row is no mapping.
+        RankwiseError: a row is no mapping, or a column is there twice.
     """
     rows: Any = table
     if isinstance(table, ArrowTable):
+        refuse_repeated("The table", list(table.column_names))
         rows = table.to_pylist()
     elif isinstance(table, DataFrame):
+        refuse_repeated("The table", list(table.columns))
         rows = table.to_dict("records")
     named = {
         name: names
@@ -131,30 +138,42 @@ def several_labels(entries: Sequence[Mapping[str, Any]], column: str) -> bool:
 
 
 def _text(entry: Mapping[str, Any], column: str, i: int, *, needed: bool) -> str:
-    text = entry.get(column)
-    if not isinstance(text, str) or (needed and not text.strip()):
-        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {', '.join(map(str, entry))}.")
-    return whole_text(text)
+    value = entry.get(column)
+    try:
+        text = text_of(value)
+    except OddCell:
+        raise RankwiseError(f"Row {i} has {value!r:.60} in {column!r}, not a text.") from None
+    if plain(value) is None or (needed and not text.strip()):
+        raise RankwiseError(f"Row {i} has no text in {column!r}; it has: {shown(map(str, entry))}.")
+    return text
 
 
 def _labels(
     entries: Sequence[Mapping[str, Any]], column: str, objective: Objective, names: Sequence[str]
 ) -> Labels:
     """Return labels as numbers: read as those of a file are, but an integer may be an id, and each row has a label."""
-    cells = [entry.get(column) for entry in entries]
-    cells = [cell.of(names) if isinstance(cell, NamedClass) else cell for cell in cells]
+    cells = [_cell(i, entry.get(column), column, names) for i, entry in enumerate(entries)]
     known = (
         f"the model knows {json.dumps(list(names))}" if objective.fewest_names else "each row has a number"
     )
     try:
         labels = objective.read(cells, names, ids=True)
-    except OddLabel as odd:
+    except OddCell as odd:
         raise _odd(odd.row, column, odd.value, odd.expected) from None
     ids = objective.outputs_of(names)
     for i, label in enumerate(labels):
         if label is None or any(name not in ids for name in objective.names_in(label)):
             raise _odd(i, column, cells[i], known)
     return objective.encode(labels, ids, len(names))
+
+
+def _cell(i: int, value: Any, column: str, names: Sequence[str]) -> Any:
+    if not isinstance(value, NamedClass):
+        return value
+    try:
+        return value.of(names)
+    except OddCell as odd:
+        raise _odd(i, column, odd.value, odd.expected) from None
 
 
 def _odd(i: int, column: str, value: Any, expected: str) -> RankwiseError:

@@ -18,27 +18,14 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from rankwise.errors import RankwiseError, nearest
+from rankwise.tasks.cells import OddCell, class_name, is_empty, is_whole, number, plain, whole_numbers
 
 if TYPE_CHECKING:
     import torch  # for its types alone: the grid's own process reads tasks and needs no torch
 
 Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
-
-
-class OddLabel(ValueError):
-    """A label that has no meaning for an objective.
-
-    Attributes:
-        value: the label, or the part of it that is wrong.
-        expected: what a label looks like, as a clause of a sentence.
-        row: of the label, counted from 0, where a column was read.
-    """
-
-    row: int = 0
-
-    def __init__(self, value: Any, expected: str) -> None:
-        super().__init__(f"{value!r:.60}; {expected}")
-        self.value, self.expected = value, expected
+LARGEST = 1e18
+"""The largest number of a regression: the mean of squares must be one too, in float32."""
 
 
 class Objective(ABC):
@@ -71,7 +58,7 @@ class Objective(ABC):
             ids: whether an integer may stand for the name of that output.
 
         Raises:
-            OddLabel: a value is no label; `row` says which.
+            OddCell: a value is no label; `row` says which.
         """
         return self._each([plain(value) for value in values], names, ids=ids)
 
@@ -80,7 +67,7 @@ class Objective(ABC):
         for row, value in enumerate(values):
             try:
                 labels.append(self.parse(value, names, ids=ids))
-            except OddLabel as odd:
+            except OddCell as odd:
                 odd.row = row
                 raise
         return labels
@@ -90,7 +77,7 @@ class Objective(ABC):
         """Return the label that one cell holds, None for an empty cell. The arguments are those of `read`.
 
         Raises:
-            OddLabel: the cell holds something else.
+            OddCell: the cell holds something else.
         """
 
     def find_names(self, values: Sequence[Any]) -> tuple[str, ...]:
@@ -212,6 +199,9 @@ class Classification(Objective):
     more_metrics = ("f1", "micro_f1", "macro_f1")
     fewest_names = 2
 
+    def read(self, values: Sequence[Any], names: Sequence[str] = (), *, ids: bool = False) -> list[Any]:
+        return self._each(whole_numbers([plain(value) for value in values], names), names, ids=ids)
+
     def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> str | None:
         return class_name(value, names, ids=ids)
 
@@ -288,18 +278,16 @@ class MultiLabel(Objective):
 
     def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> tuple[str, ...] | None:
         """Return the names in a list. Marks, a 0 or 1 for each label, are told from names by the whole column: see `read`."""
-        if value is None or value == "":
+        if is_empty(value):
             return None
         if not isinstance(value, list):
             columns = "a column of 0s and 1s for each, all of them named with `label=`"
-            raise OddLabel(value, f"several labels are a list in each row (JSONL, Parquet), or {columns}")
-        if any(isinstance(one, float | Decimal) and not _whole(one) for one in value):
-            raise OddLabel(
-                value, "a list holds names of labels, or a 0 or 1 for each label, and no fractions"
-            )
+            raise OddCell(value, f"several labels are a list in each row (JSONL, Parquet), or {columns}")
+        if any(isinstance(one, float | Decimal) and not is_whole(one) for one in value):
+            raise OddCell(value, "a list holds names of labels, or a 0 or 1 for each label, and no fractions")
         found = tuple(name for one in value if (name := class_name(one)) is not None)
         if len(found) < len(value) or len(set(found)) < len(found):
-            raise OddLabel(
+            raise OddCell(
                 value, "a list names the labels that a row has, each once, or holds a 0 or 1 for each label"
             )
         return found
@@ -363,11 +351,15 @@ class Regression(Objective):
     fewest_names = 0
 
     def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> float | None:
-        if value is None or value == "":
+        if is_empty(value):
             return None
         found = number(value)
-        if found is None or abs(found) > float(np.finfo(np.float32).max):
-            raise OddLabel(value, "regression takes numbers")
+        if found is None:
+            raise OddCell(value, "regression takes numbers")
+        if abs(found) > LARGEST:
+            raise OddCell(
+                value, f"regression takes numbers up to {LARGEST:g}, whose squares float32 can hold"
+            )
         return found
 
     def encode(self, labels: Sequence[float], ids: Mapping[str, int], outputs: int) -> Labels:
@@ -425,77 +417,6 @@ def of_config(config: object) -> Objective:
 # ── What they share ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plain(value: Any) -> Any:
-    """Return a cell as files hold it: values of NumPy, PyTorch and pandas as Python's, tuples as lists, None for a missing value."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return [_scalar(one) for one in value] if isinstance(value, list | tuple) else _scalar(value)
-
-
-def _scalar(value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
-        return None
-    return None if isinstance(value, float | Decimal) and value != value else value
-
-
-def class_name(value: Any, names: Sequence[str] = (), *, ids: bool = False) -> str | None:
-    """Return the name of a class as a cell holds it, None for an empty cell.
-
-    Whole numbers are read as integers, however they are written (`1`, `1.0`, `"1.0"`): a column of integers becomes one of floats when a
-    value is missing. A number with leading zeros (`007`) stays as it is.
-
-    Args:
-        value: of the cell.
-        names: of the head's outputs, if they are known.
-        ids: whether an integer may stand for the name of that output.
-
-    Raises:
-        OddLabel: the value is neither a string nor a finite number.
-    """
-    value = _scalar(value)
-    if isinstance(value, str):
-        return _plain_integer(value.strip()) or None
-    if isinstance(value, bool):
-        named = next((name for name in names if name.lower() == str(value).lower()), None)
-        if named or not names:
-            return named or str(value)
-        value = int(value)
-    if isinstance(value, float | Decimal) and _whole(value):
-        value = int(value)
-    if isinstance(value, int) and ids and all(number(name) is None for name in names):
-        return names[value] if 0 <= value < len(names) else str(value)
-    if not isinstance(value, int | float | Decimal | None) or value in (float("inf"), -float("inf")):
-        raise OddLabel(value, "labels are strings or numbers")
-    return None if value is None else str(value)
-
-
-def _whole(value: float | Decimal) -> bool:
-    return bool(np.isfinite(float(value))) and value == int(value)
-
-
-def _plain_integer(text: str) -> str:
-    """Return the integer that a text without leading zeros is, and any other text as it is."""
-    found = re.fullmatch(r"([+-]?)(0|[1-9][0-9]*)(\.0*)?", text)
-    if found is None:
-        return text
-    return found[2] if found[1] != "-" or found[2] == "0" else f"-{found[2]}"
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number as a file may hold it, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
-        return None
-    if isinstance(value, str) and not re.fullmatch(
-        r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", value
-    ):
-        return None
-    try:
-        return float(value) if np.isfinite(float(value)) else None
-    except OverflowError:  # an integer beyond every float
-        return None
-
-
 def default_names(outputs: int) -> list[str]:
     """Return the names that Transformers gives the outputs of a model whose labels have none."""
     return [f"LABEL_{place}" for place in range(outputs)]
@@ -507,7 +428,7 @@ def _are_marks(cells: Sequence[Any], names: Sequence[str]) -> bool:
     They do if all of them hold nothing else and have the same length: that of `names`, or two or more if there are no names yet.
 
     Raises:
-        OddLabel: they may be either.
+        OddCell: they may be either.
     """
     lists = [(row, cell) for row, cell in enumerate(cells) if isinstance(cell, list)]
     numbered = bool({"0", "1"} & set(names))
@@ -545,15 +466,15 @@ def _is_mark(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and value in (0, 1)
 
 
-def _odd_at(row: int, value: Any, expected: str) -> OddLabel:
-    odd = OddLabel(value, expected)
+def _odd_at(row: int, value: Any, expected: str) -> OddCell:
+    odd = OddCell(value, expected)
     odd.row = row
     return odd
 
 
 def all_integers(names: Iterable[str]) -> bool:
-    """Whether all names are integers, so that they are sorted by size and not by spelling."""
-    return all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names)
+    """Whether all names are integers, of a length that Python reads, so that they are sorted by size and not by spelling."""
+    return all(re.fullmatch(r"[+-]?[0-9]{1,1000}", name) for name in names)
 
 
 def _as_numbers(names: Sequence[str]) -> list[Any]:
@@ -593,8 +514,8 @@ def _given_weights(spec: str, names: Sequence[str]) -> list[float]:
             weights[name] = float(text)
         except ValueError:
             weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
+        if not 1e-9 <= weights[name] <= 1e9:
             raise RankwiseError(
-                f"`class_weights=`: the weight of {name} must be a number above 0; it is {text!r}."
+                f"`class_weights=`: the weight of {name} must be a number above 0, 1e-9 to 1e9; it is {text!r}."
             )
     return list(weights.values())

@@ -3,7 +3,7 @@
 column of labels ─► parsed by the task's objective, None for an empty cell ─► class ids | 0s and 1s | numbers
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from jaxtyping import Bool
 
 from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
+from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, number, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.objectives import Labels, OddLabel, class_name
+from rankwise.tasks.objectives import Labels
 from rankwise.tasks.registry import TASKS
-from rankwise.tasks.tables import Table, is_saved_dataset, read_tables
+from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
 
 
@@ -55,6 +56,7 @@ def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[st
     labels = labels_of(table, task, task.label_names) if labelled else [""] * len(table)
     no_label = np.array([label is None for label in labels]) & ~no_text
     notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
+    notes += tuple(note for column in texts for note in _odd_texts(table, column))
     kept = np.flatnonzero(~(no_text | no_label))
     if not len(kept):
         raise RankwiseError(f"{table.name} has no row with {'both text and label' if labelled else 'text'}.")
@@ -76,6 +78,17 @@ def _left_out(table: Table, rows: Bool[np.ndarray, "rows"], lacking: str) -> tup
     )
 
 
+def _odd_texts(table: Table, texts: Sequence[str]) -> Iterator[str]:
+    """Say what may be wrong with a column of texts that are read as they are."""
+    words = [row for row, text in enumerate(texts) if text in MISSING_WORDS]
+    if words:
+        yield (
+            f"{table.name}: {texts[words[0]]!r} is a text ({table.where(words)}); where a text is missing, the cell is empty."
+        )
+    if texts and all(number(text) is not None for text in texts if text):
+        yield f"{table.name}: every text is a number, such as {texts[0]!r}. Is that the column? Say which with `text=`."
+
+
 # ── Texts ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -89,21 +102,17 @@ def _texts(table: Table, task: Task) -> list[list[str]]:
     columns = [(task.text, "text")] + ([(task.text_pair, "text_pair")] if task.text_pair else [])
     texts = []
     for name, argument in columns:
-        values = table.column(name, argument)
-        odd = next((row for row, value in enumerate(values) if isinstance(value, list | dict | bytes)), None)
-        if odd is not None:
-            raise RankwiseError(
-                f"{table.name} {table.where([odd])}: column {name!r} holds {values[odd]!r:.40}, not text. "
-                f"Say which with `{argument}=`."
-            )
-        # pandas writes a missing text as None or as NaN, the only value that differs from itself.
-        texts.append(["" if value is None or value != value else whole_text(str(value)) for value in values])
+        values, column = table.column(name, argument), []
+        for row, value in enumerate(values):
+            try:
+                column.append(text_of(value))
+            except OddCell as odd:
+                raise RankwiseError(
+                    f"{table.name} {table.where([row])}: column {name!r} holds {odd.value!r:.40}, not text. "
+                    f"Say which with `{argument}=`."
+                ) from None
+        texts.append(column)
     return texts
-
-
-def whole_text(text: str) -> str:
-    """Return the text without halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def without_text(texts: list[list[str]]) -> Bool[np.ndarray, "rows"]:
@@ -120,11 +129,11 @@ def labels_of(table: Table, task: Task, names: Sequence[str] = ()) -> list[Any]:
         return _marked(table, task)
     try:
         return objectives.named(task.problem).read(table.column(task.label, "label"), names)
-    except OddLabel as odd:
+    except OddCell as odd:
         raise odd_label(table, odd.row, task.label, odd) from None
 
 
-def odd_label(table: Table, row: int, column: str, odd: OddLabel) -> RankwiseError:
+def odd_label(table: Table, row: int, column: str, odd: OddCell) -> RankwiseError:
     """Return the error for a label that has no meaning, with its line."""
     return RankwiseError(
         f"{table.name} {table.where([row])}: column {column!r} holds {odd.value!r:.40}; {odd.expected}."
@@ -149,10 +158,10 @@ def _marks(table: Table, column: str) -> list[bool | None]:
     for row, value in enumerate(table.column(column, "label")):
         try:
             text = str(class_name(value) or "").lower()
-        except OddLabel as odd:
+        except OddCell as odd:
             raise odd_label(table, row, column, odd) from None
         if text and text not in _MARKS:
-            raise odd_label(table, row, column, OddLabel(value, "a column of a label holds 0 and 1"))
+            raise odd_label(table, row, column, OddCell(value, "a column of a label holds 0 and 1"))
         marks.append(_MARKS.get(text))
     return marks
 
@@ -182,8 +191,3 @@ def _refuse_unknown(table: Table, task: Task, unknown: dict[int, str]) -> None:
         raise RankwiseError(
             f"{table.name} {table.where(same)}: label {label!r} is not one of the task's classes: {shown(task.label_names)}."
         )
-
-
-def shown(names: Sequence[str]) -> str:
-    """Return the first names, for a sentence."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

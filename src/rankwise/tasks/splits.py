@@ -1,7 +1,7 @@
 """What one run trains and evaluates on, and splits that are the same for every run.
 
 A row's side is decided by a hash of its text. So a split depends on no seed and on no library's version, and texts that differ only in case
-or punctuation stay on the same side.
+or punctuation stay on the same side, whatever their labels.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.objectives import Objective
@@ -42,15 +43,36 @@ def stratified_split(rows: Rows, share: float, objective: Objective) -> tuple[Ro
         objective: says what the strata are: the classes, or all rows as one.
     """
     assert rows.labels is not None
-    classes = objective.strata(rows.labels)
     keys = np.array([hashlib.sha256(key.encode()).digest()[:16] for key in _loose_keys(rows)], dtype="S16")
+    strata = _one_stratum_a_text(keys, objective.strata(rows.labels))
     held_out = np.zeros(len(rows), dtype=bool)
-    for label in np.unique(classes):
-        ordered = np.sort(keys[classes == label])
+    for stratum in np.unique(strata):
+        ordered = np.sort(keys[strata == stratum])
         if len(ordered) > 1:
             bound = ordered[max(1, round(share * len(ordered)))]
-            held_out |= (classes == label) & (keys < bound)
+            held_out |= (strata == stratum) & (keys < bound)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def _one_stratum_a_text(keys: np.ndarray, strata: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
+    """Return the stratum of each row, where rows of one text that stand in several are all in the smallest of those."""
+    _, by_size = np.unique(strata, return_inverse=True)
+    sizes = np.bincount(by_size)
+    rank = np.argsort(np.argsort(sizes, kind="stable"), kind="stable")[by_size]
+    _, text = np.unique(keys, return_inverse=True)
+    least = np.full(len(keys), len(sizes))
+    np.minimum.at(least, text, rank)
+    return least[text]
+
+
+def two_labels(rows: Rows) -> int:
+    """Return the number of rows whose text (or pair) stands in the same rows with another label too."""
+    assert rows.labels is not None
+    labels: dict[tuple[Any, ...], set[Any]] = {}
+    keys = _keys(rows)
+    for key, label in zip(keys, rows.labels.tolist(), strict=True):
+        labels.setdefault(key, set()).add(str(label))
+    return sum(len(labels[key]) > 1 for key in keys)
 
 
 def same_row(train: Rows, validation: Rows) -> int:

@@ -3,15 +3,15 @@
 A malformed table is refused, with the line that is wrong: a mistaken guess about texts or labels would only show as a poor score.
 """
 
-import csv
 import glob
 import json
+import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
+from rankwise.tasks import delimited
 
 SUFFIXES = {
     ".csv": "CSV",
@@ -55,6 +56,35 @@ SAVED_DATASET = ("dataset_dict.json", "state.json")
 
 
 @dataclass(frozen=True)
+class OnDemand(Mapping[str, Sequence[Any]]):
+    """Columns that are made when they are asked for: there may be thousands, or some that can't be read.
+
+    Attributes:
+        names: of the columns, in order.
+        rows: in each.
+        make: name → values.
+    """
+
+    names: Collection[str]
+    rows: int
+    make: Callable[[str], Sequence[Any]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
 class Table:
     """The columns of one file, and where its rows are found in it.
 
@@ -72,6 +102,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
+        if isinstance(self.columns, OnDemand):
+            return self.columns.rows
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str, argument: str) -> list[Any]:
@@ -82,15 +114,21 @@ class Table:
             argument: of the library that names the column, for the message.
 
         Raises:
-            RankwiseError: there is no such column.
+            RankwiseError: there is no such column, or Python has no value for one of its cells.
         """
         if name not in self.columns:
             raise RankwiseError(
-                f"{self.name} has no column {name!r}. Its columns: {', '.join(self.columns)}. "
-                f"Say which with `{argument}=`."
+                f"{self.name} has no column {name!r}. Its columns: {shown(self.columns, 30)}. Say which with `{argument}=`."
             )
-        values = self.columns[name]
-        return values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            values = self.columns[name]
+            return values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)  # pyright: ignore[reportAttributeAccessIssue]
+        except (
+            Exception
+        ) as error:  # damaged bytes, dates beyond Python's, unknown time zones: each raises its own
+            raise RankwiseError(
+                f"{self.name}: column {name!r} can't be read ({_first_line(error)}). Write it as text or numbers."
+            ) from error
 
     def where(self, rows: Sequence[int]) -> str:
         """Return `line 7` or `lines 7, 9, 12 and 40 more`, for a message."""
@@ -100,22 +138,33 @@ class Table:
         return f"{unit}{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
 
 
+def shown(names: Iterable[str], most: int = 10) -> str:
+    """Return the first names, for a sentence."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def expand(files: Sequence[Path]) -> tuple[Path, ...]:
     """Return the files that names and patterns (`part-*.csv`) stand for, each once.
 
     Raises:
         RankwiseError: no file matches a pattern.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for file in files:
         pattern = str(file)
         matches = [file]
-        if not file.exists() and glob.has_magic(pattern):
+        if glob.has_magic(pattern) and not os.path.exists(file):  # noqa: PTH110 (takes names of any length)
             matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (takes whole paths)
             if not matches:
                 raise RankwiseError(f"No file matches {pattern}.")
-        found |= dict.fromkeys(matches)
-    return tuple(found)
+        for match in matches:
+            found.setdefault(os.path.realpath(match), match)
+    return tuple(found.values())
 
 
 def read_tables(files: Sequence[Path]) -> Table:
@@ -158,7 +207,7 @@ def join(tables: Sequence[Table]) -> Table:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of the `datasets` library."""
-    return any((path / name).is_file() for name in SAVED_DATASET)
+    return any(os.path.isfile(path / name) for name in SAVED_DATASET)  # noqa: PTH113 (takes names of any length)
 
 
 def read_table(path: Path | str) -> Table:
@@ -174,6 +223,10 @@ def read_table(path: Path | str) -> Table:
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise RankwiseError(
+                f"{path} is a device or a pipe; a table is a file, which is read more than once."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise RankwiseError(_unreadable(path, error)) from error
@@ -185,18 +238,19 @@ def read_table(path: Path | str) -> Table:
     text = _decode(path.name, content)
     table = _jsonl(path.name, text) if kind == "JSONL" else _delimited(path.name, text, kind)
     if not len(table):
-        raise RankwiseError(f"{path.name} has a header and no rows.")
+        has = "objects without keys" if kind == "JSONL" else "a header"
+        raise RankwiseError(f"{path.name} has {has} and no rows.")
     return table
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    if path.is_dir() and is_saved_dataset(path):
+    if is_saved_dataset(path):
         return f"{path} is a data set that `save_to_disk` wrote, not one table among several. Give it alone with `dataset=`."
-    if path.is_dir():
+    if isinstance(error, IsADirectoryError):
         return f"{path} is a folder; a table is one CSV, TSV, JSONL or Parquet file."
     if not isinstance(error, FileNotFoundError):
         return f"{path} can't be read: {error.strerror}."
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112 (takes names of any length)
         return f"There is no file {path}: the folder {path.parent} doesn't exist."
     tables = sorted(file.name for file in path.parent.iterdir() if file.suffix.lower() in SUFFIXES)
     close = get_close_matches(path.name, tables, n=3, cutoff=0.5)
@@ -259,18 +313,23 @@ def _decode(name: str, content: bytes) -> str:
 def _parquet(name: str, content: bytes) -> Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        _refuse_repeated(name, file.schema_arrow.names)
+        refuse_repeated(name, file.schema_arrow.names)
         table = file.read()
     except pa.ArrowNotImplementedError as error:
-        raise RankwiseError(f"{name} can't be read: {str(error).splitlines()[0]}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise RankwiseError(f"{name} is a damaged Parquet file: {str(error).splitlines()[0]}") from error
+        raise RankwiseError(f"{name} can't be read: {_first_line(error)}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:  # names that aren't UTF-8 are a ValueError
+        raise RankwiseError(f"{name} is a damaged Parquet file: {_first_line(error)}") from error
     if not table.num_rows:
         raise RankwiseError(f"{name} has columns and no rows.")
     return Table(name, dict(zip(table.column_names, table.columns, strict=True)))
 
 
-def _refuse_repeated(name: str, columns: Sequence[str]) -> None:
+def refuse_repeated(name: str, columns: Sequence[str]) -> None:
+    """Refuse a table with two columns of one name.
+
+    Raises:
+        RankwiseError: naming the column.
+    """
     counts = Counter(columns)
     twice = next((column for column in columns if counts[column] > 1), None)
     if twice is not None:
@@ -307,120 +366,12 @@ def _jsonl(name: str, text: str) -> Table:
             raise RankwiseError(f"{name} line {number} isn't a JSON object: {line.strip()[:40]!r}.")
         lines.append(number)
         objects.append(row)
-    columns = {
-        key: [row.get(key) for row in objects] for key in dict.fromkeys(key for row in objects for key in row)
-    }
-    return Table(name, columns, lines)
-
-
-# ── CSV and TSV ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_LINE_END = re.compile(r"\r\n|\n|\r")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """The header or a row: its fields, and the first and last line it stands on."""
-
-    fields: list[str]
-    begins: int
-    ends: int
+    keys = dict.fromkeys(key for one in objects for key in one)
+    return Table(name, OnDemand(keys, len(objects), lambda key: [one.get(key) for one in objects]), lines)
 
 
 def _delimited(name: str, text: str, kind: str) -> Table:
-    first_line = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = "\t" if kind == "TSV" else max(",;", key=first_line.count)  # max takes the comma on a tie
-    (first, *rows), notes = _records(name, text, delimiter)
-    header = [column.strip() for column in first.fields]
-    _refuse_repeated(name, header)
-    for row in rows:
-        if len(row.fields) != len(header):
-            raise RankwiseError(
-                f"{name} line {row.begins} has {len(row.fields)} fields where the header has {len(header)}. "
-                f"Put quotes around texts that hold a {'tab' if kind == 'TSV' else repr(delimiter)}."
-            )
+    header, rows, notes = delimited.read(name, text, tabs=kind == "TSV")
+    refuse_repeated(name, header)
     columns = {column: [row.fields[i] for row in rows] for i, column in enumerate(header)}
     return Table(name, columns, [row.begins for row in rows], notes)
-
-
-def _records(name: str, text: str, delimiter: str) -> tuple[list[_Record], tuple[str, ...]]:
-    """Return the header and the rows of a whole file, and a note if how quotes are read changes them.
-
-    A quote at the start of a cell either opens a quoted cell, which may hold delimiters and line breaks, or is a character of the text.
-    In CSV it opens a cell. In TSV it does so if every row then has the header's fields, unless the file is whole with a row on each line.
-
-    Raises:
-        RankwiseError: a quoted cell is malformed, or a CSV file is whole either way, with different rows.
-    """
-    plain = _by_lines(text, delimiter)
-    if not any(field.startswith('"') for record in plain for field in record.fields):
-        return plain, ()
-    tabs, whole = delimiter == "\t", _even(plain)
-    try:
-        quoted = _by_quotes(name, text, delimiter)
-    except RankwiseError:
-        if tabs and whole:
-            return plain, (
-                f"{name}: quotes are read as characters of the cells; not all of them are closed.",
-            )
-        raise
-    if tabs and whole and not _even(quoted):
-        return plain, (f"{name}: quotes are read as characters of the cells, one row a line.",)
-    if len(quoted) == len(plain):
-        return quoted, ()
-    header_is_quoted = all(re.fullmatch(r'".*"', field.strip()) for field in plain[0].fields)
-    if whole and not header_is_quoted:
-        if tabs:
-            return plain, (
-                f"{name}: {_rows(plain)}, one a line; quotes are read as characters of the cells. "
-                f"If they enclosed cells, it would be {_rows(quoted)}.",
-            )
-        if _even(quoted) and len(plain[0].fields) > 1:
-            raise RankwiseError(
-                f"{name} has {_rows(plain)} if quotes are characters of the texts, and {len(quoted) - 1:,} if they enclose "
-                f"cells ({_long(quoted)}). Put quotes around every cell, those of the header too, and double the quotes inside; "
-                "or write JSONL or Parquet."
-            )
-    lines = len(plain) - 1
-    return quoted, (
-        f"{name}: {_rows(quoted)} on {lines:,} lines; quoted cells hold line breaks ({_long(quoted)}).",
-    )
-
-
-def _even(records: Sequence[_Record]) -> bool:
-    """Whether every row has as many fields as the header."""
-    return all(len(record.fields) == len(records[0].fields) for record in records)
-
-
-def _rows(records: Sequence[_Record]) -> str:
-    return f"{len(records) - 1:,} row{'' if len(records) == 2 else 's'}"
-
-
-def _long(records: Sequence[_Record]) -> str:
-    """Return the lines of the first records that take several."""
-    spans = [f"{record.begins}-{record.ends}" for record in records if record.ends > record.begins]
-    return f"lines {', '.join(spans[:3])}{f' and {len(spans) - 3:,} more' if len(spans) > 3 else ''}"
-
-
-def _by_lines(text: str, delimiter: str) -> list[_Record]:
-    """Return a record for each line that isn't blank, with quotes as characters."""
-    lines = enumerate(_LINE_END.split(text), 1)
-    return [_Record(line.split(delimiter), number, number) for number, line in lines if line]
-
-
-def _by_quotes(name: str, text: str, delimiter: str) -> list[_Record]:
-    """Return the records as RFC 4180 reads them, without blank lines."""
-    csv.field_size_limit(1 << 30)  # the default refuses texts of 128 KB
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records, begins = [], 1
-    try:
-        for fields in reader:
-            if fields:
-                records.append(_Record(fields, begins, reader.line_num))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise RankwiseError(
-            f"{name} line {begins} can't be read: {error}. "
-            "A quote inside a quoted text is written twice, and each opened quote is closed."
-        ) from error
-    return records
