@@ -29,8 +29,8 @@ def choose_device(asked: str) -> "torch.device":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(asked)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()  # tensors of the meta device have no values
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError):
         raise RankwiseError(
             f"This machine has no device {asked!r}. Leave out `device=` to take the best there is."
         ) from None

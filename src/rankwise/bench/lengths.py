@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from rankwise.engine.pooling import END_POOLED
 from rankwise.errors import RankwiseError, nearest
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.registry import TASKS
@@ -35,7 +36,7 @@ def histogram(name: str) -> dict[int, int]:
         return dict(lengths)
     if name in _histograms():
         return _histograms()[name]
-    if name.isdecimal() and int(name) > 0:
+    if name.isdecimal() and len(name) < 10 and int(name) > 0:
         return {int(name): 1}
     raise RankwiseError(
         f"Lengths are a task's name or a number of tokens, not {name!r}.{nearest(name, _histograms())}"
@@ -74,6 +75,8 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int) -> list[np.n
 def random_rows(lengths: np.ndarray, model_config: Any, rng: np.random.Generator) -> Encoded:
     """Draw rows of random token ids with random labels. The padding token never occurs, because it moves RoBERTa's positions.
 
+    Where a model pools at the end-of-text token, each row has one, its last.
+
     Args:
         lengths: tokens of each row.
         model_config: a Transformers config with the vocabulary size, the padding token and the number of classes.
@@ -82,6 +85,10 @@ def random_rows(lengths: np.ndarray, model_config: Any, rng: np.random.Generator
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(0, model_config.vocab_size - 1, size=offsets[-1], dtype=np.int32)
     ids += ids >= model_config.pad_token_id
+    if model_config.model_type in END_POOLED:
+        end = model_config.eos_token_id
+        ids[ids == end] = min({0, 1, 2} - {end, model_config.pad_token_id})
+        ids[offsets[1:] - 1] = end
     return Encoded(
         input_ids=ids,
         offsets=offsets,

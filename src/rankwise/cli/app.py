@@ -77,7 +77,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output closed it; at exit nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a full disk, a name that is too long, a folder that isn't ours
+        where = f": {error.filename}" if error.filename else ""
+        _fail(f"The system refused a file ({error.strerror or error}{where}).", 2, debug)
     except Exception as error:
+        if _lacks_memory(error):
+            _fail(
+                "There isn't enough memory. Try --memory lean, or a smaller --batch-size or --max-length.",
+                2,
+                debug,
+            )
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _fail(
             f"rankwise stopped on an unexpected error ({what}). Give --debug to see where.",
@@ -92,6 +101,12 @@ def _fail(message: str, code: int, debug: bool) -> NoReturn:
         traceback.print_exc()
     console.line(" ".join(message.split()), sys.stderr)
     sys.exit(code)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a computation failed because memory ran out; on a CPU, PyTorch says so by a plain RuntimeError."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _sentence(error: Exception, arguments: list[str]) -> str:

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.engine.packing import Layout, PackedBatch
+from rankwise.errors import RankwiseError
+
+END_POOLED = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
+"""Families that pool at the last end-of-text token of a text, by their `model_type`."""
 
 
 def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows classes"]:
@@ -41,6 +45,43 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows c
     else:
         logits = hf(**inputs).logits
     return logits[batch.order]
+
+
+def padded_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
+    """Return logits of a padded batch, in the order of its rows.
+
+    Models in `END_POOLED` take only batches in which all rows have as many end-of-text tokens, and pool at the last. A text may hold one
+    itself (`</s>`), so rows with as many run together.
+
+    Args:
+        model: a Transformers sequence classifier.
+        inputs: `input_ids`, `attention_mask` …, int64 [rows, length].
+    """
+    groups = _rows_with_as_many_ends(model, inputs["input_ids"])
+    if len(groups) == 1:
+        return model(**inputs).logits
+    logits = [model(**{name: values[rows] for name, values in inputs.items()}).logits for rows in groups]
+    return torch.cat(logits)[torch.cat(groups).argsort()]
+
+
+def _rows_with_as_many_ends(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    """Return the numbers of the rows that can share a batch: all of them, but where a model pools at end-of-text tokens.
+
+    Raises:
+        RankwiseError: it does, and a row has none.
+    """
+    config = getattr(model, "config", None)
+    end, every = getattr(config, "eos_token_id", None), [torch.arange(len(ids), device=ids.device)]
+    if end is None or getattr(config, "model_type", None) not in END_POOLED:
+        return every
+    ends = ids.eq(end).sum(1)
+    if not ends.all():
+        raise RankwiseError(
+            f"{type(model).__name__} reads a text at its end-of-text token (id {end}), and its tokenizer puts none behind a text."
+        )
+    if ends.eq(ends[0]).all():
+        return every
+    return [ends.eq(n).nonzero().squeeze(1) for n in ends.unique().tolist()]
 
 
 def pool_rows(model: nn.Module, layout: Callable[[], Layout]) -> RemovableHandle | None:

@@ -109,7 +109,12 @@ def text_limit(model: nn.Module, tokenizer: Any, asked: int | None = None) -> in
 
 
 def width(config: Any) -> int:
-    """Return the hidden size of a model's config, whatever its family calls it."""
-    return next(
-        int(v) for n in ("hidden_size", "dim", "n_embd", "d_model") if (v := getattr(config, n, None))
-    )
+    """Return the hidden size of a model's config, whatever its family calls it.
+
+    Raises:
+        RankwiseError: it has none.
+    """
+    for name in ("hidden_size", "dim", "n_embd", "d_model"):
+        if isinstance(found := getattr(config, name, None), int) and found > 0:
+            return found
+    raise RankwiseError(f"The config of this {config.model_type} model has no hidden size.")

@@ -1,6 +1,5 @@
 """From a request of `rankwise plan` to its answer."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import count
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from rankwise import hardware
 from rankwise.bench import architectures
@@ -75,9 +73,10 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         quantized.check(torch.device(config.device))
     architecture = find_architecture(config.model)
     lengths = find_lengths(config.lengths or config.task)
-    lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
-    planning = _Planning(config, architecture, lengths, limit, on_progress)
-    configurations = [one for method in dict.fromkeys(config.methods) for one in planning.answers(method)]
+    with architectures.named(architecture, "planned"):
+        lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
+        planning = _Planning(config, architecture, lengths, limit, on_progress)
+        configurations = [one for method in dict.fromkeys(config.methods) for one in planning.answers(method)]
     return {
         "model": config.model,
         "lengths": config.lengths or config.task,
@@ -210,26 +209,15 @@ def find_architecture(name: str) -> Any:
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
-        found = _read(path)
+        found = architectures.from_file(path)
     elif (path / hub.CONFIG).is_file():
-        found = _read(path / hub.CONFIG)
+        found = architectures.from_file(path / hub.CONFIG)
     elif name.rsplit("/", 1)[-1].lower() in architectures.known():
         found = architectures.architecture(name)
     else:
         found = loading.locate(name).config
     architectures.give_pad_token(found)
     return found
-
-
-def _read(path: Path) -> Any:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RankwiseError(
-            f"{path} is no config.json of a Transformers model: {type(error).__name__}: {error}. "
-            "It needs a model_type and the sizes that go with it."
-        ) from None
 
 
 def find_lengths(name: str) -> np.ndarray:
@@ -245,8 +233,10 @@ def find_lengths(name: str) -> np.ndarray:
     if file.is_file():
         try:
             found = np.array([int(word) for word in file.read_text(encoding="utf-8").split()], dtype=np.int64)
-        except (OSError, ValueError) as error:
-            raise RankwiseError(f"{file} should have one number of tokens per line: {error}.") from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise RankwiseError(
+                f"{file} should have one number of tokens per line: {error!s:.100}."
+            ) from None
         if len(found) == 0 or found.min() < 1:
             raise RankwiseError(f"{file} should have one number of tokens per line, each 1 or more.")
         return found

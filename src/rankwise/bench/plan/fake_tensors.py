@@ -22,8 +22,9 @@ VIEWS = {_aten.view.default, _aten.slice.Tensor, _aten.select.int, _aten.transpo
 class NoValues(FakeTensorMode):
     """Tensors that have shapes and no values.
 
-    A number that the step reads (a loss, a norm) is 1. A mask of tokens that are not padding, used to find their gradients,
-    selects all tokens. Results of in-place operations and of `VIEWS` are returned directly, which saves half of the time.
+    A number that the step reads (a loss, a norm) is 1. A mask of tokens, used to find gradients or to pool, selects all of them. Numbers
+    that a model compares (of end-of-text tokens a row) are all alike. Results of in-place operations and of `VIEWS` are returned directly,
+    which saves half of the time.
     """
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -34,6 +35,10 @@ class NoValues(FakeTensorMode):
             (mask,) = args[1]
             with self:
                 args = args[0].flatten(0, mask.ndim - 1), [torch.empty(mask.numel(), dtype=torch.int64)]
+        elif func is _aten.unique_consecutive.default:
+            return tuple(
+                args[0].new_empty(1, dtype=dtype) for dtype in (args[0].dtype, torch.int64, torch.int64)
+            )
         elif _returns_what_it_writes(func):
             into = kwargs.get("out", args[0] if args else None)
             if isinstance(into, FakeTensor) and into.layout is torch.strided and into.numel() > 0:

@@ -107,7 +107,7 @@ def can_be_packed(architecture: Any) -> bool:
         try:
             auto: Any = AutoModelForSequenceClassification
             return attention.can_pack(auto.from_config(small))[0]
-        except (ValueError, RuntimeError, IndexError, TypeError):
+        except Exception:  # a model that is so small may fail anywhere; planning the whole one says why
             return False
 
 
