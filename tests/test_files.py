@@ -57,6 +57,72 @@ def test_making_a_folder_leaves_nothing_in_it(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_what_a_write_that_breaks_off_had_written_is_removed_and_the_file_is_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        files.write(tmp_path / "note", b"text")
+    assert error.value.filename == str(tmp_path / "note")
+    assert list(tmp_path.iterdir()) == []
+
+
+# What was measured once
+
+
+def test_a_number_is_measured_once(tmp_path):
+    file = tmp_path / "below" / "numbers.json"
+    assert files.remembered(file, "a", lambda: 2.5) == 2.5
+    assert files.remembered(file, "a", lambda: 7.0) == 2.5
+    assert files.remembered(file, "b", lambda: 7.0) == 7.0
+    assert files.remembered(None, "a", lambda: 8.0) == 8.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        "[" * 60_000,
+        '{"a": "x"}',
+        '{"a": null}',
+        '{"a": NaN}',
+        '{"a": 0}',
+        '{"a": 9}',
+        '{"a": -1}',
+        '{"a": 1e999}',
+    ],
+)
+def test_a_number_that_cannot_be_is_measured_anew(tmp_path, content):
+    file = tmp_path / "numbers.json"
+    file.write_text(content)
+    assert files.remembered(file, "a", lambda: 2.5, largest=4) == 2.5
+    assert json.loads(file.read_text())["a"] == 2.5
+
+
+def test_a_place_that_keeps_nothing_is_no_error(tmp_path):
+    (tmp_path / "file").touch()
+    for file in (tmp_path / "file" / "numbers.json", Path("/proc/self/numbers.json")):
+        assert files.remembered(file, "a", lambda: 2.5) == 2.5
+
+
+def test_sums_are_those_of_sha256sum_and_see_every_change(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    files.write_sums(tmp_path)
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", files.SUMS], cwd=tmp_path, check=True, capture_output=True
+    )
+    files.check_sums(tmp_path)
+    (tmp_path / "b").write_bytes(b"twp")
+    with pytest.raises(ValueError, match="'b' isn't what was written"):
+        files.check_sums(tmp_path)
+    (tmp_path / "b").unlink()
+    with pytest.raises(OSError):
+        files.check_sums(tmp_path)
+
+
 KILLED = """
 import os, signal, sys
 from rankwise.run_folder import RunFolder

@@ -1,10 +1,12 @@
 """Files and folders: where caches are kept, whether a place can be written, and writes that a reader sees whole or not at all."""
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,7 @@ def read_json(file: Path, remedy: str = "Remove its folder to run it again.") ->
 
 def append_lines(file: Path, lines: list[dict[str, Any]]) -> None:
     """Add one line of JSON for each entry."""
-    with file.open("a", encoding="utf-8") as opened:
+    with naming(file), file.open("a", encoding="utf-8") as opened:
         opened.writelines(json.dumps(line) + "\n" for line in lines)
 
 
@@ -203,12 +205,39 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 def write(file: Path, content: bytes) -> None:
     """Replace a file in one step: a reader finds the old content or the new, even after a crash."""
+    with replacing(file) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a `with` block a name to write to; what was written there then takes the file's place, flushed to disk.
+
+    Where the block fails nothing is left of it, and the old file stays. An `OSError` gets the file's name.
+    """
     partial = file.with_name(f"{file.name}.partial")
-    with partial.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(file)
+    try:
+        with naming(file):
+            yield partial
+            flush(partial)
+            partial.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system can flush a folder
+        flush(file.parent)
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Give an `OSError` in a `with` block the name of the file that it is about, which a full disk's has not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(file)
+        raise
 
 
 def flush(path: Path) -> None:
@@ -220,3 +249,77 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ── What was measured once, and whether files are as they were written ────────────────────────
+
+LOCK_SECONDS = 60.0
+"""Longest wait for another process that measures the same."""
+
+
+def remembered(
+    file: Path | None, key: str, measure: Callable[[], float], *, largest: float = math.inf
+) -> float:
+    """Return a number that is measured once and kept in a file, for every process of this user.
+
+    The file only saves time. Where it can't be read, locked or written, or holds no such number, the number is measured anew.
+
+    Args:
+        file: JSON, by key; None keeps nothing.
+        key: names the number.
+        measure: returns it.
+        largest: what it can be at most; it is above 0.
+    """
+    if file is None:
+        return measure()
+    from filelock import FileLock  # slow to import
+
+    with contextlib.ExitStack() as lock:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(FileLock(file.with_suffix(".lock"), timeout=LOCK_SECONDS))
+        known = _numbers(file)
+        if not 0 < known.get(key, 0) <= largest:
+            known[key] = measure()
+            with contextlib.suppress(OSError):
+                write(file, json.dumps(known, indent=1).encode())
+    return known[key]
+
+
+def _numbers(file: Path) -> dict[str, float]:
+    """Return the numbers in a JSON object, and none where there is no such file."""
+    try:
+        known = parse_json(file.read_bytes(), nan=True)
+    except (OSError, ValueError):
+        return {}
+    found = known.items() if isinstance(known, dict) else ()
+    return {key: value for key, value in found if isinstance(value, int | float) and abs(value) < 1e300}
+
+
+SUMS = "SHA256SUMS"
+"""Of the other files in a folder, as the command sha256sum writes and checks it."""
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of every file in a folder beside them."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    write(folder / SUMS, "".join(f"{_sha256(file)}  {file.name}\n" for file in files).encode())
+
+
+def check_sums(folder: Path) -> None:
+    """Check that a folder's files are those that `write_sums` found there.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file has changed.
+    """
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    sums = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+    for name in sorted(sums.keys() | {file.name for file in folder.iterdir()} - {SUMS}):
+        if Path(name).name != name or _sha256(folder / name) != sums.get(name):
+            raise ValueError(f"{name!r:.80} isn't what was written there")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

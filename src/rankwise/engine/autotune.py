@@ -6,7 +6,6 @@
 Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) takes less memory and more time.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from rankwise import hardware
 from rankwise.config import parse_memory
@@ -25,6 +23,7 @@ from rankwise.engine.measure import MB, TensorMemory
 from rankwise.engine.profiling import heaviest_batch
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
+from rankwise.files import remembered
 
 
 def tune(training: Training, *, memory: str = "fast", cache: Path | None = None) -> str:
@@ -123,20 +122,8 @@ def fastest(step: Step, rows: np.ndarray, threads: int, cache: Path | None, key:
     if threads == 1 or len(rows) == 1:
         return Engine()
     file = None if cache is None else cache / "engine.json"
-    if file is None:
-        return Engine(micro_batches=_measured(step, rows, threads))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        try:
-            known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        if key not in known:
-            known[key] = _measured(step, rows, threads)
-            unfinished = file.with_suffix(".partial")
-            unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            unfinished.replace(file)
-    return Engine(micro_batches=known[key])
+    count = remembered(file, key, lambda: _measured(step, rows, threads), largest=threads)
+    return Engine(micro_batches=max(1, int(count)))
 
 
 def _measured(step: Step, rows: np.ndarray, threads: int, rounds: int = 4) -> int:

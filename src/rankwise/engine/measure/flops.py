@@ -3,15 +3,15 @@
 The count is PyTorch's own (`torch.utils.flop_counter`). It counts matrix products only; everything else is memory traffic.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from filelock import FileLock
 from torch.utils.flop_counter import addmm_flop, flop_registry
+
+from rankwise.files import remembered
 
 COUNTS: dict[Any, Callable[..., int]] = {**flop_registry, torch.ops.aten.addmm_: addmm_flop}
 """Operation → its counter. PyTorch has none for the in-place form that a LoRA layer uses."""
@@ -47,21 +47,8 @@ def product_rate(device: torch.device, dtype: torch.dtype, key: str, cache: Path
         key: names machine and threads in the cache.
         cache: folder that keeps what was measured; None measures anew.
     """
-    if cache is None:
-        return _measured(device, dtype)
-    file, key = cache / "products.json", f"{key}, {dtype}, torch {torch.__version__}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        try:
-            known: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        if key not in known:
-            known[key] = _measured(device, dtype)
-            unfinished = file.with_suffix(".partial")
-            unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            unfinished.replace(file)
-    return known[key]
+    file = None if cache is None else cache / "products.json"
+    return remembered(file, f"{key}, {dtype}, torch {torch.__version__}", lambda: _measured(device, dtype))
 
 
 @torch.no_grad()
