@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
 from rankwise.runs.evaluation import labels
 from rankwise.seeding import stream_seed
@@ -17,16 +18,32 @@ MOST_ROWS = 1000
 def hold_out(rows: Encoded, objective: Objective, seed: int) -> tuple[Encoded, Encoded]:
     """Split off held-out rows, stratified by label; with one seed they are the same for every method.
 
+    A label of a single row stays in training. Where there are fewer rows to hold out than labels, they are drawn from all labels alike.
+
     Returns:
         The rows that are left to train on, and the held-out ones.
+
+    Raises:
+        RankwiseError: every label has a single row.
     """
-    n = min(MOST_ROWS, max(1, round(len(rows) * HELD_OUT)))
+    strata = objective.strata(labels(rows))
+    _, stratum, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    single = counts[stratum] < 2
+    several = np.flatnonzero(~single)
+    if len(several) < 2:
+        raise RankwiseError(
+            f"{len(rows):,} training rows are too few to hold some out for `patience=`: no label has two. Leave it out."
+        )
+    n = min(MOST_ROWS, max(1, round(len(several) * HELD_OUT)))
+    strata = strata[several]
+    all_can_have_one = len(np.unique(strata)) <= min(n, len(several) - n)
     kept, held = train_test_split(
-        np.arange(len(rows)),
+        several,
         test_size=n,
         random_state=stream_seed(seed, "held out") % 2**32,
-        stratify=objective.strata(labels(rows)),
+        stratify=strata if all_can_have_one else None,
     )
+    kept = np.concatenate([kept, np.flatnonzero(single)])
     return rows.select(np.sort(kept)), rows.select(np.sort(held))
 
 
