@@ -197,6 +197,98 @@ def test_on_step_hears_every_step(base):
     assert sum(step.rows for step in steps) == 80
 
 
+def test_patience_stops_on_rows_held_out_of_training(base):
+    """At this rate the loss on other rows rises soon; the rows held out are in no step."""
+    options = rankwise.TrainOptions(epochs=30, batch_size=16, lr=0.3, patience=1)
+    model = rankwise.adapt(classifier(base), 4)
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN, HELD_OUT, options=options)
+    epoch = 12  # 180 of the 200 rows in batches of 16
+    assert len(result.steps) < 30 * epoch
+    assert len(result.steps) % epoch == 0
+    assert sum(step.rows for step in result.steps[:epoch]) == 180
+    assert result.scores == rankwise.evaluate(model, tiny.tokenizer(), HELD_OUT)
+
+
+def test_patience_that_is_never_used_up_changes_only_the_rows(base):
+    options = rankwise.TrainOptions(epochs=2, batch_size=16, lr=1e-3, patience=50)
+    model = rankwise.adapt(classifier(base), 4)
+    assert len(rankwise.fit(model, tiny.tokenizer(), TRAIN, options=options).steps) == 24
+
+
+def test_validation_rows_are_scored_meanwhile(base):
+    """The scores of a step are those of a training that ends there."""
+    given = {"batch_size": 16, "lr": 1e-3, "schedule": "constant", "warmup": 0.0}
+    model, shorter = (rankwise.adapt(classifier(base), 4) for _ in range(2))
+    options = rankwise.TrainOptions(**given, epochs=2, evaluate_every=3)
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN[:64], HELD_OUT, options=options)
+    assert [step for step, _ in result.curve] == [3, 6]
+    to_three = rankwise.TrainOptions(**given, epochs=0.75)
+    expected = rankwise.fit(shorter, tiny.tokenizer(), TRAIN[:64], HELD_OUT, options=to_three)
+    assert len(expected.steps) == 3
+    assert result.curve[0][1] == expected.scores
+
+
+def test_evaluating_needs_rows(base):
+    model = rankwise.adapt(classifier(base), 4)
+    options = rankwise.TrainOptions(epochs=1, evaluate_every=3)
+    with pytest.raises(RankwiseError, match="`evaluate_every=` needs validation rows"):
+        rankwise.fit(model, tiny.tokenizer(), TRAIN, options=options)
+
+
+def test_validation_rows_are_refused_before_the_first_step(base):
+    model, steps = rankwise.adapt(classifier(base), 4), []
+    with pytest.raises(RankwiseError, match="Row 0 has the label 'mixed'"):
+        rankwise.fit(
+            model, tiny.tokenizer(), TRAIN[:16], [{"text": "good", "label": "mixed"}], on_step=steps.append
+        )
+    assert steps == []
+
+
+def test_weights_that_come_apart_in_the_last_step_are_refused(base):
+    model = rankwise.adapt(classifier(base), 4)
+    options = rankwise.TrainOptions(epochs=1, batch_size=16, lr=1e39, warmup=0.0, schedule="constant")
+    with pytest.raises(RankwiseError, match=r"Weights aren't finite after step 1\. Lower `lr=`"):
+        rankwise.fit(model, tiny.tokenizer(), TRAIN[:16], options=options)
+
+
+def overflow_at(model, steps: set[int]):
+    """Has the gradient of the head overflow in some steps (from 1), as in half precision; the loss stays finite."""
+    seen = [0]
+
+    def hook(gradient):
+        seen[0] += 1
+        return gradient * float("inf") if seen[0] in steps else gradient
+
+    model.classifier.weight.register_hook(hook)
+
+
+@pytest.mark.parametrize("steps", [{2}, {4}, {1, 4}])
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(base, steps):
+    """Also in the last step, where no later loss would show it."""
+    model = rankwise.adapt(classifier(base), 4)
+    options = rankwise.TrainOptions(epochs=1, batch_size=16, lr=1e-3)
+    overflow_at(model, steps)
+    result = rankwise.fit(model, tiny.tokenizer(), TRAIN[:64], HELD_OUT, options=options)
+    assert [step.step for step in result.steps if step.skipped] == sorted(steps)
+    assert result.skipped_steps == len(steps)
+    assert f"{len(steps)} of 4 steps were skipped" in " ".join(result.notes)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_gradients_that_are_never_finite_end_a_training(base):
+    model = rankwise.adapt(classifier(base), 4)
+    overflow_at(model, set(range(100)))
+    with pytest.raises(RankwiseError, match=r"gradient's norm is (nan|inf), 10 steps in a row"):
+        rankwise.fit(model, tiny.tokenizer(), TRAIN, options=OPTIONS)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**62])
+def test_any_whole_number_is_a_seed(base, seed):
+    model = rankwise.adapt(classifier(base), 4, seed=seed)
+    options = rankwise.TrainOptions(epochs=1, batch_size=16, patience=1)
+    assert rankwise.fit(model, tiny.tokenizer(), TRAIN[:32], options=options, seed=seed).steps
+
+
 def test_labels_are_ids_or_names(base):
     numbered = [{**row, "label": int(row["label"] == "positive")} for row in TRAIN[:40]]
 

@@ -22,12 +22,14 @@ from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute, Padding, predict_logits
 from rankwise.engine.training import Step, Training
+from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
 from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
 from rankwise.models import families, loading
 from rankwise.rank.decision import Decision
-from rankwise.runs import methods, recipes
+from rankwise.rank.statistics import all_finite
+from rankwise.runs import early_stopping, methods, recipes
 from rankwise.tasks import mappings, objectives
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.mappings import Columns, Table
@@ -45,12 +47,16 @@ class FitResult:
         scores: metrics and `loss` on the validation rows after the last step; empty without validation rows.
         notes: padding, engine and learning rate that were chosen, with the reasons.
         decisions: about ranks, in adaptive training.
+        curve: (step, scores on the validation rows) wherever `evaluate_every` asked for them.
+        skipped_steps: steps in which nothing was updated, because a gradient wasn't finite; `notes` says so, too.
     """
 
     steps: list[Step]
     scores: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    curve: tuple[tuple[int, dict[str, float]], ...] = ()
+    skipped_steps: int = 0
 
 
 def fit(
@@ -75,9 +81,9 @@ def fit(
         model: is trained on its own device and in its own dtype.
         tokenizer: the model's.
         train: rows with text and label (see `Columns`).
-        validation: rows to score after the last step.
+        validation: rows to score after the last step, and meanwhile with `TrainOptions(evaluate_every=…)`.
         columns: the keys of text, second text and label.
-        options: settings; those that are None come from the recipe.
+        options: settings; those that are None come from the recipe. With `patience`, a tenth of the training rows is held out for it.
         seed: of row order and dropout.
         max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
         memory: `fast`, `lean` (gradient checkpointing) or a budget such as `2GB`.
@@ -87,7 +93,7 @@ def fit(
         The steps, the final scores, notes and rank decisions.
 
     Raises:
-        RankwiseError: a row without text or a known label, nothing to train, or a loss that is not a number.
+        RankwiseError: a row without text or a known label, nothing to train, or a loss or a weight that is not a number.
     """
     method, lora = _adapted(model)
     asked = RunConfig(method=method, lora=lora, seed=seed, train=options or TrainOptions())
@@ -99,30 +105,48 @@ def fit(
     entries = mappings.entries_of(train)
     _set_problem_type(model, entries, columns.label)
     rows, weights = _encode(entries, columns, tokenizer, limit, model, labelled=True), None
+    objective = objectives.of_config(model.config)
+    checked = (
+        None if validation is None else _encode(validation, columns, tokenizer, limit, model, labelled=True)
+    )
+    if settings.evaluate_every is not None and checked is None:
+        raise RankwiseError("`evaluate_every=` needs validation rows. Give `validation=`, or leave it out.")
+    held_out = None
+    if settings.patience is not None:
+        rows, held_out = early_stopping.hold_out(rows, objective, seed)
     if settings.class_weights is not None:
-        objective = objectives.of_config(model.config)
         weights = objective.class_weights(
             settings.class_weights, label_names(model), cast(Labels, rows.labels)
         )
     training = Training(model, rows, options=settings, compute=compute, seed=seed, class_weights=weights)
     engine = tune(training, memory=memory, cache=cache_folder())
     steps: list[Step] = []
-    with training.compute.running(model):
-        while not training.done:
+    curve: list[tuple[int, dict[str, float]]] = []
+    stopping = early_stopping.EarlyStopping(settings.patience)
+    while not training.done and not stopping.stop:
+        with training.compute.running(model):
             steps.append(training.step())
-            on_step(steps[-1])
+        number = steps[-1].step
+        if checked is not None and settings.evaluate_every and number % settings.evaluate_every == 0:
+            curve.append((number, _scores(model, checked, training.compute)))
+        if held_out is not None and number % training.batches.steps_per_epoch == 0:
+            logits = predict_logits(model, held_out, training.compute)
+            stopping.add(objective.mean_loss(logits, cast(Labels, held_out.labels)))
+        on_step(steps[-1])
     model.eval()
+    if not all_finite(p.detach() for p in training.update.parameters):
+        raise RankwiseError(
+            f"Weights aren't finite after step {training.step_number}. Lower `lr=` (now {training.peak_lr:g})."
+        )
     notes = (
         f"{'; '.join(filter(None, [compute.padding_reason, engine]))}.",
         f"Learning rate {lr.value:g} ({lr.why}).",
     )
-    notes += tuple(filter(None, [training.rank_note]))
-    scores = (
-        evaluate(model, tokenizer, validation, columns=columns, max_length=limit)
-        if validation is not None
-        else {}
+    notes += tuple(filter(None, [training.rank_note, *training.notes]))
+    scores = {} if checked is None else _scores(model, checked, _compute(model, tokenizer, limit))
+    return FitResult(
+        steps, scores, notes, tuple(training.decisions), tuple(curve), skipped_steps=training.skipped_steps
     )
-    return FitResult(steps, scores, notes, tuple(training.decisions))
 
 
 def predict(
@@ -174,8 +198,14 @@ def evaluate(
     """
     limit = families.text_limit(model, tokenizer, max_length)
     encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
-    compute = _compute(model, tokenizer, limit)
-    logits, labels = predict_logits(model, encoded, compute), cast(Labels, encoded.labels)
+    return _scores(model, encoded, _compute(model, tokenizer, limit), metrics)
+
+
+def _scores(
+    model: PreTrainedModel, rows: Encoded, compute: Compute, metrics: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Return metrics and mean `loss` on labelled rows."""
+    logits, labels = predict_logits(model, rows, compute), cast(Labels, rows.labels)
     objective = objectives.of_config(model.config)
     return {
         **objective.score(metrics or objective.metrics, labels, logits),

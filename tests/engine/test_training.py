@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step():
     run(state, until=2)
     with torch.no_grad():
         state.model.classifier.weight.fill_(float("nan"))
-    with pytest.raises(RankwiseError, match=r"The loss is nan at step 3 of 16. Lower lr= \(now 0.01\)"):
+    with pytest.raises(RankwiseError, match=r"The loss is nan at step 3 of 16. Lower `lr=` \(now 0.01\)"):
         run(state)
 
 

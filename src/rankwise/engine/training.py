@@ -38,6 +38,8 @@ from rankwise.tasks.objectives import Objective, of_config
 
 WARMUP_STEPS = 3
 """First steps that don't count in rows/s, because they also pay for allocation and kernel selection."""
+MOST_SKIPPED = 10
+"""So many steps in a row without a finite gradient end a training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Step:
         seconds: it took.
         memory: MB by kind at its peak, and their total, where the step was profiled.
         flops: floating-point operations of its matrix products, where it was profiled.
+        skipped: nothing was updated, because a gradient wasn't finite.
     """
 
     step: int
@@ -65,6 +68,7 @@ class Step:
     seconds: float
     memory: dict[str, float] | None = None
     flops: int | None = None
+    skipped: bool = False
 
 
 @runtime_checkable
@@ -104,6 +108,9 @@ class Training:
         lr_factor: step (from 0) → learning rate as a share of its peak. Default: `options.schedule`.
         update_clipping: limit the updates of adapters, see `optim.Update`.
 
+    Attributes:
+        skipped_steps: steps so far in which nothing was updated, because a gradient wasn't finite.
+
     Raises:
         RankwiseError: nothing is trained, or there are no rows.
     """
@@ -141,7 +148,7 @@ class Training:
             cast(float, options.warmup),
             options.warmup_steps or 0,
         )
-        self.step_number = 0
+        self.step_number = self.skipped_steps = self._skipped_in_a_row = 0
         self.seconds = self.rank_seconds = 0.0
         self.speed = Speed(skip=WARMUP_STEPS)
         self.rank_note = hold_out(model, self.batches)
@@ -175,6 +182,18 @@ class Training:
         return [] if self.rank is None else self.rank.decisions
 
     @property
+    def notes(self) -> list[str]:
+        """What happened so far that a healthy training doesn't have, in sentences."""
+        if self.rank is not None:
+            return self.rank.notes
+        n = self.skipped_steps
+        return (
+            [f"{n:,} of {self.step_number:,} steps were skipped: their gradients weren't finite."]
+            if n
+            else []
+        )
+
+    @property
     def trained_bytes(self) -> int:
         """Bytes of everything that is trained."""
         return sum(p.nbytes for p in self.update.parameters)
@@ -203,7 +222,7 @@ class Training:
                 highest so far.
 
         Raises:
-            RankwiseError: the loss is not a number.
+            RankwiseError: the loss is not a number, or gradients aren't finite for many steps in a row.
         """
         resized = self._was_resized()
         if profile or resized:
@@ -215,8 +234,11 @@ class Training:
             step = self._step()
         if self.rank is not None:
             decides = self.rank.steps_taken + 1 in self.rank.checks
+            counted = self.rank.guard.skipped_steps if step.skipped else 0
             with self.memory() if decides else contextlib.nullcontext() as memory:
                 self._find_ranks(self.rank)
+            if step.skipped and self.rank.guard.skipped_steps == counted:  # its statistics were finite
+                self.rank.guard.skipped_steps += 1
             if memory is not None and memory.peak_mb > self._peak_mb:
                 self._peak_mb = memory.peak_mb
                 step = replace(step, memory=megabytes(memory.peak))
@@ -242,12 +264,17 @@ class Training:
         seed_torch(self.seed, "dropout", self.step_number)
         loss = self.backward(batch)
         if not math.isfinite(loss):
-            raise _no_number(loss, self)
+            raise _no_number(f"loss is {loss}", self)
         lr = self.peak_lr * self.lr_factor(self.step_number)
         then = None if self.hooks is None else partial(self.hooks.after_step, self.step_number + 1)
         with self.speed.share("optimizer"):
             norm = self.update.clip(cast(float, self.options.clip))
-            self.update.step(lr, then)
+            skipped = not math.isfinite(norm)
+            if skipped:
+                self._skip(norm)
+            else:
+                self.update.step(lr, then)
+                self._skipped_in_a_row = 0
         self.step_number += 1
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -256,7 +283,16 @@ class Training:
             self.speed.step(len(batch), tokens)
         else:
             self.speed.start()
-        return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds)
+        return Step(self.step_number, loss, lr, norm, len(batch), tokens, seconds, skipped=skipped)
+
+    def _skip(self, norm: float) -> None:
+        """Leave everything as it is in a step whose gradients have no finite norm."""
+        self.update.forget()
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= min(MOST_SKIPPED, self.steps):
+            what = f"gradient's norm is {norm}, {self._skipped_in_a_row} steps in a row,"
+            raise _no_number(what, self)
 
     def backward(self, batch: np.ndarray) -> float:
         """Add the gradients of the mean loss over a batch (row numbers) to the update; return that loss."""
@@ -265,7 +301,7 @@ class Training:
                 self.model,
                 self.rows,
                 batch,
-                key=(self.seed, self.step_number),
+                key=(self.seed % 2**64, self.step_number),
                 micro_batches=self.options.accumulate,
             )
         threads, losses = self.compute.micro_batch_threads, []
@@ -358,12 +394,13 @@ def _update(model: nn.Module, options: TrainOptions, *, update_clipping: bool) -
     )
 
 
-def _no_number(loss: float, training: Training) -> RankwiseError:
-    """Return the error that says at which step the loss was not a number, and what to do."""
+def _no_number(what: str, training: Training) -> RankwiseError:
+    """Return the error that says at which step something was not a number, and what to do."""
     half = training.compute.autocast is not None or any(
         p.dtype in (torch.bfloat16, torch.float16) for p in training.model.parameters()
     )
+    instead = ', or use `dtype="float32"`' if half else ""
     return RankwiseError(
-        f"The loss is {loss} at step {training.step_number + 1} of {training.steps}. "
-        f"Lower lr= (now {training.peak_lr:g}){', or use dtype=float32' if half else ''}."
+        f"The {what} at step {training.step_number + 1} of {training.steps}. "
+        f"Lower `lr=` (now {training.peak_lr:g}){instead}."
     )
