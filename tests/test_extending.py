@@ -87,11 +87,22 @@ def test_another_packages_task_and_method_are_compared_by_their_names(tmp_path):
     assert result["n_validation"] == 24
 
 
-def test_a_plug_in_that_cannot_be_imported_is_named(tmp_path):
-    install(tmp_path / "site", "broken_additions", "import there_is_no_such_module\n")
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def", "SyntaxError"),
+        ("raise RuntimeError", "RuntimeError"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_imported_is_named(code, why, tmp_path):
+    install(tmp_path / "site", "broken_additions", f"{code}\n")
     done = rankwise("train", "--method", "lora", "--out", tmp_path / "out", site=tmp_path / "site")
     assert done.returncode == 2
-    assert "The plug-in additions (broken_additions) can't be imported: ModuleNotFoundError" in done.stderr
+    assert f"The plug-in additions (broken_additions) can't be imported: {why}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("Repair or uninstall it.\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])

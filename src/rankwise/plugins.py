@@ -30,9 +30,9 @@ def load() -> None:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _looked = False  # whoever asks again is told again
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
             raise RankwiseError(
                 f"The plug-in {entry.name} ({entry.value}) can't be imported: {what}. Repair or uninstall it."
             ) from error

@@ -5,7 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from rankwise.engine.batch_schedule import BatchSchedule
-from rankwise.lora.layer import lora_layers
+from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.rank import defaults
 from rankwise.rank.controller import RankController
 from rankwise.rank.too_little import held_out_rows, keep_safe_rank
@@ -31,11 +31,22 @@ def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
     if n:
         batches.hold_out(n)
         return (
-            f"Ranks start at {layers[0].rank}; {n:,} training rows decide them and are trained on afterwards."
+            f"Ranks start at {_ranks(layers)}; {n:,} training rows decide them and are trained on afterwards."
         )
     keep_safe_rank(layers, config)
     little = f"{batches.rows:,} rows, {batches.steps} steps"
-    return f"Too little to find ranks on ({little}): every layer keeps rank {layers[0].rank}."
+    return f"Too little to find ranks on ({little}): {_kept(layers)}."
+
+
+def _kept(layers: list[LoRALinear]) -> str:
+    ranks = _ranks(layers)
+    return f"every layer keeps rank {ranks}" if ranks.isdecimal() else f"every layer keeps its rank, {ranks}"
+
+
+def _ranks(layers: list[LoRALinear]) -> str:
+    """Return `16`, or `2 to 16` where layers differ, as they may where a training goes on from an adapter."""
+    low, high = min(layer.rank for layer in layers), max(layer.rank for layer in layers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def collectors(rank: RankController | None) -> list[Tensor]:
