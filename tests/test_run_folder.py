@@ -200,7 +200,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_ignored(folder):
     assert number_of(folder.checkpoint) == 1
     folder.replace_checkpoint(save_number(2))
     assert number_of(folder.checkpoint) == 2
-    assert names(folder.checkpoint) == {"state"}
+    assert names(folder.checkpoint) == {"state", "SHA256SUMS"}
 
 
 def test_a_first_checkpoint_that_was_not_written_to_its_end_is_none(folder):

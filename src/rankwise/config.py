@@ -328,23 +328,47 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type, values: Any) -> Any:
-    """Make a `kind`, one of the dataclasses above, from what `to_json` returned."""
-    hints = get_type_hints(kind)
-    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
+    """Make a `kind`, one of the dataclasses above, from what `to_json` returned.
+
+    Raises:
+        ValueError: an option is unknown or of another type; the message names it.
+        RankwiseError: an option has a value that it can't have.
+    """
+    return _from_json(kind, values, kind.__name__)
 
 
-def _from_json(kind: Any, value: Any) -> Any:
-    if value is None:
-        return None
+def _from_json(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) in (Union, UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
         (kind,) = (arg for arg in get_args(kind) if arg is not type(None))
     if is_dataclass(kind):
-        return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r:.40}, not an object")
+        stored = {f.name for f in fields(kind) if f.metadata.get("stored", True)}
+        hints = {key: hint for key, hint in get_type_hints(kind).items() if key in stored}
+        if unknown := value.keys() - hints.keys():
+            raise ValueError(f"there is no option {min(unknown):.60}")
+        try:
+            return kind(**{key: _from_json(hints[key], one, key) for key, one in value.items()})  # pyright: ignore[reportCallIssue]
+        except TypeError as error:  # a field without a default is missing
+            raise ValueError(str(error)) from None
     if kind is Path:
-        return Path(value)
+        return Path(_leaf(str, value, name))
     if get_origin(kind) is tuple:
         values = [value] if isinstance(value, str) else value
-        return tuple(_from_json(get_args(kind)[0], one) for one in values)
+        if not isinstance(values, list):
+            raise ValueError(f"{name} is {value!r:.40}, not a list")
+        return tuple(_from_json(get_args(kind)[0], one, name) for one in values)
+    return _leaf(kind, value, name)
+
+
+def _leaf(kind: Any, value: Any, name: str) -> Any:
+    """Return a value that is of one of the plain types, or one of a `Literal`."""
+    kinds = tuple(type(one) for one in get_args(kind)) or ((int, float) if kind is float else (kind,))
+    fits = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+    if not fits or (get_args(kind) and value not in get_args(kind)):
+        raise ValueError(f"{name} is {value!r:.40}")
     return value
 
 

@@ -5,11 +5,12 @@ Files are replaced in one step. So a reader finds the old file or the new one, w
 run.json                 the request, what it was resolved to, versions, hardware
 steps.jsonl              one line an optimizer step
 ranks.jsonl              one line a rank decision: the proposal, the evidence, the outcome
-checkpoint-<n>/          the latest state of training; removed when the run ends well
+checkpoint-<n>/          the latest state of training, and the SHA-256 of its files; removed when the run ends well
 predictions.parquet      idx, label, prediction, logits of the validation rows; labels in the form of their objective (`tasks.objectives`)
 result.json              written last: its presence means "finished"
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,23 +23,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise import records
+from rankwise.errors import RankwiseError
 from rankwise.files import (
     append_lines,
     damaged,
     flush,
     make_folder,
+    naming,
     read_json,
     read_lines,
+    replacing,
     step_line,
     whole_lines,
     write,
     write_json,
+    write_sums,
 )
 
 RESULT = tuple(name for name, field in records.Result.model_fields.items() if field.is_required())
 """Entries that every result.json has. Reports rely on them."""
 LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
 """Stored types of predictions and labels: classes, numbers, and several labels as 0s and 1s."""
+
+
+def _number_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def run_name(task: str, method: str, seed: int) -> str:
@@ -101,6 +110,10 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         return _record(records.Run, self._run)
+
+    def damaged_run(self, why: object) -> RankwiseError:
+        """Return the error for a run.json that holds something else than a run."""
+        return damaged(self._run, why)
 
     def update_run_json(self, **entries: Any) -> None:
         """Set entries of run.json."""
@@ -169,14 +182,17 @@ class RunFolder:
                 write(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     @property
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, the latest first. A kill while one took the place of another leaves two."""
+        found = [
+            path for path in self.path.glob("checkpoint-*") if re.fullmatch("[0-9]{1,18}", path.name[11:]) and path.is_dir()
+        ]
+        return sorted(found, key=_number_of, reverse=True)
+
+    @property
     def checkpoint(self) -> Path | None:
         """The latest complete checkpoint; None if there is none."""
-        found = {
-            int(p.name[11:]): p
-            for p in self.path.glob("checkpoint-*")
-            if re.fullmatch("[0-9]{1,18}", p.name[11:])
-        }
-        return found[max(found)] if found else None
+        return next(iter(self.checkpoints), None)
 
     def replace_checkpoint(self, save: Callable[[Path], None]) -> None:
         """Replace the checkpoint: the new one is written aside, flushed to disk and renamed, then the old one is removed.
@@ -184,23 +200,50 @@ class RunFolder:
         Args:
             save: writes the state into the empty folder that it is given.
         """
-        old = self.checkpoint
-        number = int(old.name.rpartition("-")[2]) + 1 if old else 1
+        found = self.checkpoints
+        number = _number_of(found[0]) + 1 if found else 1
         partial = self.path / "checkpoint-partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save(partial)
-        for file in partial.iterdir():
-            flush(file)
-        partial.replace(self.path / f"checkpoint-{number}")
-        flush(self.path)
-        if old:
+        try:
+            with naming(partial):
+                partial.mkdir()
+                save(partial)
+                write_sums(partial)
+                for file in partial.iterdir():
+                    flush(file)
+                partial.replace(self.path / f"checkpoint-{number}")
+                flush(self.path)
+        except BaseException:  # half a checkpoint only takes space
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for old in found:
             shutil.rmtree(old, ignore_errors=True)
 
     def remove_checkpoint(self) -> None:
-        """Remove every checkpoint: the run has a result, and nothing is left to resume."""
+        """Remove every checkpoint, and what a kill left of a file: the run has a result, and nothing is left to resume."""
         for folder in self.path.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)
+        for file in self.path.glob("*.partial"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def forget_request(self) -> None:
+        """Remove run.json, so that a run without a checkpoint begins anew and chooses anew."""
+        self._run.unlink(missing_ok=True)
+
+    def remove_request(self) -> None:
+        """Remove the folder, if it holds nothing but a request and logs without a step; otherwise it stays as it is."""
+        begun = {self._run.name, self._steps.name, self._ranks.name, ".lock"}
+        with contextlib.suppress(OSError):
+            held = list(self.path.iterdir())
+            logged = self._steps.is_file() and self._steps.stat().st_size > 0
+            if logged or any(
+                path.name.removesuffix(".partial") not in begun or path.is_dir() for path in held
+            ):
+                return
+            for path in held:
+                path.unlink()
+            self.path.rmdir()
 
     # ── Predictions and result ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,10 +260,8 @@ class RunFolder:
         """
         columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
         table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
-        partial = self._predictions.with_suffix(".partial")
-        pq.write_table(table, partial)
-        flush(partial)
-        partial.replace(self._predictions)
+        with replacing(self._predictions) as partial:
+            pq.write_table(table, partial)
 
     def read_predictions(self) -> pa.Table:
         """Read predictions.parquet.

@@ -5,6 +5,8 @@
 A resumed run repeats the choices of its beginning (`facts` in run.json: threads, dtype, padding, engine), so that it continues bit for bit.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from rankwise import hardware
-from rankwise.config import RunConfig, from_json
+from rankwise.config import RunConfig, from_json, to_json
 from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute
@@ -29,6 +31,7 @@ from rankwise.run_folder import RunFolder
 from rankwise.runs import methods, recipes, warm_start
 from rankwise.runs.early_stopping import hold_out
 from rankwise.runs.evaluation import labels
+from rankwise.runs.facts import Assigned, Facts, read
 from rankwise.runs.methods import Adapted, Method
 from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Encoded, encode
@@ -101,6 +104,8 @@ class Prepared:
         rss: the peak of the process's memory from now on.
         facts: choices that a resumed run repeats, for run.json.
         notes: the first lines of a run, for people.
+        assigned: what a grid, or the command line, decides beside the options.
+        request: names the request and the choices that a resumed run repeats.
     """
 
     config: RunConfig
@@ -113,6 +118,8 @@ class Prepared:
     rss: PeakRss
     facts: dict[str, Any]
     notes: list[str]
+    assigned: Assigned
+    request: str
 
 
 def prepare(folder: RunFolder) -> Prepared:
@@ -122,10 +129,15 @@ def prepare(folder: RunFolder) -> Prepared:
         RankwiseError: an unknown name, rows or a model that can't be used, or options that don't go together.
     """
     record = folder.read_run()
-    facts = record.get("facts") or {}
-    name, config = resolve(from_json(RunConfig, record["requested"]))
+    try:
+        requested = from_json(RunConfig, record["requested"])
+        facts = {k: v for k, v in read(Facts, record.get("facts")).model_dump().items() if v is not None}
+        assigned = read(Assigned, record.get("assigned"))
+    except ValueError as error:
+        raise folder.damaged_run(error) from None
+    name, config = resolve(requested)
     method = methods.named(name)
-    place = choose_place(config, facts, record.get("assigned") or {})
+    place = choose_place(config, facts, assigned.threads)
     check_base_bits(config, name, place.device)
     dataset = load_dataset(
         config
@@ -171,6 +183,7 @@ def prepare(folder: RunFolder) -> Prepared:
         *rows.dataset.notes,
         *_truncated_note(rows, source.max_length),
     ]
+    facts = _facts(config, place, source, training, weights, rows)
     return Prepared(
         config=config,
         method=method,
@@ -180,8 +193,10 @@ def prepare(folder: RunFolder) -> Prepared:
         adapted=adapted,
         training=training,
         rss=rss,
-        facts=_facts(config, place, source, training, weights, rows) | {"learning_rate_from": lr.why},
+        facts=facts | {"learning_rate_from": lr.why},
         notes=notes,
+        assigned=assigned,
+        request=_digest(to_json(requested), facts),
     )
 
 
@@ -192,15 +207,15 @@ def resolve(requested: RunConfig) -> tuple[str, RunConfig]:
     return method.name, recipes.resolve(replace(requested, lora=method.lora, train=train), method.name)
 
 
-def choose_place(config: RunConfig, facts: dict[str, Any], assigned: dict[str, Any]) -> Place:
+def choose_place(config: RunConfig, facts: dict[str, Any], assigned: int | None) -> Place:
     """Choose device, threads and number type.
 
     Args:
         config: of the run.
         facts: what the run chose when it began, if it is resumed.
-        assigned: what a grid gives each of its runs.
+        assigned: threads that a grid gives each of its runs.
     """
-    threads = facts.get("threads") or config.model.threads or assigned.get("threads") or hardware.cores()
+    threads = facts.get("threads") or config.model.threads or assigned or hardware.cores()
     torch.set_num_threads(threads)
     device = hardware.choose_device(config.model.device)
     dtype, reason = hardware.choose_dtype(facts.get("dtype") or config.model.dtype, device)
@@ -299,6 +314,11 @@ def _truncated_note(rows: RunRows, max_length: int) -> list[str]:
     n = rows.train.n_truncated + sum(split.n_truncated for split in rows.validation.values())
     texts = "text was" if n == 1 else "texts were"
     return [f"{n:,} {texts} longer than {max_length} tokens and truncated."] if n else []
+
+
+def _digest(*documents: Any) -> str:
+    """Return a name for JSON values: other values have another."""
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
 
 
 def _facts(
