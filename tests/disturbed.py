@@ -55,8 +55,8 @@ def disturb(moment: str, act: Callable[[], None]) -> None:
         if at:
             act()
 
-    def save_half(training, folder):
-        save(training, folder)
+    def save_half(training, folder, **given):
+        save(training, folder, **given)
         if now():
             file = folder / "training.safetensors"
             os.truncate(file, file.stat().st_size // 2)

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from rankwise.cli import app, main
+from rankwise.cli import main
+from rankwise.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]

@@ -4,7 +4,6 @@ Public names are imported on first use, so that `rankwise --help` does not impor
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("rankwise")
     if name in _HOME:
         return getattr(import_module(f"rankwise.{_HOME[name]}"), name)

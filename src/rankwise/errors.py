@@ -4,6 +4,9 @@ An argument in a message is written as in Python, between backticks: `` `lr=` ``
 flag (`--lr`, `--memory fast`; see `cli.parameters.in_flags`).
 """
 
+import errno
+import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,3 +21,37 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f" Did you mean {close[0]!r}?" if close else ""
     return f"{guess} Known: {', '.join(known)}."
+
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What only writing meets: no space, a quota, a limit on a file's size, a read-only file system."""
+OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+"""How safetensors and pyarrow write the number of a system's error in their own messages."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """Return a sentence for an error of the machine: a full disk, a file that may not be opened, too little memory.
+
+    Returns:
+        None for any other error.
+    """
+    said = str(error)
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in said
+    ):
+        return (
+            "This machine has too little memory for this. Set a limit with `memory=`, or give a smaller `batch_size=` or "
+            "`max_length=`."
+        )
+    found = OS_ERROR.search(said)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and found is not None:
+        number = int(found[1] or found[2])
+    if number is None:
+        return f"A file can't be used: {' '.join(said.split())}." if isinstance(error, OSError) else None
+    file = getattr(error, "filename", None)
+    what = f"{'A file' if file is None else file} can't be {'written' if number in NOT_WRITABLE else 'used'}"
+    remedy = " Free some space there, or name another folder." if number in NOT_WRITABLE else ""
+    return f"{what}: {os.strerror(number)}.{remedy}"

@@ -289,7 +289,7 @@ def remembered(
 def _numbers(file: Path) -> dict[str, float]:
     """Return the numbers in a JSON object, and none where there is no such file."""
     try:
-        known = parse_json(file.read_bytes(), nan=True)
+        known = parse_json(file.read_bytes())
     except (OSError, ValueError):
         return {}
     found = known.items() if isinstance(known, dict) else ()

@@ -185,7 +185,9 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, the latest first. A kill while one took the place of another leaves two."""
         found = [
-            path for path in self.path.glob("checkpoint-*") if re.fullmatch("[0-9]{1,18}", path.name[11:]) and path.is_dir()
+            path
+            for path in self.path.glob("checkpoint-*")
+            if re.fullmatch("[0-9]{1,18}", path.name[11:]) and path.is_dir()
         ]
         return sorted(found, key=_number_of, reverse=True)
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import select
 import shlex
 import signal
@@ -20,7 +21,8 @@ import pytest
 from filelock import FileLock
 
 import tiny
-from rankwise.cli import app, main
+from rankwise.cli import main
+from rankwise.cli.commands import app
 
 FAST = ["--dtype", "float32", "--epochs", "1", "--batch-size", "16", "--lr", "1e-3", "--threads", "1"]
 COMMANDS = [name for name in app if not name.startswith("-")]
@@ -530,13 +532,18 @@ def test_predictions_are_refused_where_they_cannot_be_written(trained, table, re
     assert rows.read_text() == content
 
 
-def test_an_infinite_loss_stops_the_run_and_leaves_nothing_behind(model, table, rankwise):
+def test_an_infinite_loss_stops_the_run_and_its_folder_can_be_used_again(model, table, rankwise):
     arguments = ["train", table, "--model", model, "--out", "out"]
     code, _, err = rankwise(*arguments, "--dtype", "float32", "--lr", "1e30")
     assert code == 2
     assert err.startswith("The loss is nan at step 2 of ")
-    assert not Path("out").exists()
+    assert len(Path("out/steps.jsonl").read_text().splitlines()) == 1
     assert rankwise(*arguments, *FAST)[0] == 0
+    assert [json.loads(line)["step"] for line in Path("out/steps.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_run_that_learned_nothing_says_so(model, table, trained, rankwise):
@@ -639,13 +646,112 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_bind_the_next_one(model, 
     assert "key" in json.loads(Path("out/adapter_config.json").read_text())["target_modules"]
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "config.json", "model.safetensors"])
+def test_a_folder_that_holds_anothers_adapter_or_model_is_left_alone(name, model, table, rankwise):
+    Path("theirs").mkdir()
+    write(f"theirs/{name}", "{}")
+    code, _, err = rankwise("train", table, "--model", model, "--out", "theirs", *FAST)
+    assert code == 2
+    assert f"theirs holds a model or an adapter ({name}), which would be lost." in err
+    assert [path.name for path in Path("theirs").iterdir()] == [name]
+
+
+def test_what_a_kill_left_beside_a_result_is_removed(model, table, rankwise):
+    command = ["train", table, "--model", model, "--out", "out", *FAST]
+    assert rankwise(*command)[0] == 0
+    held = {path.name for path in Path("out").iterdir()}
+    Path("out/checkpoint-3").mkdir()
+    Path("out/checkpoint-partial").mkdir()
+    write("out/.lock", "")
+    write("out/README.md.partial", "half")
+    code, out, _ = rankwise(*command)
+    assert code == 0
+    assert "Saved in out." in out
+    assert {path.name for path in Path("out").iterdir()} == held
+
+
+# ── What is optional ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cache_that_cannot_be_kept_costs_nothing(model, table, rankwise, monkeypatch):
+    write("file", "no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").resolve()))
+    code, _, err = rankwise(
+        "train",
+        table,
+        "--model",
+        model,
+        "--out",
+        "out",
+        *FAST[:2],
+        "--epochs",
+        "4",
+        "--batch-size",
+        "16",
+        "--threads",
+        "2",
+    )
+    assert (code, err) == (0, "")
+    assert Path("out/adapter_model.safetensors").exists()
+    assert json.loads(Path("out/result.json").read_text())["speed"]["product_share"] > 0
+
+
+def test_a_card_that_cannot_be_written_is_a_line(model, table, rankwise):
+    Path("out").mkdir()
+    Path("out/README.md").mkdir()
+    code, out, err = rankwise("train", table, "--model", model, "--out", "out", *FAST)
+    assert (code, err) == (0, "")
+    assert "The model card couldn't be written. out/README.md" in out
+    assert Path("out/result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_ends_all_the_same(model, table):
+    child = process(
+        "train",
+        table,
+        "--model",
+        model,
+        "--out",
+        "out",
+        *FAST,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdout
+    child.stdout.close()
+    assert child.stderr
+    assert child.stderr.read() == b""
+    assert child.wait() == 0
+    assert Path("out/result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [400, 2_000, 20_000, 60_000])
+def test_a_disk_without_space_is_one_line_and_the_run_can_go_on(limit, model, table, rankwise):
+    """The limit on a file's size stands in for the disk's."""
+    command = ["train", str(table), "--model", model, "--out", "out", *FAST]
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from rankwise.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert re.search(r"can't be written: File too large\.", done.stderr), done.stderr
+    assert not Path("out/result.json").exists()
+    assert rankwise(*command)[0] == 0
+
+
 # ── Processes of their own ────────────────────────────────────────────────────────────────────────
 
 
 def test_the_grid_starts_without_waiting_for_torch():
-    modules = "rankwise.runs.grid, rankwise.cli, rankwise.report, rankwise.cli.progress, rankwise.runs.recipes, rankwise.tasks.load"
+    modules = "rankwise.runs.grid, rankwise.cli.commands, rankwise.report, rankwise.cli.progress"
     code = (
-        f"import sys, {modules}, rankwise.runs.methods, rankwise.models.hub\n"
+        f"import sys, {modules}, rankwise.runs.recipes, rankwise.tasks.load, rankwise.runs.methods, rankwise.models.hub\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -681,25 +787,84 @@ def test_a_terminal_gets_a_bar(model, table):
     assert "/180 (" in text
 
 
-@pytest.mark.slow
-def test_interrupting_a_run_before_its_first_checkpoint_leaves_nothing(model, table):
-    child = process(
-        "train", table, "--model", model, "--out", "out", *FAST[:2], "--epochs", "100000",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def interrupted(command: list[object], how: signal.Signals, sign: Path) -> tuple[int, str]:
+    """Starts a command, sends it a signal as soon as there is something in a file, and once more while it leaves."""
+    child = process(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while not Path("out/steps.jsonl").exists() or not Path("out/steps.jsonl").stat().st_size:
+    while not sign.exists() or not sign.stat().st_size:
         assert time.monotonic() < until
         assert child.poll() is None
-        time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    child.send_signal(how)
     assert child.stderr
     err = child.stderr.readline()
-    child.send_signal(signal.SIGINT)  # once more while it leaves
-    err += child.communicate()[1]
-    assert child.returncode == 130
-    assert err == "Interrupted. The same command continues from what was saved.\n"
+    child.send_signal(how)
+    err += child.communicate(timeout=60)[1]
+    return child.returncode, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (signal.SIGINT, "Interrupted"),
+        (signal.SIGTERM, "Interrupted by SIGTERM"),
+        (signal.SIGHUP, "Interrupted by SIGHUP"),
+    ],
+)
+def test_a_run_that_is_interrupted_in_its_first_second_continues(how, words, model, table, rankwise):
+    command = ["train", table, "--model", model, *FAST[:2], "--threads", "1", "--epochs", "80", "--out"]
+    code, err = interrupted([*command, "out"], how, Path("out/steps.jsonl"))
+    assert code == 128 + how
+    said = re.fullmatch(
+        rf"{words} after step (\d+) of (\d+)\. The same command continues from there\.\n", err
+    )
+    assert said, err
+    assert {path.name for path in Path("out").iterdir()} == {
+        "run.json",
+        "steps.jsonl",
+        "ranks.jsonl",
+        "checkpoint-1",
+    } - (set() if Path("out/ranks.jsonl").exists() else {"ranks.jsonl"})
+    code, out, _ = rankwise(*command, "out")
+    assert code == 0
+    assert f"Continued from step {said[1]}." in out
+    assert rankwise(*command, "undisturbed")[0] == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "predictions.parquet"):
+        assert Path("out", name).read_bytes() == Path("undisturbed", name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_before_its_first_step_leaves_nothing(how, model, table):
+    code, err = interrupted(
+        ["train", table, "--model", model, "--epochs", "1000", "--out", "out"], how, Path("out/run.json")
+    )
+    assert code == 128 + how
+    assert re.fullmatch(r"Interrupted( by SIGTERM)? before anything was saved\.\n", err), err
     assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_program_starts_is_one_line(model, table):
+    for tenths in range(1, 7):
+        child = process(
+            "train",
+            table,
+            "--model",
+            model,
+            "--out",
+            "out",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(tenths / 10)
+        child.send_signal(signal.SIGINT)
+        err = child.communicate(timeout=60)[1]
+        assert child.returncode == 130
+        assert re.fullmatch(r"Interrupted[\w ]*\.\n", err), err
+        assert not Path("out").exists()
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_numbers_with_fractions_are_refused_where_whole_ones_belong(line):
     ],
 )
 def test_arguments_in_messages_are_shown_as_flags(message, shown):
-    import rankwise.cli  # noqa: F401 (its commands' flags are known)
+    import rankwise.cli.commands  # noqa: F401 (its commands' flags are known)
 
     assert in_flags(message) == shown
 

@@ -346,6 +346,50 @@ def test_a_finished_run_that_no_longer_says_what_it_was_is_not_trusted(tmp_path)
     assert "sst2.lora.s0/run.json is missing" in failed["sst2.lora.s0"]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, with 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+FILLS = """
+def fill():
+    with (folder / "filler").open("ab", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+try:
+    fill()
+except OSError as error:
+    tell("error", message=str(error)); sys.exit(2)
+"""
+
+
+def test_a_full_disk_ends_one_run_after_the_other_and_not_the_grid(small_disk):
+    """What a failed run says can't be written any more, and neither can what the next one is asked for."""
+    heard, failed = ran(grid(small_disk, seeds=2), worker(sst2_full_s0=FILLS))
+    assert list(failed) == heard.of("failed") == [f"sst2.{m}.s{s}" for s in (0, 1) for m in ("full", "lora")]
+    assert all("No space left on device" in why for why in failed.values()), failed
+    (small_disk / "sst2.full.s0" / "filler").unlink()
+    heard, failed = ran(grid(small_disk, seeds=2))
+    assert failed == {}
+    assert len(heard.of("result")) == 4
+
+
+def test_a_disk_that_is_full_for_a_while_costs_the_runs_of_that_while(small_disk):
+    command = worker(
+        sst2_full_s0=FILLS.replace("sys.exit(2)", "(folder / 'filler').unlink(); sys.exit(2)"),
+    )
+    heard, failed = ran(grid(small_disk), command)
+    assert list(failed) == ["sst2.full.s0"]
+    assert heard.of("result") == ["sst2.lora.s0"]
+
+
 def test_a_checkpoint_left_behind_by_a_finished_run_is_removed(tmp_path):
     ran(grid(tmp_path, methods=("full",)))
     (tmp_path / "sst2.full.s0" / "checkpoint-3").mkdir()

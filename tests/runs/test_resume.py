@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,7 +280,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path, command, 
     out, lora = tmp_path / "out", [*command, "--methods", "lora"]
     code, stderr = interrupt(out, lora, environment, "lora", "step 9", signal.SIGINT)
     assert code == 130
-    assert stderr.splitlines()[-1] == "Interrupted. The same command continues from what was saved."
+    assert stderr.splitlines()[-1] == (
+        "Interrupted: 0 of 1 runs are finished, 1 begun. The same command continues from there."
+    )
     run = RunFolder(out / "sst2.lora.s0")
     assert run.checkpoint
     assert not run.read_run()["failed"]
@@ -325,6 +328,124 @@ def test_a_damaged_checkpoint_is_named(run, damage):
     ):
         execute(folder, lambda event: None)
     assert not folder.finished
+
+
+def test_of_two_checkpoints_the_newest_whole_one_is_taken(run, monkeypatch):
+    """A kill may leave two, and the newer one may be torn by the disk."""
+    monkeypatch.setattr("rankwise.runs.run.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rankwise.runs.run.CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr("rankwise.run_folder.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(RunFolder, "write_result", lambda *_: None)
+    folder = run(epochs=4.0)
+    execute(folder, lambda event: None)
+    assert len(folder.checkpoints) == 3
+    torn = folder.checkpoints[0] / "training.safetensors"
+    os.truncate(torn, torn.stat().st_size - 7)
+    monkeypatch.undo()
+    told = []
+    execute(folder, told.append)
+    assert "Continued from step 2." in told[0]["notes"]
+
+
+@pytest.mark.parametrize("file", ["training.json", "training.safetensors", "SHA256SUMS"])
+def test_a_single_changed_bit_of_a_checkpoint_is_seen(run, monkeypatch, file):
+    monkeypatch.setattr("rankwise.runs.run.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("rankwise.runs.run.CHECKPOINT_SHARE", float("inf"))
+    folder = run(epochs=2.0)
+
+    def stop(event):
+        if event["event"] == "evaluate":
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        execute(folder, stop)
+    assert folder.checkpoint
+    content = bytearray((folder.checkpoint / file).read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    (folder.checkpoint / file).write_bytes(content)
+    with pytest.raises(RankwiseError, match="checkpoint-2 is damaged"):
+        execute(folder, lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"threads": 10**9}, "threads"),
+        ({"threads": "2"}, "threads"),
+        ({"dtype": "complex64"}, "dtype"),
+        ({"padding": "none"}, "padding"),
+        ({"engine": {}}, "engine.micro_batches"),
+        ({"engine": {"micro_batches": 0, "recompute": False, "cost": None, "budget": None}}, "micro_batches"),
+        ([], "facts"),
+        ("x", "facts"),
+    ],
+)
+def test_choices_that_no_run_makes_are_named(run, facts, says):
+    folder = run()
+    folder.update_run_json(facts=facts)
+    with pytest.raises(RankwiseError, match=rf"run\.json is damaged \(.*{says}.*\)\. Remove its folder"):
+        execute(folder, lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": "0"}, "seed is '0'"),
+        ({"seed": True}, "seed is True"),
+        ({"task": None}, "task is None"),
+        ({"train": {"epochs": "3"}}, "epochs is '3'"),
+        ({"train": {"optimizer": "sgd"}}, "optimizer is 'sgd'"),
+        ({"train": {"epoch": 3}}, "there is no option epoch"),
+        ({"train": None}, "train is None"),
+        ({"lora": {"targets": 3}}, "targets is 3"),
+        ({"lora": {"targets": [3]}}, "targets is 3"),
+        ({"data": {"data": ["x"]}}, "data is"),
+        ({"model": {"base_bits": 5}}, "base_bits is 5"),
+    ],
+)
+def test_a_request_that_is_none_is_named(run, changes, says):
+    folder = run()
+    folder.update_run_json(requested={**folder.read_run()["requested"], **changes})
+    with pytest.raises(RankwiseError, match=r"run\.json is damaged") as error:
+        execute(folder, lambda event: None)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_what_goes_wrong_after_the_last_step_loses_nothing_that_was_trained(run, error):
+    folder, undisturbed = run(epochs=3.0), run("undisturbed", epochs=3.0)
+    execute(undisturbed, lambda event: None)
+
+    def fail(event):
+        if event["event"] == "evaluate":
+            raise error
+
+    with pytest.raises(type(error)):
+        execute(folder, fail)
+    assert folder.checkpoint
+    told = []
+    execute(folder, told.append)
+    assert "Continued from step 3." in told[0]["notes"]
+    assert_same(folder.path, undisturbed.path, steps=3)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_only_itself(run, monkeypatch):
+    from rankwise.runs import run as run_module
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_module.checkpoint, "save", full)
+    folder, told = run(epochs=2.0), []
+    execute(folder, told.append)
+    assert folder.finished
+    notes = [event["text"] for event in told if event["event"] == "note"]
+    assert len(notes) == 1
+    assert re.match(r"A checkpoint couldn't be written\. .*: No space left on device", notes[0])
+    assert not (folder.path / "checkpoint-partial").exists()
 
 
 def test_what_was_chosen_when_a_run_began_is_kept_when_it_continues(run):

@@ -60,18 +60,18 @@ def test_a_trained_runs_curves_are_its_log(tmp_path):
 
 
 def test_without_the_option_nothing_is_written(tmp_path):
-    nothing = Board()
+    nothing = Board(print)
     nothing.step({"step": 1, "loss": 0.5})
     nothing.close(1, {"validation": {"accuracy": 1.0}})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_an_interrupted_run_wrote_past_its_checkpoint_is_taken_back(tmp_path):
-    first = Board(tmp_path)
+    first = Board(print, tmp_path)
     for step in (1, 2, 3):
         first.step({"step": step, "loss": float(step)})
     first.close(3, {})
-    again = Board(tmp_path, step=1)
+    again = Board(print, tmp_path, step=1)
     for step in (2, 3):
         again.step({"step": step, "loss": 10.0 * step})
     again.close(3, {})
@@ -118,3 +118,22 @@ def test_a_grid_asks_each_of_its_runs_for_it(tmp_path):
         main([*command, "--tensorboard", "--out", str(tmp_path / "out")])
     assert ended.value.code == 0
     assert "train/loss" in curves(tmp_path / "out" / "sst2.lora.s0")
+
+
+@pytest.mark.parametrize("at", ["start", "step", "end"])
+def test_curves_that_cannot_be_written_are_reported_once_and_end_nothing(tmp_path, at, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    name = {"start": "__init__", "step": "add_scalar", "end": "close"}[at]
+    monkeypatch.setattr(SummaryWriter, name, full)
+    told = []
+    board = Board(told.append, tmp_path)
+    for step in (1, 2, 3):
+        board.step({"step": step, "loss": float(step), "grad_norm": None})
+    board.close(3, {})
+    assert [event["event"] for event in told] == ["note"]
+    assert told[0]["text"].startswith("The curves for TensorBoard couldn't be written. ")
+    assert "No space left on device" in told[0]["text"]

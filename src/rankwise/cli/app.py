@@ -1,10 +1,12 @@
 """The application: what all commands share, and how errors are reported.
 
-Output for people goes to stdout. With `--json` it goes to stderr, and stdout carries one JSON object. An error in the input is one line on
-stderr and exit code 2.
+Output for people goes to stdout. With `--json` it goes to stderr, and stdout carries one JSON object. An error in the input, or of the
+machine (a full disk), is one line on stderr and exit code 2.
 """
 
+import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -25,7 +27,8 @@ from cyclopts import (
 
 from rankwise import console, inert
 from rankwise.cli.parameters import in_flags, with_flags
-from rankwise.errors import RankwiseError, nearest
+from rankwise.errors import RankwiseError, machine_fault, nearest
+from rankwise.runs import interruption
 
 
 def _shown_default(value: Any) -> str | None:
@@ -61,7 +64,7 @@ def command(function: Command) -> Command:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs a command and exits: 0 done, 2 an error in the input, 130 interrupted, 1 a defect of rankwise."""
+    """Runs a command and exits, see `rankwise.cli.main`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     # PEFT imports bitsandbytes, which prints advice about kernels to download.
@@ -71,22 +74,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the exit
-        _fail("Interrupted. The same command continues from what was saved.", 130, debug)
+    except KeyboardInterrupt as interrupted:
+        _interrupted(str(interrupted), debug)
     except BrokenPipeError:  # the reader of our output closed it; at exit nothing may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:  # a full disk, a name that is too long, a folder that isn't ours
-        where = f": {error.filename}" if error.filename else ""
-        _fail(f"The system refused a file ({error.strerror or error}{where}).", 2, debug)
     except Exception as error:
-        if _lacks_memory(error):
-            _fail(
-                "There isn't enough memory. Try --memory lean, or a smaller --batch-size or --max-length.",
-                2,
-                debug,
-            )
+        if interruption.heard() is not None:  # a library turned the interruption into an error of its own
+            _interrupted("", debug)
+        if sentence := machine_fault(error):
+            _fail(in_flags(sentence), 2, debug)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _fail(
             f"rankwise stopped on an unexpected error ({what}). Give --debug to see where.",
@@ -96,17 +93,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _interrupted(message: str, debug: bool) -> NoReturn:
+    for one in interruption.SIGNALS:
+        signal.signal(one, signal.SIG_IGN)  # a second one must not interrupt the exit
+    _fail(message or f"{interruption.words()}.", interruption.exit_code(), debug)
+
+
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    console.line(" ".join(message.split()), sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        if debug:
+            traceback.print_exc()
+        console.line(" ".join(message.split()), sys.stderr)
     sys.exit(code)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether a computation failed because memory ran out; on a CPU, PyTorch says so by a plain RuntimeError."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _sentence(error: Exception, arguments: list[str]) -> str:
@@ -139,6 +137,14 @@ def say(json: bool, line: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Prints the one JSON object of a command."""
+    """Prints the one JSON object of a command. What is no number there, is null: JSON has no word for it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(inert.json(document, ascii_only="utf" not in encoding.lower()))
+    print(inert.json(_with_null(document), ascii_only="utf" not in encoding.lower()))
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_null(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

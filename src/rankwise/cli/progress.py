@@ -1,5 +1,6 @@
 """Shows runs while they work: in a terminal a live table and bars, elsewhere plain lines without control characters."""
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -41,14 +42,19 @@ class _Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.terminal:
-            self.live.stop()
+            with contextlib.suppress(OSError):
+                self.live.stop()
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays. A terminal that is gone, or a full disk behind it, doesn't end the work."""
+        with contextlib.suppress(OSError):
+            self._print(in_flags(line))
+
+    def _print(self, line: str) -> None:
         if self.terminal:
-            self.console.print(text(in_flags(line)))
+            self.console.print(text(line))
         else:
-            console.line(in_flags(line), self.stream)
+            console.line(line, self.stream)
 
     def render(self) -> Any:
         """Return what the live region shows now."""
@@ -123,7 +129,7 @@ class RunProgress(_Screen):
         self.run.hear(event)
         for note in event.get("notes", []):
             self.say(note)
-        if event["event"] == "rank":
+        if event["event"] in ("rank", "note"):
             self.say(event["text"])
         if not self.terminal and event["event"] == "step" and self.run.due():
             self.say(self.run.words())
@@ -155,6 +161,8 @@ class GridProgress(_Screen):
         kind = event["event"]
         if kind == "failed":
             self.say(f"{name} failed: {event['message']}")
+        elif kind == "note":
+            self.say(f"{name}: {event['text']}")
         elif not self.terminal:
             self._plain(name, run, kind)
 

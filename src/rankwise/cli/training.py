@@ -1,8 +1,7 @@
 """The commands `compare`, `train` and `report`."""
 
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,9 +31,12 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
     if config.tensorboard:
         check_tensorboard()
     _fetch(config)
-    with GridProgress(people(json)) as progress:
-        failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
     n = len(config.runs())
+    try:
+        with GridProgress(people(json)) as progress:
+            failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
+    except KeyboardInterrupt as interrupted:
+        raise _interrupted_grid(config.out, n) from interrupted
     if len(failed) < n:
         _report(config.out, json)
         say(json, f"The page with curves, ranks and examples: {config.out / 'report.html'}")
@@ -72,21 +74,43 @@ def report(
         print_json(report.to_json(document))
 
 
+def _interrupted_grid(out: Path, n: int) -> KeyboardInterrupt:
+    """Return an interruption that says what there is of a grid of n runs."""
+    from rankwise.run_folder import run_folders
+    from rankwise.runs.interruption import Interrupted, words
+
+    folders = run_folders(out)
+    finished = sum(folder.finished for folder in folders)
+    begun = sum(not folder.finished and folder.checkpoint is not None for folder in folders)
+    if not finished and not begun:
+        return Interrupted(f"{words()} before anything was saved.")
+    return Interrupted(
+        f"{words()}: {finished} of {n} runs are finished, {begun} begun. The same command continues from there."
+    )
+
+
 def _report(out: Path, json: bool) -> None:
     from rankwise import report
 
-    document = report.write(out)
+    unwritten = None
+    try:
+        document = report.write(out)
+    except RankwiseError as error:  # the table can be shown all the same, if there is one
+        document, unwritten = report.collect(out), error
     report.show(document, people(json))
     if json:
         print_json(report.to_json(document))
+    if unwritten is not None:
+        raise unwritten
 
 
-def _draw_ranks(result: dict[str, Any], json: bool) -> None:
+def _draw_ranks(ranks: dict[str, int], result: dict[str, Any], json: bool) -> None:
     from rankwise.adapters import rank_table
 
-    for line in rank_table.draw(result["rank"]):
+    for line in rank_table.draw(ranks):
         say(json, line)
-    say(json, f"Mean rank {result['mean_rank']:.2f}, {result['adapter_params']:,} adapter parameters.")
+    mean = sum(ranks.values()) / len(ranks)
+    say(json, f"Mean rank {mean:.2f}, {result['adapter_params']:,} adapter parameters.")
 
 
 @command
@@ -123,18 +147,22 @@ def train(
     by_name = not files and config.table.dataset is None
     _check_names([config.task] if by_name else [], [config.method], config.train.recipe)
     folder = RunFolder(out)
+    _refuse_foreign(folder)
     request = to_json(config)
     if folder.finished:
         _refuse_other(folder, request)
         result = folder.read_result()
+        with suppress(RankwiseError, OSError), _alone(folder):
+            folder.remove_checkpoint()  # a killed process may have left it beside its result
     else:
         if config.model.from_adapter is not None:
             methods.check_start(config.model.from_adapter, config.method)
         _find_model(config)
         result = _train(folder, request, {"tensorboard": tensorboard}, json)
-    if folder.read_ranks():
-        _draw_ranks(result, json)
-        if not any(result["rank"].values()):
+    ranks = result.get("rank") or {}
+    if ranks and result.get("rank_seconds") is not None:  # they were found
+        _draw_ranks(ranks, result, json)
+        if not any(ranks.values()):
             say(
                 json,
                 "No layer kept a component: the adapters didn't lower the loss on held-out rows, so only the head is trained. "
@@ -144,11 +172,13 @@ def train(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
     )
-    if one_answer(folder.read_predictions()):
-        say(
-            json,
-            f"Every validation row got the same prediction: nothing was learned. Try a lower --lr (now {result['lr']:g}), or more steps.",
-        )
+    with suppress(RankwiseError):  # predictions that went missing say nothing of the result
+        if one_answer(folder.read_predictions()):
+            lr = f" (now {result['lr']:g})" if isinstance(result.get("lr"), int | float) else ""
+            say(
+                json,
+                f"Every validation row got the same prediction: nothing was learned. Try a lower --lr{lr}, or more steps.",
+            )
     if json:
         print_json({"out": str(out), **result})
 
@@ -158,14 +188,32 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
 
     if folder.checkpoint is not None:
         _refuse_other(folder, request)
-    with _nothing_half_written(folder), _alone(folder):
-        if folder.has_run and folder.checkpoint is None:
-            folder.update_run_json(facts=None)  # without a checkpoint this is a new run, which chooses anew
-        folder.write_request(request, assigned)
-        from rankwise.runs.run import execute  # slow to import: only once the folder is known to be writable
+    try:
+        with _nothing_half_written(folder), _alone(folder):
+            if folder.checkpoint is None:  # this is a new run, whatever the file of an earlier one says
+                folder.forget_request()
+            folder.write_request(request, assigned)
+            from rankwise.runs.run import (
+                execute,
+            )  # slow to import: only once the folder is known to be writable
 
-        with RunProgress(people(json)) as progress:
-            return execute(folder, progress)
+            with RunProgress(people(json)) as progress:
+                return execute(folder, progress)
+    except KeyboardInterrupt as interrupted:
+        raise _interrupted(folder, str(interrupted)) from interrupted
+
+
+def _interrupted(folder: Any, said: str) -> KeyboardInterrupt:
+    """Return an interruption that says what there is of a run, unless it says so itself."""
+    from rankwise.runs.interruption import Interrupted, words
+
+    if said:
+        return Interrupted(said)
+    if folder.finished:
+        return Interrupted(f"{words()}, but the run is finished. The same command shows its result.")
+    if folder.checkpoint is not None:
+        return Interrupted(f"{words()}. The same command continues from the last checkpoint.")
+    return Interrupted(f"{words()} before anything was saved.")
 
 
 @contextmanager
@@ -186,20 +234,31 @@ def _alone(folder: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # before it is released: then nobody else can hold it
+            (folder.path / ".lock").unlink()
         lock.release()
-        (folder.path / ".lock").unlink(missing_ok=True)
 
 
 @contextmanager
 def _nothing_half_written(folder: Any) -> Iterator[None]:
-    """Removes a folder that this run made, if it ended before its first checkpoint."""
+    """Removes a folder that this run made, if it ended before its first step."""
     new = not folder.path.exists()
     try:
         yield
     except BaseException:
-        if new and folder.checkpoint is None and not folder.finished:
-            shutil.rmtree(folder.path, ignore_errors=True)
+        if new:
+            folder.remove_request()
         raise
+
+
+def _refuse_foreign(folder: Any) -> None:
+    """Refuses a folder that holds a model or an adapter of something else than a run: it would be overwritten."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors")
+    held = [name for name in names if (folder.path / name).exists()]
+    if held and not folder.has_run and not folder.finished:
+        raise RankwiseError(
+            f"{folder.path} holds a model or an adapter ({held[0]}), which would be lost. Name another folder with `out=`."
+        )
 
 
 def _refuse_other(folder: Any, request: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@
 A run folder holds everything about its run, so the same request continues a grid that was stopped in any way.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +23,14 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from rankwise.config import CompareConfig, RunConfig, differences, to_json
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, machine_fault
 from rankwise.files import make_folder
 from rankwise.hardware import cores
 from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
 from rankwise.runs.methods import check_start
 
+STOP_SECONDS = 10.0
+"""Time that runs get to save a checkpoint when the grid is interrupted."""
 Command = Callable[[Path], list[str]]
 """From a run folder, the command line of the process that runs it."""
 Listener = Callable[[str, dict[str, Any]], None]
@@ -167,12 +171,22 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
     running: dict[str, _Child] = {}
     failed: dict[str, str] = {}
     waiting = list(reversed(waiting))
+
+    def fail(run: Run, why: str) -> None:
+        failed[run.name] = why
+        listen(run.name, {"event": "failed", "message": why})
+
     try:
         while waiting or running:
             while waiting and len(running) < config.jobs:
                 run = waiting.pop()
-                _ask(config, run)
-                running[run.name] = _Child(run, command(run.folder.path), heard)
+                try:
+                    _ask(config, run)
+                    running[run.name] = _Child(run, command(run.folder.path), heard)
+                except (OSError, RankwiseError) as error:  # a full disk: other runs may need less
+                    fail(run, machine_fault(error) or str(error))
+            if not running:
+                continue
             run, event = heard.get()
             if event is not None:
                 running[run.name].note(event)
@@ -180,12 +194,15 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
                 continue
             why = running.pop(run.name).end()
             if why is not None:
-                failed[run.name] = why
-                run.folder.update_run_json(failed=why)
-                listen(run.name, {"event": "failed", "message": why})
+                with contextlib.suppress(OSError, RankwiseError):  # the disk that it failed for may be full
+                    run.folder.update_run_json(failed=why)
+                fail(run, why)
     finally:
         for child in running.values():
-            child.stop()
+            child.ask_to_stop()
+        until = time.monotonic() + STOP_SECONDS
+        for child in running.values():
+            child.stop(until)
     return failed
 
 
@@ -241,10 +258,13 @@ class _Child:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"The process {how}; see its last output in {self._run.folder.log}."
 
-    def stop(self) -> None:
+    def ask_to_stop(self) -> None:
+        """Have it save what it trained and end."""
         self._process.terminate()
+
+    def stop(self, until: float) -> None:
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

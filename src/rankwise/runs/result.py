@@ -15,7 +15,7 @@ from rankwise.models import loading
 from rankwise.run_folder import RunFolder
 from rankwise.runs import model_card
 from rankwise.runs.evaluation import evaluate, labels
-from rankwise.runs.events import Emit
+from rankwise.runs.events import Emit, optional
 from rankwise.runs.prepare import Prepared
 
 Scores = dict[str, dict[str, float]]
@@ -31,13 +31,12 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         emit: told how far evaluation is.
         peak_rss_mb: the process's memory at its peak in training.
     """
-    assigned = folder.read_run().get("assigned") or {}
     scores = _evaluate(run, folder, emit)
-    _save(run, folder, keep_model=assigned.get("keep_model", True))
+    _save(run, folder, keep_model=run.assigned.keep_model)
     result = {
         **_scores(run, scores),
         **_sizes(run),
-        **_costs(run, folder, peak_rss_mb=peak_rss_mb, shared_machine=assigned.get("shared_machine", False)),
+        **_costs(run, folder, emit, peak_rss_mb=peak_rss_mb),
         **_ranks(run),
         "lr": run.config.train.lr,
         "padding": run.config.train.padding,
@@ -46,7 +45,8 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         "threads": run.facts["threads"],
     }
     if (folder.path / peft_format.CONFIG).is_file():
-        model_card.write(folder.path, folder.read_run(), result)
+        with optional("The model card", emit):
+            model_card.write(folder.path, folder.read_run(), result)
     folder.write_result(result)
     folder.remove_checkpoint()
     return result
@@ -107,19 +107,22 @@ def _sizes(run: Prepared) -> dict[str, Any]:
     }
 
 
-def _costs(
-    run: Prepared, folder: RunFolder, *, peak_rss_mb: float | None, shared_machine: bool
-) -> dict[str, Any]:
+def _costs(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float | None) -> dict[str, Any]:
     """Return time, speed and memory; speed only if the run had the machine to itself."""
-    training, profiled = run.training, [line for line in folder.read_steps() if "memory" in line]
-    speed = None if shared_machine else training.speed
+    training, speed = run.training, None if run.assigned.shared_machine else run.training.speed
+    memory = shares = None
+    with optional("The speed and memory of a step", emit):
+        profiled = [line for line in folder.read_steps() if "memory" in line]
+        memory = max((line["memory"] for line in profiled), key=lambda m: m["total"], default=None)
+        shares = speed and _speed(run, [line for line in profiled if "flops" in line])
     return {
         "steps": training.step_number,
+        "skipped_steps": training.skipped_steps,
         "train_seconds": training.seconds,
         "samples_per_second": speed and speed.rows_per_second,
         "tokens_per_second": speed and speed.tokens_per_second,
-        "speed": speed and _speed(run, [line for line in profiled if "flops" in line]),
-        "peak_memory_mb": max((line["memory"] for line in profiled), key=lambda m: m["total"], default=None),
+        "speed": shares,
+        "peak_memory_mb": memory,
         "peak_rss_mb": peak_rss_mb,
         "peak_cuda_mb": allocated_peak_mb(training.compute.device),
     }

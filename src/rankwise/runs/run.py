@@ -1,13 +1,18 @@
 """One run from its request to its result. The grid's processes and `rankwise train` both come here.
 
     prepare ─► step, step, … (log, checkpoints, early stopping) ─► evaluate, save ─► result
+                 │ Ctrl-C, SIGTERM                                   │ anything that goes wrong
+                 └► checkpoint, `Interrupted`                        └► checkpoint
 
 A run reports through events (see `events`) and keeps everything in its run folder.
 """
 
+import contextlib
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
@@ -17,12 +22,15 @@ from rankwise.engine import checkpoint
 from rankwise.engine.compute import predict_logits
 from rankwise.engine.profiling import profiled_steps
 from rankwise.engine.training import Step, Training
-from rankwise.files import damaged
+from rankwise.errors import RankwiseError, machine_fault
+from rankwise.files import check_sums, damaged
 from rankwise.rank.decision import start_line
 from rankwise.run_folder import RunFolder
+from rankwise.runs import interruption
 from rankwise.runs.early_stopping import EarlyStopping
 from rankwise.runs.evaluation import evaluate, labels
-from rankwise.runs.events import Emit
+from rankwise.runs.events import Emit, optional
+from rankwise.runs.interruption import Interrupted
 from rankwise.runs.prepare import Prepared, prepare
 from rankwise.runs.result import finish
 from rankwise.runs.tensorboard import Board
@@ -39,7 +47,9 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     """Run what `folder` asks for, from its checkpoint if there is one, and return the result that was written there.
 
     Raises:
-        RankwiseError: an error in the input, or a loss that isn't finite.
+        RankwiseError: an error in the input or in a file, or a loss that isn't finite.
+        Interrupted: a signal asked the process to end; it says what was saved.
+        OSError: a file can't be written.
     """
     run = prepare(folder)
     config, training = run.config, run.training
@@ -50,8 +60,8 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         versions=hardware.versions(),
         hardware=hardware.hardware(training.compute.device),
     )
-    if _resume(training, folder):
-        run.notes.append(f"Continued from step {training.step_number}.")
+    if resumed := _resume(run, folder):
+        run.notes.append(resumed)
     stopping = EarlyStopping(config.train.patience)
     stopping.load(folder, training.step_number)
     emit(
@@ -65,29 +75,61 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         }
     )
     folder.truncate_steps(training.step_number)
-    wanted = (folder.read_run().get("assigned") or {}).get("tensorboard")
-    board = Board(folder.path, training.step_number) if wanted else Board()
-    _train(run, folder, stopping, board, emit)
-    result = finish(run, folder, emit, peak_rss_mb=run.rss.mb)
+    board = Board(emit, folder.path if run.assigned.tensorboard else None, training.step_number)
+    with interruption.deferred() as interrupted:
+        _train(run, folder, stopping, board, emit, interrupted)
+    for note in training.notes:
+        emit({"event": "note", "text": note})
+    try:
+        result = finish(run, folder, emit, peak_rss_mb=run.rss.mb)
+    except RankwiseError:  # what was trained is of no use
+        raise
+    except BaseException as error:  # what was trained isn't lost with what comes after it
+        if folder.finished:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            _end(run, folder)
+        with contextlib.suppress(OSError, SafetensorError):
+            _checkpoint(run, folder)
+        raise
     board.close(training.step_number, result["scores"])
     emit({"event": "result", **result})
     return result
 
 
-def _resume(training: Training, folder: RunFolder) -> bool:
-    """Continue from the folder's checkpoint; return whether there is one."""
-    stored = folder.checkpoint
-    if stored is None:
-        return False
-    try:
-        checkpoint.load(training, stored)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise damaged(stored, error, "Remove it to begin this run anew.") from None
-    return True
+def _resume(run: Prepared, folder: RunFolder) -> str:
+    """Continue from the newest whole checkpoint; return a note on it, empty if there is no checkpoint.
+
+    Raises:
+        RankwiseError: there are some, and all are damaged.
+    """
+    faults: list[tuple[Path, Exception]] = []
+    for stored in folder.checkpoints:
+        try:
+            check_sums(stored)
+            checkpoint.load(run.training, stored, run.request)
+        except (OSError, ValueError, SafetensorError) as error:
+            faults.append((stored, error))
+        else:
+            return f"Continued from step {run.training.step_number}."
+    if faults:
+        raise damaged(*faults[0], "Remove it to begin this run anew.")
+    return ""
 
 
-def _train(run: Prepared, folder: RunFolder, stopping: EarlyStopping, board: Board, emit: Emit) -> None:
-    """Trains to the last step, or until early stopping ends the run."""
+def _train(
+    run: Prepared,
+    folder: RunFolder,
+    stopping: EarlyStopping,
+    board: Board,
+    emit: Emit,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Trains to the last step, or until early stopping ends the run.
+
+    Raises:
+        Interrupted: after a step, where `interrupted` says so.
+    """
     training = run.training
     profiled = profiled_steps(training.batches, training.rows, training.compute)
     pace = _Pace()  # after that: a checkpoint would save nothing of the time it takes
@@ -107,8 +149,12 @@ def _train(run: Prepared, folder: RunFolder, stopping: EarlyStopping, board: Boa
         board.step(line)
         if pace.report(training.done):
             emit(_progress(training, step.loss))
+        if interrupted():
+            _end(run, folder)
         if pace.checkpoint() and not training.done:
-            pace.wrote(_checkpoint(training, folder))
+            with optional("A checkpoint", emit):
+                _checkpoint(run, folder)
+            pace.wrote()
 
 
 def _line(step: Step) -> dict[str, Any]:
@@ -117,11 +163,13 @@ def _line(step: Step) -> dict[str, Any]:
         "step": step.step,
         "loss": step.loss,
         "lr": step.lr,
-        "grad_norm": step.grad_norm,
+        "grad_norm": None if step.skipped else step.grad_norm,
         "rows": step.rows,
         "tokens": step.tokens,
         "seconds": round(step.seconds, 6),
     }
+    if step.skipped:
+        line["skipped"] = True
     if step.memory is not None:
         line["memory"] = step.memory
     if step.flops is not None:
@@ -159,11 +207,25 @@ def _progress(training: Training, loss: float) -> dict[str, Any]:
     }
 
 
-def _checkpoint(training: Training, folder: RunFolder) -> float:
-    """Write a checkpoint in place of the last one; return the seconds it took."""
-    started = time.perf_counter()
-    folder.replace_checkpoint(partial(checkpoint.save, training))
-    return time.perf_counter() - started
+def _checkpoint(run: Prepared, folder: RunFolder) -> None:
+    """Write a checkpoint in place of the last one."""
+    folder.replace_checkpoint(partial(checkpoint.save, run.training, request=run.request))
+
+
+def _end(run: Prepared, folder: RunFolder) -> NoReturn:
+    """Save what was trained, and end as a signal asked for."""
+    training = run.training
+    where = f"{interruption.words()} after step {training.step_number} of {training.steps}"
+    try:
+        _checkpoint(run, folder)
+    except (OSError, SafetensorError) as error:
+        then = (
+            "The same command continues from an earlier step." if folder.checkpoint else "Nothing is saved."
+        )
+        raise Interrupted(
+            f"{where}, which couldn't be saved. {machine_fault(error) or error} {then}"
+        ) from None
+    raise Interrupted(f"{where}. The same command continues from there.")
 
 
 class _Pace:
@@ -171,7 +233,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self._reported = 0.0
-        self._written = time.perf_counter()
+        self._begun = self._written = time.perf_counter()
         self._interval = CHECKPOINT_SECONDS
 
     def report(self, last: bool) -> bool:
@@ -184,9 +246,10 @@ class _Pace:
 
     def checkpoint(self) -> bool:
         """Return whether a checkpoint is due."""
-        return time.perf_counter() - self._written >= self._interval
+        self._begun = time.perf_counter()
+        return self._begun - self._written >= self._interval
 
-    def wrote(self, seconds: float) -> None:
-        """Takes the seconds that a checkpoint took; slow ones are written less often."""
+    def wrote(self) -> None:
+        """Take note that a checkpoint was written since it was due; slow ones are written less often."""
         self._written = time.perf_counter()
-        self._interval = max(CHECKPOINT_SECONDS, seconds / CHECKPOINT_SHARE)
+        self._interval = max(CHECKPOINT_SECONDS, (self._written - self._begun) / CHECKPOINT_SHARE)

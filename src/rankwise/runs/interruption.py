@@ -1,0 +1,78 @@
+"""Ctrl-C, SIGTERM and SIGHUP: work ends at once, a training after its step, when its state can be saved.
+
+signal ─► `Interrupted` is raised ─► the command says what is so, and exits with 128 + the signal's number
+       └► in `deferred()`: kept until the work looks; a second signal is raised all the same
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a process to end."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end. Its text, if it has one, says what was saved."""
+
+
+_heard: signal.Signals | None = None
+_deferred = False
+
+
+@contextlib.contextmanager
+def listening(signals: Sequence[signal.Signals] = SIGNALS, *, to_the_end: bool = False) -> Iterator[None]:
+    """Have signals raise `Interrupted` in a `with` block. Those that the process was started deaf to stay unheard.
+
+    Outside the main thread, which alone may set handlers, nothing changes.
+
+    Args:
+        signals: to hear.
+        to_the_end: the process ends with the block, so nothing is put back.
+    """
+    global _heard
+    _heard = None
+    main = threading.current_thread() is threading.main_thread()
+    heard = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN] if main else []
+    before = [(one, signal.signal(one, _hear)) for one in heard]
+    try:
+        yield
+    finally:
+        for one, handler in [] if to_the_end else before:
+            signal.signal(one, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Keep a first signal in a `with` block, which asks the function that it gets whether there was one."""
+    global _deferred
+    _deferred = True
+    try:
+        yield lambda: _heard is not None
+    finally:
+        _deferred = False
+
+
+def heard() -> signal.Signals | None:
+    """Return the signal that this process was asked to end by, None if there was none."""
+    return _heard
+
+
+def words() -> str:
+    """Return `Interrupted`, with the signal's name where it was no Ctrl-C."""
+    return "Interrupted" if _heard is None or _heard is signal.SIGINT else f"Interrupted by {_heard.name}"
+
+
+def exit_code() -> int:
+    """Return the exit code that tells a shell of the signal: 130 after Ctrl-C."""
+    return 128 + (signal.SIGINT if _heard is None else _heard)
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    global _heard
+    again = _heard is not None
+    _heard = signal.Signals(number)
+    if not _deferred or again:
+        raise Interrupted
