@@ -225,3 +225,20 @@ def test_rescaled_statistics_equal_those_of_the_rescaled_layer():
     again, *_ = passed(adapted)
     torch.testing.assert_close(changed, again)
     torch.testing.assert_close(find_basis(adapted, changed).importance, before)
+
+
+@pytest.mark.parametrize(("rank", "empty"), [(8, 4), (8, 1), (16, 0), (30, 10)])
+def test_a_basis_of_a_padded_layer_or_one_of_a_higher_rank_than_it_can_use_is_finite(rank, empty):
+    """Zeros are what an export with one rank for all layers adds."""
+    adapted = layer(rank=rank)
+    with torch.no_grad():
+        adapted.lora_A[rank - empty :] = 0
+        adapted.lora_B[:, rank - empty :] = 0
+    moments, *_ = passed(adapted)
+    basis = find_basis(adapted, moments)
+    for tensor in (basis.T, basis.inverse, basis.importance):
+        assert tensor.isfinite().all()
+    A, B = basis.matrices(adapted)
+    torch.testing.assert_close(B @ A, adapted.lora_B @ adapted.lora_A)
+    used = min(rank - empty, 10)
+    assert (basis.importance[used:] <= 1e-9 * basis.importance[0]).all()

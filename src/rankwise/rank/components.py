@@ -80,7 +80,8 @@ def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) 
     V = torch.linalg.svd(B @ root, full_matrices=False).Vh
     T, inverse = V @ unroot, root @ V.t()
     a, b = (T @ A).norm(dim=1), (B @ inverse).norm(dim=0)
-    scale = (A.norm() / B.norm() * b.clamp_min(1e-3 * b.max()) / a).sqrt()
+    # components that do nothing, as in a padded layer, must not divide by zero
+    scale = (A.norm() / B.norm() * b.clamp_min(1e-3 * b.max()) / a.clamp_min(1e-6 * a.max())).sqrt()
     T, inverse = scale[:, None] * T, inverse / scale
     importance = (
         tokens * torch.einsum("ij,jk,ik->i", T, zz, T) * torch.einsum("ji,jk,ki->i", inverse, dd, inverse)
