@@ -202,10 +202,14 @@ def test_impossible_exports_are_refused_with_a_message(adapted, tmp_path, capfd)
     _, folder = adapted
     with pytest.raises(RankwiseError, match="holds the adapter itself"):
         export(folder, folder)
-    with pytest.raises(RankwiseError, match="--max-params 10 is too small"):
+    with pytest.raises(
+        RankwiseError, match="`max_params=10` is too small for one component. The smallest takes 64"
+    ):
         export(folder, tmp_path / "out", max_params=10)
+    with pytest.raises(RankwiseError, match="too small for one layer of rank 4. The smallest takes 256"):
+        export(folder, tmp_path / "out", max_params=100, uniform_rank=4)
     (tmp_path / "x.bin").write_bytes(b"nothing")
-    with pytest.raises(RankwiseError, match="--alpha"):
+    with pytest.raises(RankwiseError, match="`alpha=`"):
         export(tmp_path / "x.bin", tmp_path / "out")
     with pytest.raises(RankwiseError, match="no loralib checkpoint"):
         export(tmp_path / "x.bin", tmp_path / "out", alpha=16)
@@ -238,3 +242,17 @@ def test_a_file_of_one_tensor_holds_no_lora_matrices(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(RankwiseError, match=r"holds no LoRA matrices"):
         inspect(tmp_path / "tensor.pt")
+
+
+def test_only_an_earlier_export_is_replaced(adapted, tmp_path):
+    _, folder = adapted
+    for _ in range(2):
+        export(folder, tmp_path / "out")
+        export(folder, tmp_path / "out.bin", format="loralib")
+    (tmp_path / "rows.csv").write_text("text,label\nfine,1\n")
+    with pytest.raises(RankwiseError, match="rows.csv holds something else than an adapter"):
+        export(folder, tmp_path / "rows.csv", format="loralib")
+    assert (tmp_path / "rows.csv").read_text() == "text,label\nfine,1\n"
+    (tmp_path / "out" / "ranks.jsonl").write_text("{}\n")  # how another adapter was compressed
+    with pytest.raises(RankwiseError, match=r"a record of its own \(ranks.jsonl\)"):
+        export(folder, tmp_path / "out")

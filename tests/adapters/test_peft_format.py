@@ -145,7 +145,7 @@ def test_damaged_and_unsupported_files_are_refused(tmp_path):
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RankwiseError, match="damaged"):
         peft_format.read(tmp_path)
-    save_file({"x": torch.zeros(1)}, weights)
+    save_file({"base_model.model.classifier.weight": torch.zeros(1)}, weights)
     with pytest.raises(RankwiseError, match="no LoRA matrices"):
         peft_format.read(tmp_path)
     config = json.loads((tmp_path / peft_format.CONFIG).read_text())

@@ -7,11 +7,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapters import fingerprint as prints
 from rankwise.adapters.adapter import Adapter, Factors
+from rankwise.adapters.checks import REMEDY
+from rankwise.adapters.peft_config import IMPLIED
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import insert, train_beside, trained_beside
+from rankwise.lora import names
+from rankwise.lora.inject import insert, train_beside, trained_beside, whole_heads
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import is_quantized
 from rankwise.models.families import body_and_heads
@@ -27,25 +31,20 @@ def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
     Raises:
         RankwiseError: the model isn't the one the adapter was made for, or has another number of labels.
     """
-    matrices = {name: module for name, module in model.named_modules() if _is_matrix(module)}
+    matrices = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
     for path, (A, B) in adapter.lora.items():
         if path not in matrices:
             raise _other_base(adapter, model, f"it adapts {path!r}, which this model does not have")
-        base = cast(Tensor, matrices[path].weight)
-        if sorted(base.shape) != sorted((A.shape[1], B.shape[0])):
-            raise _other_base(
-                adapter,
-                model,
-                f"{path} is {list(base.shape)} here, {[B.shape[0], A.shape[1]]} in the adapter",
-            )
+        here = list(cast(Tensor, matrices[path].weight).shape)
+        there = [B.shape[0], A.shape[1]][:: -1 if isinstance(matrices[path], Conv1D) else 1]
+        if here != there:
+            raise _other_base(adapter, model, f"{path} is {here} here, {there} in the adapter")
     _check_trained(model, adapter)
     insert(model, adapter.ranks, adapter.scaling, dropout=adapter.dropout)
     _check_weights(model, adapter)
-    whole = {name.rpartition(".")[0] for name in adapter.trained}
-    train_beside(
-        model,
-        [p for p in _module_paths(model, adapter.modules_to_save) if any(w.startswith(p) for w in whole)],
-    )
+    train_beside(model, _saved_whole(model, adapter))
     layers, parameters = lora_layers(model), _weights(model)
     with torch.no_grad():
         for path, (A, B) in adapter.lora.items():
@@ -78,8 +77,9 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
     if not adapted:
         path, layer = next(iter(layers.items()))
         adapted, lora = {path: layer}, {path: _zeros(layer)}
+    _check_biases(model, layers)
     # PEFT makes its own copy of a classifier's head and expects it in the file, trained or not.
-    saved = list(dict.fromkeys([*body_and_heads(model)[1], *trained_beside(model)]))
+    saved = _with_the_same_ends(model, [*whole_heads(model), *trained_beside(model)])
     trained = {
         f"{path}.{name}": value
         for path in saved
@@ -98,9 +98,10 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         modules_to_save=saved,
         label_names=label_names(model),
         fingerprint=fingerprint(model, adapted, trained),
-        problem=objectives.of_config(config).name,
-        target_modules=_short_names(model, list(adapted)),
+        problem=None if config is None else objectives.of_config(config).name,
+        target_modules=_names(model, list(adapted)),
         fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
+        config={"task_type": None} if config is None else {},  # PEFT's classifiers have a config
     )
 
 
@@ -165,20 +166,35 @@ def _zeros(layer: LoRALinear) -> Factors:
     return layer.lora_A.new_zeros(1, layer.in_features), layer.lora_B.new_zeros(layer.out_features, 1)
 
 
-def _short_names(model: nn.Module, paths: list[str]) -> list[str] | None:
-    """`["query", "value"]` where those names mean exactly these layers and no others."""
-    names = {path.rpartition(".")[2] for path in paths}
-    matched = [
+def _check_biases(model: nn.Module, layers: dict[str, LoRALinear]) -> None:
+    """Refuse to save trained biases of LoRA layers, which would be left out."""
+    for path, layer in layers.items():
+        if layer.bias is not None and layer.bias.requires_grad:
+            raise RankwiseError(
+                f"The bias of {path} was trained, which W0 + s·B·A cannot express. Freeze it: requires_grad_(False)."
+            )
+
+
+def _with_the_same_ends(model: nn.Module, saved: list[str]) -> list[str]:
+    """Return modules that are saved whole and those whose paths end in the same letters: PEFT takes one for the other."""
+    adapted, ends = lora_layers(model), (*saved, *IMPLIED)
+    found = [
         path
-        for path, module in model.named_modules()
-        if path.rpartition(".")[2] in names and _is_matrix(module)
+        for path, _ in model.named_modules()
+        if path.endswith(ends) and not any(f"{layer}.".startswith(f"{path}.") for layer in adapted)
     ]
-    return sorted(names) if sorted(matched) == sorted(paths) else None
+    every = list(dict.fromkeys([*saved, *found])) if saved else []
+    return [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
 
 
-def _is_matrix(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2
+def _names(model: nn.Module, paths: list[str]) -> list[str] | str:
+    """Return `["query", "value"]` where those names mean exactly these layers, else their paths; a pattern where a path means more."""
+    known = [path for path, _ in model.named_modules()]
+    short = sorted({path.rpartition(".")[2] for path in paths})
+    for candidates in (short, paths):
+        if {path for path in known if names.ends_in(path, candidates)} == set(paths):
+            return candidates
+    return f"({'|'.join(map(re.escape, paths))})"
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -226,15 +242,24 @@ def _other_base(adapter: Adapter, model: nn.Module, why: str) -> RankwiseError:
     return RankwiseError(f"The adapter in {adapter.folder} belongs to another base model: {why}.{remedy}")
 
 
-def _module_paths(model: nn.Module, names: list[str]) -> list[str]:
-    """Paths of the modules that PEFT's `modules_to_save` names (a path, or the end of one)."""
-    return [path for path, _ in model.named_modules() if path and any(path.endswith(name) for name in names)]
+def _saved_whole(model: nn.Module, adapter: Adapter) -> list[str]:
+    """Return the paths of the modules that PEFT's `modules_to_save` names (a path, or the end of one).
+
+    Raises:
+        RankwiseError: the adapter lacks a part of one.
+    """
+    ends = tuple(adapter.modules_to_save)
+    paths = [path for path, _ in model.named_modules() if ends and path.endswith(ends)]
+    parts = [f"{path}.{name}" for path in paths for name in model.get_submodule(path).state_dict()]
+    if missing := next((name for name in parts if name not in adapter.trained), None):
+        raise RankwiseError(
+            f"The adapter in {adapter.folder} is damaged: it saves {missing.rpartition('.')[0]}, but {missing} is missing. {REMEDY}"
+        )
+    return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
 
 def _plain(layer: LoRALinear) -> nn.Module:
     """An ordinary layer with a LoRA layer's base weight and bias."""
-    from transformers.pytorch_utils import Conv1D
-
     with torch.device("meta"):
         if layer.fan_in_fan_out:
             plain: nn.Module = Conv1D(layer.out_features, layer.in_features)

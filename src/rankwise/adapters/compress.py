@@ -79,6 +79,8 @@ def compress(
     """
     layers = lora_layers(trained.model)
     if not layers:
+        if (trained.folder / peft_format.CONFIG).is_file():
+            peft_format.read(trained.folder)  # says why it isn't W0 + s·B·A
         raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
     check_folder(out, trained.folder, hub.CONFIG)
     if rows.labels is None or len(rows) < FEWEST:

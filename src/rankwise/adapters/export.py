@@ -9,11 +9,14 @@ from pathlib import Path
 
 from rankwise.adapters import formats, peft_format
 from rankwise.adapters.adapter import Adapter, Factors
-from rankwise.adapters.formats import loralib
+from rankwise.adapters.formats import ExportFormat, loralib
 from rankwise.adapters.truncate import padded, truncate
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder
 from rankwise.models import hub
+
+RECORDS = ("run.json", "ranks.jsonl")
+"""Files of a run that say how an adapter was made; beside another adapter they would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,7 @@ def export(
     """
     source, out, target = Path(source), Path(out), formats.named(format)
     adapter = loralib.read(source, base, alpha) if source.is_file() else peft_format.read(source)
-    if not target.one_file:
-        check_folder(out, source, hub.CONFIG)
-    elif out.exists() and out.samefile(source):
-        raise RankwiseError(f"{out} holds the adapter itself. Name another file with --out.")
+    _check_out(out, source, target)
     adapter, kept = replace(_with_one_scaling(adapter), fingerprint=None), 1.0
     if uniform_rank is not None or max_params is not None:
         lora, kept = truncate(adapter.lora, uniform_rank, max_params)
@@ -75,9 +75,28 @@ def export(
     if rank is not None:
         adapter = _with_layers(adapter, {path: padded(A, B, rank) for path, (A, B) in adapter.lora.items()})
     if not head:
-        adapter = replace(adapter, trained={}, modules_to_save=[])
+        adapter = adapter.with_trained({})
     target.write(adapter, out)
     return Exported(out, adapter.ranks, adapter.size, kept, target.notes(adapter))
+
+
+def _check_out(out: Path, source: Path, target: ExportFormat) -> None:
+    """Check that an export may be written there. An earlier export is replaced; nothing else is.
+
+    Raises:
+        RankwiseError: it may not.
+    """
+    if not target.one_file:
+        check_folder(out, source, hub.CONFIG)
+        record = next((name for name in RECORDS if (out / name).exists()), None)
+        if record:
+            raise RankwiseError(
+                f"{out} holds an adapter with a record of its own ({record}). Name another folder with `out=`."
+            )
+    elif out.exists() and out.samefile(source):
+        raise RankwiseError(f"{out} holds the adapter itself. Name another file with `out=`.")
+    elif target is loralib.FORMAT and out.is_file() and not loralib.is_checkpoint(out):
+        raise RankwiseError(f"{out} holds something else than an adapter. Name another file with `out=`.")
 
 
 def _with_one_scaling(adapter: Adapter) -> Adapter:
@@ -85,7 +104,7 @@ def _with_one_scaling(adapter: Adapter) -> Adapter:
 
     loralib has a single alpha, and servers read a single one.
     """
-    scaling = Counter(adapter.scaling.values()).most_common(1)[0][0]
+    scaling = next((s for s, _ in Counter(adapter.scaling.values()).most_common() if s), 1.0)
     lora = {path: (A, B * (adapter.scaling[path] / scaling)) for path, (A, B) in adapter.lora.items()}
     return replace(adapter, lora=lora, scaling=dict.fromkeys(lora, scaling))
 

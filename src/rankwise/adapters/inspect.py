@@ -61,7 +61,9 @@ def inspect(folder: Path) -> dict[str, Any]:
 
 def _singular_values(adapter: Adapter, path: str) -> Tensor:
     A, B = (matrix.double() for matrix in adapter.lora[path])
-    return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.t()).R.t()) * adapter.scaling[path]
+    return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.t()).R.t()) * abs(
+        adapter.scaling[path]
+    )
 
 
 def _effective_rank(values: Tensor) -> float:

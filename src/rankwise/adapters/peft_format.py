@@ -5,45 +5,35 @@ PEFT ignores. Source: PEFT 0.21, `LoraConfig` and `get_peft_model_state_dict`.
 """
 
 import json
-import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rankwise.adapters.adapter import Adapter
+from rankwise.adapters import checks, peft_config
+from rankwise.adapters.adapter import Adapter, Factors
 from rankwise.adapters.attach import extract, label_names
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
+from rankwise.lora import names
 from rankwise.lora.wrappers import bare
 from rankwise.models import hub
 from rankwise.tasks import objectives
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = peft_config.FILE, "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+"""What PEFT wrote instead of `WEIGHTS` in its early versions, and still reads."""
 PREFIX = "base_model.model."
 """Begins the name of every tensor."""
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 """End the names of A and B."""
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Values of `init_lora_weights` under which PEFT changes W0 at the start."""
-CHANGES_LAYER = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-)
-"""Settings of PEFT's LoRA under which a layer computes something else than W0 + s·B·A."""
 
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────
@@ -67,11 +57,14 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
 def write(adapter: Adapter, folder: str | Path) -> None:
     """Write an adapter as a PEFT adapter.
 
+    The config is written last, so that a folder that was written halfway holds no adapter instead of another one.
+
     Raises:
-        RankwiseError: the folder can't be written.
+        RankwiseError: PEFT has no way to say it, or the folder can't be written.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), config_of(adapter)
     make_folder(folder)
+    (folder / CONFIG).unlink(missing_ok=True)
     tensors = {f"{PREFIX}{name}": value for name, value in adapter.trained.items()}
     for path, (A, B) in adapter.lora.items():
         tensors[f"{PREFIX}{path}{LORA_A}"], tensors[f"{PREFIX}{path}{LORA_B}"] = A, B
@@ -83,7 +76,7 @@ def write(adapter: Adapter, folder: str | Path) -> None:
         folder, {name: value.cpu().contiguous().clone() for name, value in tensors.items()}, metadata
     )
     partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(config_of(adapter), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(folder / CONFIG)
 
 
@@ -92,6 +85,9 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
 
     `r` and `lora_alpha` are those of most layers. The others stand in `rank_pattern` and `alpha_pattern`, so that alpha/r = s holds for
     every layer.
+
+    Raises:
+        RankwiseError: a layer lies in a module that is saved whole, or is called like one; PEFT would then leave its matrices out.
     """
     ranks = adapter.ranks
     alphas = {path: rounded_alpha(adapter.scaling[path] * rank) for path, rank in ranks.items()}
@@ -100,22 +96,51 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     return {
         **adapter.config,
         "peft_type": "LORA",
-        "task_type": objectives.named(adapter.problem or "classification").task_type,
+        "task_type": _task_type(adapter),
         "base_model_name_or_path": adapter.base_path or adapter.base_model,
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != r},
-        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+        "rank_pattern": {names.anchored(path): rank for path, rank in ranks.items() if rank != r},
+        "alpha_pattern": {names.anchored(path): value for path, value in alphas.items() if value != alpha},
         "lora_dropout": adapter.dropout,
         "use_rslora": False,
         "use_dora": False,
         "target_modules": adapter.target_modules or list(ranks),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
         "modules_to_save": adapter.modules_to_save or None,
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _task_type(adapter: Adapter) -> str | None:
+    """Return the adapter's `task_type`. None: PEFT adds no copy of a head, which it would look for in the file.
+
+    Raises:
+        RankwiseError: see `config_of`.
+    """
+    for path in adapter.lora:
+        whole = next((name for name in adapter.modules_to_save if _ends_part(path, [name])), None)
+        if whole is not None:
+            raise RankwiseError(
+                f"PEFT's format can't hold LoRA matrices of {path} beside a module {whole!r} that is saved whole: PEFT takes "
+                f"whatever ends in {whole!r} for that module. Rename one of them."
+            )
+    said = adapter.config.get("task_type", "SEQ_CLS")
+    if adapter.problem is None and said != "SEQ_CLS":
+        return said
+    has_head = any(_ends_part(name.rpartition(".")[0], peft_config.IMPLIED) for name in adapter.trained)
+    if not has_head or any(_ends_part(path, peft_config.IMPLIED) for path in adapter.lora):
+        return None
+    return objectives.named(adapter.problem or "classification").task_type
+
+
+def _ends_part(path: str, ends: Sequence[str]) -> bool:
+    return any(part.endswith(tuple(ends)) for part in names.parts(path))
 
 
 def rounded_alpha(alpha: float) -> float:
@@ -168,85 +193,168 @@ def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:
 
     Args:
         folder: holds it.
-        any_kind: accept PEFT's other kinds too, and read what they have in common; `Adapter.unsupported` then says what they are.
+        any_kind: accept what W0 + s·B·A doesn't describe too, and read what it has in common; `Adapter.unsupported` then says what it is.
 
     Raises:
-        RankwiseError: no adapter there, a damaged file, or a kind of adapter that W0 + s·B·A doesn't describe.
+        RankwiseError: no adapter there, a damaged file, or an adapter with a part that W0 + s·B·A doesn't describe.
     """
     folder = Path(folder)
-    config_file, weights_file = folder / CONFIG, folder / WEIGHTS
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise _no_adapter(folder, file)
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        with safe_open(weights_file, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (ValueError, UnicodeDecodeError, SafetensorError) as error:
-        raise RankwiseError(f"The adapter in {folder} is damaged: {error}. Copy or train it again.") from None
-    unsupported = _unsupported(config)
-    if unsupported and not any_kind:
-        raise RankwiseError(f"{folder} {unsupported}. Merge it with PEFT first.")
-    return _assemble(folder, config, tensors, metadata, unsupported)
+    if not (folder / CONFIG).is_file():
+        raise _no_adapter(folder, CONFIG)
+    config = peft_config.read(folder / CONFIG)
+    file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if file is None:
+        raise _no_adapter(folder, WEIGHTS)
+    tensors, metadata = _unpickled(file) if file.name == PICKLED else _tensors(file)
+    adapter = _assemble(folder, file, config, tensors, metadata)
+    if adapter.unsupported and not any_kind:
+        raise RankwiseError(f"{folder} {adapter.unsupported}. Merge it with PEFT first.")
+    return adapter
 
 
-def _no_adapter(folder: Path, missing: Path) -> RankwiseError:
+def _no_adapter(folder: Path, missing: str) -> RankwiseError:
     if not folder.exists():
         return RankwiseError(f"There is no folder {folder}.")
-    found = "a whole model in it" if (folder / hub.CONFIG).is_file() else f"no {missing.name}"
+    below = sorted(str(file.parent) for file in folder.glob(f"*/{CONFIG}"))
+    if below and not (folder / CONFIG).is_file():
+        return RankwiseError(
+            f"{folder} holds no adapter itself. Name one of those in it: {', '.join(below)}."
+        )
+    found = "a whole model in it" if (folder / hub.CONFIG).is_file() else f"no {missing}"
     return RankwiseError(
         f"{folder} holds no adapter: there is {found}. Name the folder of a run of lora or adaptive, or a PEFT adapter."
     )
 
 
-def _unsupported(config: dict[str, Any]) -> str | None:
-    """Say what about a PEFT adapter isn't W0 + s·B·A, as the end of a sentence."""
-    if config.get("peft_type") != "LORA":
-        return f"holds a {config.get('peft_type')} adapter, which W0 + s·B·A cannot express"
-    if str(config.get("init_lora_weights", "")).startswith(CHANGES_BASE):
-        return f"was initialized with {config['init_lora_weights']}, which changes the base's own weights"
-    setting = next((name for name in CHANGES_LAYER if config.get(name)), None)
-    return f"uses {setting}, which W0 + s·B·A cannot express" if setting else None
+def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        raise _damaged(file, error) from None
 
 
-def _assemble(
-    folder: Path,
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-    metadata: dict[str, str],
-    unsupported: str | None,
-) -> Adapter:
-    tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
-    lora, scaling, trained = {}, {}, {}
-    for name, value in tensors.items():
-        if name.endswith(LORA_A) and unsupported is None:
-            path = name.removesuffix(LORA_A)
-            lora[path] = (value, tensors[f"{path}{LORA_B}"])
-            rank = value.shape[0]
-            alpha = _pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"])
-            scaling[path] = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-        elif not name.endswith(LORA_B):
-            trained[name] = value
-    if not lora and unsupported is None:
-        raise RankwiseError(f"The adapter in {folder} holds no LoRA matrices.")
-    return Adapter(
-        folder=folder,
-        base_model=metadata.get("base_model") or config.get("base_model_name_or_path"),
-        lora=lora,
-        scaling=scaling,
-        dropout=config.get("lora_dropout") or 0.0,
-        trained=trained,
-        modules_to_save=list(config.get("modules_to_save") or []),
-        label_names=json.loads(metadata["label_names"]) if metadata.get("label_names") else None,
-        fingerprint=metadata.get("base_fingerprint"),
-        problem=metadata.get("problem"),
-        unsupported=unsupported,
-        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
-        config=config,
+def _unpickled(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # arbitrary bytes can make the unpickler raise anything
+        raise _damaged(file, type(error).__name__) from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise _damaged(file, "it holds other things than tensors")
+    return {str(name): value for name, value in state.items()}, {}
+
+
+def _damaged(file: Path, why: object) -> RankwiseError:
+    reason = next(iter(str(why).strip().splitlines()), type(why).__name__)
+    return RankwiseError(
+        f"The adapter in {file.parent} is damaged: {file.name}: {reason:.200}. {checks.REMEDY}"
     )
 
 
-def _pattern(patterns: dict[str, float], path: str, default: float) -> float:
-    """Look a layer up by PEFT's rule (`get_pattern_key`): the first key that matches the whole path or its end."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+def _assemble(
+    folder: Path, file: Path, config: peft_config.Config, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> Adapter:
+    lora, trained, unsupported = {}, {}, config.unsupported()
+    if unsupported is None and isinstance(config, peft_config.LoraConfig):
+        lora, trained, unsupported = _parts(file, config, tensors)
+    if unsupported is not None:
+        lora, trained = {}, {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    checks.check_factors(file, lora)
+    checks.check_values(file, trained)
+    if not lora and unsupported is None:
+        raise RankwiseError(f"The adapter in {folder} holds no LoRA matrices.")
+    adapter = Adapter(
+        folder=folder,
+        base_model=metadata.get("base_model") or config.base_model_name_or_path,
+        lora=lora,
+        scaling={},
+        dropout=0.0,
+        trained=trained,
+        modules_to_save=config.modules_to_save or [],
+        label_names=_label_names(file, metadata),
+        fingerprint=metadata.get("base_fingerprint"),
+        problem=_problem(metadata),
+        unsupported=unsupported,
+        config=config.fields,
+    )
+    if not isinstance(config, peft_config.LoraConfig):
+        return adapter
+    for path, (A, _) in lora.items():
+        if config.rank(path) != A.shape[0]:
+            raise RankwiseError(
+                f"{file} is damaged: A of {path:.200} has rank {A.shape[0]}, but {CONFIG} says {config.rank(path)}. {checks.REMEDY}"
+            )
+    return replace(
+        adapter,
+        scaling={path: config.scaling(path) for path in lora},
+        dropout=config.lora_dropout,
+        fan_in_fan_out=config.fan_in_fan_out,
+    )
+
+
+def _parts(
+    file: Path, config: peft_config.LoraConfig, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Factors], dict[str, Tensor], str | None]:
+    """Sort an adapter's tensors.
+
+    Returns:
+        A and B of each layer; what is saved whole; and what else there is, as the end of a sentence.
+
+    Raises:
+        RankwiseError: A without B, B without A, a tensor that PEFT would leave out, or nothing of the modules that the config says are
+            saved.
+    """
+    lora: dict[str, Factors] = {}
+    trained: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        path = name.removeprefix(PREFIX)
+        layer = path.removesuffix(LORA_A).removesuffix(LORA_B)
+        if path == name:
+            raise RankwiseError(
+                f"{file} holds {name:.200}, which is no name of PEFT's: they begin with {PREFIX}"
+            )
+        if layer == path:
+            module = path.rpartition(".")[0]
+            if not module or not config.saves(module):
+                return {}, {}, f"holds {path:.200}, which W0 + s·B·A cannot express"
+            trained[path] = value
+            continue
+        A, B = (tensors.get(f"{PREFIX}{layer}{end}") for end in (LORA_A, LORA_B))
+        if A is None or B is None:
+            lacking = "A" if A is None else "B"
+            raise RankwiseError(f"{file} is damaged: {lacking} of {layer:.200} is missing. {checks.REMEDY}")
+        if not config.adapts(layer):
+            raise RankwiseError(
+                f"{file} holds matrices of {layer:.200}, a layer that {CONFIG} beside it doesn't name; PEFT would leave them out. "
+                f"{checks.REMEDY}"
+            )
+        if A.ndim > 2 or B.ndim > 2:
+            return {}, {}, f"adapts {layer:.200}, a convolution, which W0 + s·B·A cannot express"
+        lora[layer] = A, B
+    if config.modules_to_save and not trained:
+        raise RankwiseError(
+            f"{file} is damaged: {CONFIG} says that {' and '.join(config.modules_to_save)} are saved, but it holds nothing of them. "
+            f"{checks.REMEDY}"
+        )
+    return lora, trained, None
+
+
+def _label_names(file: Path, metadata: dict[str, str]) -> list[str] | None:
+    """Return the labels' names.
+
+    Raises:
+        RankwiseError: they aren't a list of different texts.
+    """
+    if not metadata.get("label_names"):
+        return None
+    try:
+        labels = TypeAdapter(list[str]).validate_json(metadata["label_names"], strict=True)
+    except ValidationError as error:
+        raise _damaged(file, f"label names: {peft_config.first_problem(error)}") from None
+    if len(set(labels)) != len(labels):
+        raise _damaged(file, "two labels have one name")
+    return labels
+
+
+def _problem(metadata: dict[str, str]) -> str | None:
+    return objectives.named(metadata["problem"]).name if metadata.get("problem") else None

@@ -4,16 +4,20 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from rankwise.adapters import peft_config
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import train_beside
 from rankwise.models import loading
 from rankwise.models.families import body_and_heads
+
+COPIES = (".modules_to_save.", ".original_module.")
+"""In the names of a head's bias that PEFT writes a second and third time under `bias="all"`."""
 
 
 def load(model: PreTrainedModel, folder: Path) -> nn.Module:
@@ -27,14 +31,36 @@ def load(model: PreTrainedModel, folder: Path) -> nn.Module:
         The model, or PEFT's wrapper of it where the adapter adds virtual tokens.
 
     Raises:
-        RankwiseError: PEFT can't put it onto this model.
+        RankwiseError: PEFT can't put it onto this model, takes only a part of it, or would compute something else than in training.
     """
+    if why := peft_config.read(folder / peft_config.FILE).unrepeatable():
+        raise RankwiseError(
+            f"{folder} {why}. Save it with PEFT's path_initial_model_for_weight_conversion, which makes plain LoRA of it."
+        )
     train_beside(model, body_and_heads(model)[1])
     with peft_errors(folder.name, model):
         wrapper = PeftModel.from_pretrained(model, str(folder))
+        loaded = wrapper.load_adapter(str(folder), "default")  # again, for what it returns
+    _check_whole(folder, wrapper, loaded)
     wrapper.eval()
     inside = wrapper if wrapper.active_peft_config.is_prompt_learning else wrapper.get_base_model()
     return cast(nn.Module, inside)
+
+
+def _check_whole(folder: Path, wrapper: PeftModel, loaded: Any) -> None:
+    """Check that PEFT found a place for every tensor of the file, and a tensor for every place."""
+    if wrapper.active_peft_config.is_prompt_learning:  # its tensors aren't the model's
+        return
+    unexpected = [key for key in sorted(loaded.unexpected_keys) if not any(copy in key for copy in COPIES)]
+    if unexpected:
+        model = type(wrapper.get_base_model()).__name__
+        raise RankwiseError(
+            f"The adapter in {folder} holds {unexpected[0]:.200}, which PEFT finds no place for in {model}."
+        )
+    if loaded.missing_keys:
+        raise RankwiseError(
+            f"The adapter in {folder} is damaged: {min(loaded.missing_keys):.200} is missing. Copy the adapter again, or train it again."
+        )
 
 
 @contextlib.contextmanager
@@ -44,6 +70,8 @@ def peft_errors(name: str, model: nn.Module) -> Iterator[None]:
         with warnings.catch_warnings(), loading.quiet():
             warnings.simplefilter("ignore")
             yield
-    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
+    except RankwiseError:
+        raise
+    except Exception as error:  # whatever a file holds reaches PEFT's code
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RankwiseError(f"PEFT refuses {name} on {type(model).__name__}: {line}") from error

@@ -20,11 +20,12 @@ def components(A: Tensor, B: Tensor) -> tuple[Factors, Tensor]:
         B: [d_out, r].
 
     Returns:
-        A and B with the same product, row k and column k holding component k; and the singular values [r].
+        A and B with the same product, row k and column k holding component k, min(r, d_in, d_out) of them; and their
+        singular values.
     """
     Q_B, R_B = torch.linalg.qr(B.double())
     Q_A, R_A = torch.linalg.qr(A.double().t())
-    U, sigma, V = torch.linalg.svd(R_B @ R_A.t())
+    U, sigma, V = torch.linalg.svd(R_B @ R_A.t(), full_matrices=False)
     root = sigma.sqrt()
     return (root[:, None] * (V @ Q_A.t()), (Q_B @ U) * root), sigma
 
@@ -69,9 +70,10 @@ def truncate(
         energy += density * sizes[path]
         kept[path] += 1
     if not kept:
+        what = "one component" if rank is None else f"one layer of rank {rank}"
+        least = min(sizes.values()) * (rank or 1)
         raise RankwiseError(
-            f"--max-params {max_params:,} is too small for one component. "
-            f"The smallest takes {min(sizes.values()):,}."
+            f"`max_params={max_params}` is too small for {what}. The smallest takes {least:,}."
         )
     total = sum(float((sigma**2).sum()) for _, sigma in found.values())
     shortened = {

@@ -5,14 +5,15 @@ Targets are named as PEFT names them: by the last part of a module's path (`quer
 included.
 """
 
-import re
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import RankwiseError, nearest
+from rankwise.lora import names
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
 from rankwise.lora.scaling import ALPHA, START_RANK, scale, stretch
 from rankwise.lora.wrappers import bare
@@ -46,11 +47,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
         targets = FAMILIES[family].query_value
     chosen: set[str] = set()
     for target in targets:
-        if target == "all-linear":
-            found = list(linear)
-        else:
-            pattern = _compile(target)
-            found = [name for name in linear if pattern.fullmatch(name)]
+        found = [name for name in linear if target == "all-linear" or names.matches(target, name)]
         if not found:
             known = {name.rsplit(".", 1)[-1] for name in linear} | {"all-linear"}
             raise RankwiseError(
@@ -58,15 +55,6 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
             )
         chosen.update(found)
     return [name for name in linear if name in chosen]
-
-
-def _compile(target: str) -> re.Pattern[str]:
-    try:
-        return re.compile(rf"(.*\.)?({target})")
-    except re.error as error:
-        raise RankwiseError(
-            f"The target {target!r} is neither a layer's name nor a pattern: {error}."
-        ) from None
 
 
 def adapt(
@@ -111,8 +99,9 @@ def adapt(
             )
             return model
         paths = _outside(find_targets(plain, targets), also_train)
-        scaling = scale(rank, alpha, rslora)
-        insert(plain, dict.fromkeys(paths, rank), dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
+        ranks, scaling = dict.fromkeys(paths, rank), scale(rank, alpha, rslora)
+        _check_ranks(plain, ranks)
+        insert(plain, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
         train_beside(plain, [*body_and_heads(plain)[1], *also_train])
     return model
 
@@ -147,6 +136,7 @@ def adapt_freely(
     paths = _outside(_adaptable(model, targets), also_train)
     most = {path: min(model.get_submodule(path).weight.shape) for path in paths}  # pyright: ignore[reportArgumentType]
     ranks = {path: min(START_RANK, most[path]) if start is None else start for path in paths}
+    _check_ranks(model, ranks)
     start = START_RANK if start is None else start
     scaling = (ALPHA if alpha is None else alpha) / start
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
@@ -194,6 +184,21 @@ def _adaptable(model: nn.Module, targets: Sequence[str]) -> list[str]:
     return known if targets else find_targets(model, ["all-linear"])
 
 
+def _check_ranks(model: nn.Module, ranks: dict[str, int]) -> None:
+    """Refuse to train at ranks above a layer's smaller side, where more components don't make more updates possible."""
+    for path, rank in ranks.items():
+        d_in, d_out = _features(model.get_submodule(path))
+        if not 1 <= rank <= min(d_in, d_out):
+            raise RankwiseError(
+                f"{path}: rank {rank} doesn't fit a layer of {d_in} × {d_out}: between 1 and {min(d_in, d_out)}."
+            )
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    d_out, d_in = cast(torch.Tensor, layer.weight).shape
+    return (d_out, d_in) if isinstance(layer, Conv1D) else (d_in, d_out)
+
+
 def _outside(paths: Sequence[str], whole: Sequence[str]) -> list[str]:
     """Return the paths outside modules that are trained whole (BERT's pooler where it is new)."""
     return [path for path in paths if not any(path == w or path.startswith(f"{w}.") for w in whole)]
@@ -212,7 +217,7 @@ def insert(
         seed: draws A, layer after layer.
 
     Raises:
-        RankwiseError: a rank doesn't fit its layer.
+        RankwiseError: a rank is below 1.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -252,6 +257,16 @@ def _cast_input(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ..
     return tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
 
 
+def whole_heads(model: nn.Module) -> list[str]:
+    """Return the paths of the heads without LoRA layers in them."""
+    adapted = lora_layers(model)
+    return [
+        head
+        for head in body_and_heads(model)[1]
+        if not any(path == head or path.startswith(f"{head}.") for path in adapted)
+    ]
+
+
 def trained_beside(model: nn.Module) -> list[str]:
     """Return the paths of the fewest modules that hold every trained parameter outside the LoRA layers."""
     adapters = lora_layers(model)
@@ -260,7 +275,7 @@ def trained_beside(model: nn.Module) -> list[str]:
         for name, p in model.named_parameters()
         if p.requires_grad and name.rsplit(".", 1)[0] not in adapters
     ]
-    heads = body_and_heads(model)[1]
+    heads = whole_heads(model)
     paths = []
     for name in trained:
         whole = next((h for h in heads if name.startswith(f"{h}.")), name.rsplit(".", 1)[0])

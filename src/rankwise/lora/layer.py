@@ -61,14 +61,14 @@ class LoRALinear(nn.Module):
 
         Args:
             base: the layer to adapt: anything with a 2-D `weight` and a `bias`.
-            rank: r, between 1 and min(d_in, d_out).
+            rank: r, 1 or more.
             scaling: s in W0 + s·B·A (alpha/r as published).
             fan_in_fan_out: the weight is stored as [d_in, d_out] (Conv1D).
             dropout: probability on the adapter's input, in training only.
             generator: draws A; on the CPU.
 
         Raises:
-            ValueError: the rank doesn't fit the layer.
+            ValueError: the rank is below 1.
 
         Source: initialisation as in loralib `layers.py` (A by `draw_A`, B zero).
         """
@@ -76,10 +76,8 @@ class LoRALinear(nn.Module):
         self.fan_in_fan_out = fan_in_fan_out
         self.weight, self.bias = cast(nn.Parameter, base.weight), cast("nn.Parameter | None", base.bias)
         d_in, d_out = self.in_features, self.out_features
-        if not 1 <= rank <= min(d_in, d_out):
-            raise ValueError(
-                f"rank {rank} doesn't fit a layer of {d_in} × {d_out}: between 1 and {min(d_in, d_out)}"
-            )
+        if rank < 1:
+            raise ValueError(f"rank {rank} doesn't fit a layer of {d_in} × {d_out}: 1 or more")
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)

@@ -138,8 +138,7 @@ def _same_labels(adapter: Adapter, task: Task) -> bool:
 def _without_head(model: PreTrainedModel, adapter: Adapter) -> Adapter:
     """Return the adapter without its head."""
     heads = tuple(f"{path}." for path in body_and_heads(model)[1])
-    trained = {name: value for name, value in adapter.trained.items() if not name.startswith(heads)}
-    return replace(adapter, trained=trained)
+    return adapter.with_trained({n: value for n, value in adapter.trained.items() if not n.startswith(heads)})
 
 
 def _refuse_other_adapter(model: PreTrainedModel, adapter: Adapter, lora: LoraOptions) -> None:
