@@ -92,10 +92,15 @@ def json_lines(rng: random.Random, file: Path) -> None:
         elif kind == 1:
             lines[at] += lines[at]
         else:
-            lines[at] = (
-                json.dumps(document(rng, json.loads(lines[at] or "{}"))) if lines[at][:1] == "{" else "{"
-            )
+            lines[at] = _line(rng, lines[at])
     file.write_text("\n".join(lines) + "\n")
+
+
+def _line(rng: random.Random, line: str) -> str:
+    try:
+        return json.dumps(document(rng, json.loads(line)))
+    except (ValueError, RecursionError):  # damaged before
+        return "{"
 
 
 def tensors(rng: random.Random, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -102,7 +102,7 @@ def _interrupted(message: str, debug: bool) -> NoReturn:
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     with contextlib.suppress(OSError):  # the terminal may be gone
         if debug:
-            traceback.print_exc()
+            print(inert.terminal(traceback.format_exc(), lines=True), file=sys.stderr)
         console.line(" ".join(message.split()), sys.stderr)
     sys.exit(code)
 
