@@ -142,6 +142,12 @@ def test_a_kill_while_the_result_is_written_leaves_an_unfinished_run(folder):
     assert json.loads((folder.path / "result.json.partial").read_text(encoding="utf-8")) == {"score": 1.0}
 
 
+def test_a_name_that_is_no_text_is_refused_in_a_sentence(folder):
+    with pytest.raises(RankwiseError, match=r"'b\\ud800' can't be stored: it ends in half of a character"):
+        folder.write_request({"label_names": ["a", "b\ud800c"]})
+    assert folder.read_run()["requested"] == {"task": "sst2"}
+
+
 # JSON
 
 values = st.recursive(

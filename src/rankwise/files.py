@@ -199,8 +199,29 @@ def step_line(line: bytes) -> dict[str, Any] | None:
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
-    """Write a JSON object as `write` does."""
-    write(file, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write a JSON object as `write` does.
+
+    Raises:
+        RankwiseError: a name in it is no text: it holds half of a character.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        found = text[max(0, error.start - 20) : error.end].rpartition('"')[2]
+        raise RankwiseError(
+            f"{found!r} can't be stored: it ends in half of a character. Rename the file, column or label."
+        ) from None
+    write(file, content)
+
+
+def is_text(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: halves of characters come from names and data in other encodings."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write(file: Path, content: bytes) -> None:

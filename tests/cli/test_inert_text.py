@@ -133,6 +133,7 @@ def test_a_report_of_such_a_run_is_inert(adapter, ran, here):
         ("compare", "--tasks", "\x1b[31m"),
         ("predict", "adapter", "no", "--out", "\x1b[31m"),
         ("\x1b[31m",),
+        ("train", "\x1b[31m\udcff.jsonl", "--out", "x"),
         ("--debug", "evaluate", "no\x1b[31m\nsuch"),
     ],
 )

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, TypeVar
@@ -28,6 +28,7 @@ from cyclopts import (
 from rankwise import console, inert
 from rankwise.cli.parameters import in_flags, with_flags
 from rankwise.errors import RankwiseError, machine_fault, nearest
+from rankwise.files import is_text
 from rankwise.runs import interruption
 
 
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        _refuse_bytes(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
@@ -91,6 +93,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             debug,
         )
     sys.exit(0)
+
+
+def _refuse_bytes(arguments: Sequence[str]) -> None:
+    """Refuse an argument that isn't UTF-8, such as an old file name: records and models' files can't hold it."""
+    for argument in arguments:
+        if not is_text(argument):
+            raise RankwiseError(f"{argument!r} isn't UTF-8. Rename the file or folder.")
 
 
 def _interrupted(message: str, debug: bool) -> NoReturn:
