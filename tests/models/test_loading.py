@@ -1,7 +1,10 @@
 """Loaded classifiers: their dtype, their labels, and what is drawn from the seed."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from rankwise.errors import RankwiseError
@@ -37,3 +40,61 @@ def test_more_tokens_than_the_model_takes_are_refused(source):
     assert loading.locate(source.path, 20).max_length == 20
     with pytest.raises(RankwiseError, match="takes 64 tokens at most"):
         loading.locate(source.path, 65)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    """Transformers would make a tokenizer that knows no word, and every answer would be the same."""
+    for family in ("bert", "roberta", "gpt2", "deberta-v2", "llama"):
+        tiny.classifier(family).save_pretrained(tmp_path / family)
+        with pytest.raises(RankwiseError, match="no tokenizer in|can't be loaded"):
+            loading.locate(str(tmp_path / family))
+    tiny.tokenizer().save_pretrained(tmp_path / "bert")
+    loading.locate(str(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"model_max_length": "x"}, "not supported"), ({"model_max_length": -5}, "model_max_length is -5")],
+)
+def test_a_tokenizer_that_cannot_work_is_refused(tmp_path, fields, says):
+    folder = tiny.model_folder(tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(RankwiseError, match=f"tokenizer in .* can't be used: .*{says}"):
+        loading.locate(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "speaks of 1,000,000,000 layers"),
+        ({"intermediate_size": 10**9}, "by the config it has .* parameters"),
+        ({"num_attention_heads": 5}, "no sequence classifier"),
+        ({"model_type": "vit"}, "no sequence classifier|can't be loaded"),
+        ({"quantization_config": {"load_in_8bit": True}}, "stored in few bits"),
+    ],
+    ids=["layers", "width", "heads", "images", "quantized"],
+)
+def test_a_config_that_no_classifier_can_have_is_refused(tmp_path, fields, says):
+    folder = tiny.model_folder(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | fields))
+    with pytest.raises(RankwiseError, match=says):
+        loading.locate(str(folder))
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path):
+    """Transformers would put it on without a word."""
+    folder = tiny.model_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(RankwiseError, match="holds both a model and an adapter"):
+        loading.locate(str(folder))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_not_floating_point_are_refused(tmp_path, kind):
+    folder = tiny.model_folder(tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    save_file({**state, name: state[name].to(kind)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RankwiseError, match=f"{name} holds .* and not floating|complex values"):
+        load(loading.locate(str(folder)))

@@ -154,6 +154,10 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
     model = load(folder, base=base, dtype=torch.float32)
     source = loading.locate(base or cast(str, adapter.base_model))
     merged = cast(PreTrainedModel, attach.merge(model))
+    if odd := [name for name, weight in merged.named_parameters() if not weight.isfinite().all()]:
+        raise RankwiseError(
+            f"Merged, the adapter in {folder} gives weights that aren't numbers: {account.listed(odd)}. The base or the adapter is damaged."
+        )
     make_folder(out)
     try:
         # Files are moved into place whole: a model written halfway would load with weights missing.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +33,8 @@ from rankwise.seeding import stream_seed
 
 CLASSIFIER = "single_label_classification"
 """`problem_type` of a model that predicts one class a row."""
+FLOATING = ("F64", "F32", "F16", "BF16")
+"""Number types of weights, as safetensors calls them."""
 LAYERS = 10_000
 """More than any model has."""
 MARGIN = 100_000_000
@@ -68,7 +71,12 @@ def locate(name: str, max_length: int | None = None) -> Source:
     config = _from_pretrained(AutoConfig, path)
     if name in hub.SCRATCH:
         config = BertConfig(vocab_size=config.vocab_size, **hub.SCRATCH[name])
+    if getattr(config, "quantization_config", None):
+        raise RankwiseError(
+            f"The weights of {name} are stored in few bits. Take the model they were made from; `base_bits=` keeps it in few bits."
+        )
     tokenizer = _from_pretrained(AutoTokenizer, path)
+    _check_tokenizer(tokenizer, name, path)
     model = skeleton(config, name)
     _check_size(model, path)
     limit = token_limit(model, tokenizer)
@@ -77,6 +85,22 @@ def locate(name: str, max_length: int | None = None) -> Source:
     if tokenizer.pad_token is None:  # GPT-2, Llama: attention never sees it, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return Source(name, path, config, tokenizer, max_length or text_limit(model, tokenizer))
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, path: str) -> None:
+    """Check that a tokenizer was read from files, and that it works: without files, Transformers makes one that knows no word."""
+    files = sorted({"tokenizer.json", *type(tokenizer).vocab_files_names.values()})
+    if type(tokenizer).vocab_files_names and not any(hub.has(path, file) for file in files):
+        raise RankwiseError(
+            f"There is no tokenizer in {name}: none of {', '.join(files)}. Save the one it was trained with there, by `save_pretrained`."
+        )
+    try:
+        if not tokenizer.model_max_length > 0:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
+        with _without_panic(), quiet():
+            tokenizer(["a word"], ["and another"])
+    except Exception as error:
+        raise RankwiseError(f"The tokenizer in {name} can't be used: {_first_line(error)}") from error
 
 
 def skeleton(config: Any, name: str) -> PreTrainedModel:
@@ -127,9 +151,15 @@ def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
 
 
 def _call(kind: Any, path: str, **options: Any) -> Any:
-    """Call `from_pretrained`; a panic of the tokenizers' Rust code becomes an ordinary exception."""
-    try:
+    with _without_panic():
         return kind.from_pretrained(path, trust_remote_code=False, **options)
+
+
+@contextlib.contextmanager
+def _without_panic() -> Iterator[None]:
+    """Turn a panic of the tokenizers' Rust code into an ordinary exception, in a `with` block."""
+    try:
+        yield
     except BaseException as error:
         if type(error).__name__ == "PanicException":
             raise ValueError(str(error)) from None
@@ -180,9 +210,23 @@ def load(
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
+    _check_types(model, source.path)
     found = _without_other_head(model, source.config, account(model, info, source.path))
     draw(model, sorted({name.rpartition(".")[0] for name in found.new}), seed)
     return model.eval(), found
+
+
+def _check_types(model: PreTrainedModel, path: str) -> None:
+    """Check that a folder's weights are floating point: Transformers would convert whatever else is there."""
+    names = {name.removeprefix(f"{model.base_model_prefix}.") for name, _ in model.named_parameters()}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (it is no dict)
+                kind = tensors.get_slice(key).get_dtype()
+                if kind not in FLOATING and key.removeprefix(f"{model.base_model_prefix}.") in names:
+                    raise RankwiseError(
+                        f"The weights in {path} are damaged: {key} holds {kind} and not floating point. Download or save the model again."
+                    )
 
 
 def _without_other_head(model: PreTrainedModel, config: Any, found: Account) -> Account:
