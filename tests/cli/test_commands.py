@@ -707,27 +707,19 @@ def test_a_card_that_cannot_be_written_is_a_line(model, table, rankwise):
 
 @pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_ends_all_the_same(model, table):
+    reader, writer = os.pipe()
+    os.close(reader)
     child = process(
-        "train",
-        table,
-        "--model",
-        model,
-        "--out",
-        "out",
-        *FAST,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        "train", table, "--model", model, "--out", "out", *FAST, stdout=writer, stderr=subprocess.PIPE
     )
-    assert child.stdout
-    child.stdout.close()
-    assert child.stderr
-    assert child.stderr.read() == b""
-    assert child.wait() == 0
+    os.close(writer)
+    assert child.communicate()[1] == b""
+    assert child.returncode == 0
     assert Path("out/result.json").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [400, 2_000, 20_000, 60_000])
+@pytest.mark.parametrize("limit", [400, 2_000, 20_000])
 def test_a_disk_without_space_is_one_line_and_the_run_can_go_on(limit, model, table, rankwise):
     """The limit on a file's size stands in for the disk's."""
     command = ["train", str(table), "--model", model, "--out", "out", *FAST]

@@ -35,11 +35,16 @@ def test_a_resumed_training_equals_an_undisturbed_one(method, padding, tmp_path)
 # What isn't this training's checkpoint
 
 
+def fresh():
+    """A training of 262 steps that finds ranks; it prunes at step 105."""
+    return training(600, epochs=3.5, targets=("all-linear",))
+
+
 @pytest.fixture(scope="module")
 def adaptive(tmp_path_factory):
     """The checkpoint of a training that finds ranks, after something was pruned: its position, and its tensors."""
     folder = tmp_path_factory.mktemp("adaptive")
-    checkpoint.save(run(training(600, epochs=4), until=260), folder, request="mine")
+    checkpoint.save(run(fresh(), until=110), folder, request="mine")
     return json.loads((folder / "training.json").read_text()), load_file(folder / "training.safetensors")
 
 
@@ -51,7 +56,7 @@ def write(folder, position, tensors):
 def refused(folder, position, tensors, request="mine"):
     """Why it isn't taken; the training is left as it was."""
     write(folder, position, tensors)
-    state = training(600, epochs=4)
+    state = fresh()
     before = {name: value.detach().clone() for name, value in state.trained_parameters()}
     with pytest.raises(ValueError) as error:
         checkpoint.load(state, folder, request)
@@ -65,22 +70,22 @@ def test_an_adaptive_training_takes_its_own_checkpoint(adaptive, tmp_path):
     position, tensors = adaptive
     assert any(name.startswith("rank.aside.") for name in tensors), "nothing was pruned before it"
     write(tmp_path, position, tensors)
-    state = training(600, epochs=4)
+    state = fresh()
     checkpoint.load(state, tmp_path, "mine")
     assert state.step_number == position["step"]
     assert [decision.to_json() for decision in state.decisions] == position["rank"]["decisions"]
 
 
 WRONG_POSITIONS = [
-    ({"step": 1_000_000_000}, "step 1000000000 of 300"),
-    ({"step": 301, "steps": 301}, "step 301 of 301, and this run has 300 steps"),
+    ({"step": 1_000_000_000}, "step 1000000000 of 262"),
+    ({"step": 263, "steps": 263}, "step 263 of 263, and this run has 262 steps"),
     ({"step": -1}, "step"),
     ({"step": 7.5}, "step"),
     ({"step": True}, "step"),
-    ({"step": 259}, "ranks are at step 260, its weights at 259"),
+    ({"step": 109}, "ranks are at step 110, its weights at 109"),
     ({"seconds": float("nan")}, "seconds"),
     ({"seconds": -1.0}, "seconds"),
-    ({"skipped_steps": 261}, "261 of 260"),
+    ({"skipped_steps": 111}, "111 of 110"),
     ({"request": "another"}, "asked for otherwise"),
     ({"rank": None}, "finds ranks"),
     ({"rank": {}}, "rank.steps"),
@@ -129,7 +134,7 @@ def nan(value):
     [
         (("model.", "lora_A"), None, "it lacks model."),
         (("model.", "lora_A"), nan, "isn't finite"),
-        (("model.", "lora_A"), lambda value: value[:-1], "in A and"),
+        (("model.", "lora_A"), lambda value: value[:-1], "the optimizer's exp_avg"),
         (("model.", "lora_A"), lambda value: value[:, :-1], "and this run's is"),
         (("model.", "lora_A"), lambda value: value[0], "and this run's is"),
         (("model.", "classifier.weight"), lambda value: value.double(), "of float64"),
@@ -140,7 +145,11 @@ def nan(value):
         (("optimizer.exp_avg.", "lora_A"), nan, "isn't finite"),
         (("optimizer.exp_avg_sq.", "lora_A"), lambda value: -value - 1, "negative"),
         (("optimizer.step.", "lora_A"), lambda value: value + 1e9, "steps of"),
+        (("optimizer.step.", "lora_A"), lambda value: value.to(torch.complex64), "steps of"),
+        (("optimizer.step.", "lora_A"), lambda value: value.double(), "steps of"),
         (("rank.statistics.",), lambda value: value[1:], "the statistics of"),
+        (("rank.statistics.",), lambda value: value.to(torch.int64), "of int64"),
+        (("rank.statistics.",), lambda value: value.to(torch.complex64), "of complex64"),
         (("rank.aside.B.",), None, "it lacks rank.aside.B."),
         (("rank.aside.A.",), lambda value: value[:, 1:], "what was pruned of"),
     ],
@@ -152,6 +161,16 @@ def test_tensors_that_this_training_cant_have_are_refused(parts, change, says, a
     if change is not None:
         changed[name] = change(tensors[name])
     assert says in refused(tmp_path, position, changed)
+
+
+@pytest.mark.slow
+def test_matrices_of_two_ranks_are_refused(adaptive, tmp_path):
+    position, tensors = adaptive
+    name = name_of(tensors, "model.", "lora_A").removeprefix("model.")
+    keys = [f"model.{name}", f"optimizer.exp_avg.{name}", f"optimizer.exp_avg_sq.{name}"]
+    changed = {**tensors, **{key: torch.cat([tensors[key], tensors[key]]) for key in keys}}
+    rank = len(tensors[keys[0]])
+    assert f"has rank {2 * rank} in A and {rank} in B" in refused(tmp_path, position, changed)
 
 
 @pytest.mark.slow

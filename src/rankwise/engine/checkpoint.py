@@ -7,12 +7,14 @@ Everything else follows from the run's arguments and the step, so a resumed run 
 the training that takes it, whole, before anything changes: names, shapes, dtypes, finite numbers, steps.
 """
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -168,10 +170,12 @@ def _check_position(position: Position, training: Training, request: str) -> Non
         raise ValueError(f"its ranks are at step {position.rank.steps}, its weights at {position.step}")
     if position.rank.scaling.keys() != training.rank.layers.keys():
         raise ValueError("it scales other layers")
+    fields, kind = [field.name for field in dataclasses.fields(Decision)], TypeAdapter(Decision)
     try:
-        decisions = [Decision.from_json(stored) for stored in position.rank.decisions]
-        TypeAdapter(list[Decision]).validate_python(list(map(vars, decisions)))
-    except (KeyError, TypeError, AttributeError, ValueError):
+        for stored in position.rank.decisions:
+            flat = {**stored, **stored["evidence"]}
+            kind.validate_python({name: flat[name] for name in fields})
+    except (KeyError, TypeError, ValueError):
         raise ValueError("a rank decision is none") from None
 
 
@@ -188,7 +192,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], training: Training, position: 
         for key in moments:
             moment = _taken(tensors, left, f"optimizer.{key}.{name}")
             if key == "step":
-                if moment.shape or not 0 <= moment.item() <= position.step:
+                if moment.shape or moment.dtype != torch.float32 or not 0 <= moment.item() <= position.step:
                     raise ValueError(f"the optimizer's steps of {name} don't fit")
             elif moment.shape != value.shape or moment.dtype != value.dtype:
                 raise ValueError(f"the optimizer's {key} of {name} has {_shown(moment)} for {_shown(value)}")
@@ -200,6 +204,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], training: Training, position: 
         _check_hooks(tensors, left, training)
     if left:
         raise ValueError(f"this run has no {min(left)}")
+    for name, value in tensors.items():
+        if (name.startswith("rank.") and not value.is_floating_point()) or value.is_complex():
+            raise ValueError(f"{name} is {_shown(value)}")
     if not all_finite(value for value in tensors.values() if value.is_floating_point()):
         raise ValueError("a number in it isn't finite")
 
