@@ -146,3 +146,14 @@ def test_equal_adapters_have_equal_fingerprints(base, tmp_path):
 def test_what_is_no_fingerprint_says_so(text):
     with pytest.raises(ValueError, match="no fingerprint"):
         fingerprint.difference(text, "{}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_was_trained_in_half_precision_is_evaluated_and_merged(told, tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(40)))
+    model = tiny.model_folder(tmp_path / "base")
+    run = told("train", table, "--model", model, "--dtype", dtype, "--epochs", "1", "--out", tmp_path / "run")
+    assert told("evaluate", tmp_path / "run")["accuracy"] == run["score"]
+    told("merge", tmp_path / "run", "--out", tmp_path / "merged")

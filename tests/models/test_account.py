@@ -100,6 +100,68 @@ def test_a_config_of_fewer_layers_is_refused(whole):
         rankwise.load(whole)
 
 
+def adapted(folder: Path, **options):
+    """An adapted model as a Trainer's checkpoint holds it."""
+    model = rankwise.adapt(tiny.classifier("bert"), 2, alpha=7.0, **options).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    saved(folder, model)
+    scaling = {
+        f"{path}.lora_scaling": torch.tensor(3.5)
+        for path, _ in model.named_modules()
+        if path.endswith(("query", "value"))
+    }
+    change(folder, lambda s: s.update(scaling))
+    return model
+
+
+def test_an_adapted_model_written_whole_computes_what_it_did(tmp_path):
+    model, folder = adapted(tmp_path / "whole"), tmp_path / "whole"
+    again = rankwise.load(folder)
+    torch.testing.assert_close(logits(again), logits(model))
+    assert not torch.allclose(logits(again), logits(tiny.classifier("bert")), atol=1e-3)
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == {
+        name for name, p in model.named_parameters() if p.requires_grad
+    }
+    rankwise.merge(folder, tmp_path / "merged")
+    plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(plain), logits(model))
+    with pytest.raises(RankwiseError, match="LoRA layers in it .* is no base to start from"):
+        train_on(folder)
+
+
+def test_an_adapted_model_that_does_not_say_its_scaling_is_refused(tmp_path):
+    adapted(tmp_path / "whole")
+    change(tmp_path / "whole", lambda s: [s.pop(name) for name in list(s) if name.endswith("lora_scaling")])
+    for load in (rankwise.load, train_on, lambda folder: rankwise.merge(folder, tmp_path / "out")):
+        with pytest.raises(RankwiseError, match="LoRA layers in it .* don't say all"):
+            load(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(torch.tensor(float("nan")), "scaling of .* is no number"), (torch.ones(3), "is no number")],
+)
+def test_a_scaling_that_is_no_number_is_refused(tmp_path, value, says):
+    adapted(tmp_path / "whole")
+    change(tmp_path / "whole", lambda s: s.update({f"{QUERY}.lora_scaling": value}))
+    with pytest.raises(RankwiseError, match=says):
+        rankwise.load(tmp_path / "whole")
+
+
+def test_names_of_earlier_versions_are_read(whole):
+    """`gamma` and `beta` of norms, as Google's checkpoints have them."""
+    expected = logits(rankwise.load(whole))
+
+    def rename(state):
+        for name in [n for n in state if "LayerNorm" in n]:
+            state[name.replace(".weight", ".gamma").replace(".bias", ".beta")] = state.pop(name)
+
+    change(whole, rename)
+    torch.testing.assert_close(logits(rankwise.load(whole)), expected)
+
+
 def test_a_peft_model_written_whole_is_refused(tmp_path):
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     model = peft.get_peft_model(tiny.classifier("bert"), config)

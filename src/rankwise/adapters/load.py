@@ -1,6 +1,8 @@
 """Loads what was trained: an adapter on its base model, or a fully fine-tuned model; and merges an adapter into its base."""
 
+import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -9,12 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rankwise.adapters import attach, peft_format
+from rankwise.adapters import attach, checks, peft_format
 from rankwise.adapters.adapter import Adapter
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder, make_folder
 from rankwise.models import account, hub, loading
-from rankwise.models.account import check_whole
+from rankwise.models.account import Account, check_whole
 from rankwise.models.families import body_and_heads
 from rankwise.run_folder import RunFolder, run_folders
 from rankwise.tasks import objectives
@@ -55,12 +57,7 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.
     if not (folder / peft_format.CONFIG).is_file():
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
-        source = loading.locate(str(folder))
-        problem_type = objectives.of_config(source.config).problem_type
-        model, found = loading.load(
-            source, _labels(source.config), dtype=dtype, seed=0, problem_type=problem_type
-        )
-        check_whole(found, (), f"The model in {folder}")
+        source, model, found = _whole(folder, dtype)
         return model, found.in_words()
     adapter = peft_format.read(folder, any_kind=True)
     check_task(adapter)
@@ -91,6 +88,58 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.
     given = {path.removeprefix("base_model.") for path in adapter.trained}
     check_whole(found, given, f"The adapter in {folder} on {name}")
     return loaded, ""
+
+
+def _whole(folder: Path, dtype: torch.dtype) -> tuple[loading.Source, PreTrainedModel, Account]:
+    """Load a whole model, with the LoRA layers that `save_pretrained` and Trainer's checkpoints leave in it."""
+    source = loading.locate(str(folder))
+    problem_type = objectives.of_config(source.config).problem_type
+    model, found = loading.load(
+        source, _labels(source.config), dtype=dtype, seed=0, problem_type=problem_type, adapted=True
+    )
+    check_whole(found, (), f"The model in {folder}")
+    if found.adapted:
+        tensors = loading.stored(
+            source.path, [f"{path}.{name}" for path in found.adapted for name in account.LORA]
+        )
+        attach.attach(model, _inside(folder, model, found.adapted, tensors)).eval()
+    return source, model, found
+
+
+def _inside(
+    folder: Path, model: PreTrainedModel, paths: Sequence[str], tensors: Mapping[str, torch.Tensor]
+) -> Adapter:
+    """Make an adapter of the LoRA matrices in a model's weights, and of the model's own head.
+
+    Raises:
+        RankwiseError: they are damaged.
+    """
+    lora, scaling = {}, {}
+    for path in paths:
+        A, B, s = (tensors[f"{path}.{name}"] for name in account.LORA)
+        if A.shape[:1] != (0,):  # a layer of rank 0 is a plain one
+            lora[path], scaling[path] = (A, B), float(s) if s.numel() == 1 else math.nan
+    checks.check_factors(folder / "the weights", lora)
+    if odd := [path for path, s in scaling.items() if not math.isfinite(s)]:
+        raise RankwiseError(
+            f"The weights in {folder} are damaged: the scaling of {account.listed(odd)} is no number."
+        )
+    heads = body_and_heads(model)[1]
+    return Adapter(
+        folder=folder,
+        base_model=None,
+        lora=lora,
+        scaling=scaling,
+        dropout=0.0,
+        trained={
+            name: value
+            for name, value in model.state_dict().items()
+            if name.startswith(tuple(f"{h}." for h in heads))
+        },
+        modules_to_save=heads,
+        label_names=None,
+        fingerprint=None,
+    )
 
 
 def check_task(adapter: Adapter) -> None:
@@ -143,16 +192,20 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
         RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
     """
     folder, out = Path(folder), Path(out)
-    if not (folder / peft_format.CONFIG).is_file():
-        raise RankwiseError(
-            f"{folder} holds a whole model, not an adapter: there is nothing to merge, Transformers loads it as it is."
-            if (folder / hub.CONFIG).is_file()
-            else _nothing_trained(folder)
-        )
-    check_folder(out, folder, peft_format.CONFIG)
-    adapter = peft_format.read(folder)
-    model = load(folder, base=base, dtype=torch.float32)
-    source = loading.locate(base or cast(str, adapter.base_model))
+    if (folder / peft_format.CONFIG).is_file():
+        check_folder(out, folder, peft_format.CONFIG)
+        adapter = peft_format.read(folder)
+        model = load(folder, base=base, dtype=torch.float32)
+        source = loading.locate(base or cast(str, adapter.base_model))
+    elif (folder / hub.CONFIG).is_file():
+        check_folder(out, folder, peft_format.CONFIG)
+        source, model, found = _whole(folder, torch.float32)
+        if not found.adapted:
+            raise RankwiseError(
+                f"{folder} holds a whole model, not an adapter: there is nothing to merge, Transformers loads it as it is."
+            )
+    else:
+        raise RankwiseError(_nothing_trained(folder))
     merged = cast(PreTrainedModel, attach.merge(model))
     if odd := [name for name, weight in merged.named_parameters() if not weight.isfinite().all()]:
         raise RankwiseError(

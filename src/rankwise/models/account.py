@@ -21,6 +21,8 @@ POOLER = "pooler"
 """The part of a body that only some pretraining tasks train, so that a checkpoint may lack it or have it in vain."""
 OLD_BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq)$")
 """Constants that earlier versions of Transformers wrote beside the weights."""
+LORA = ("lora_A", "lora_B", "lora_scaling")
+"""What `lora.layer.LoRALinear` writes into a state dict, beside the weight and bias that the layer had before."""
 Shape = tuple[int, ...]
 
 
@@ -34,6 +36,7 @@ class Account:
         unused: parts of the checkpoint that the model has no module for.
         resized: of the new weights those that the checkpoint has in another size: name → shapes there and here.
         other_task: the class of the checkpoint's head, where it is for another task.
+        adapted: paths of layers to which the checkpoint has LoRA matrices, as `save_pretrained` writes an adapted model.
     """
 
     new: frozenset[str] = frozenset()
@@ -41,6 +44,7 @@ class Account:
     unused: tuple[str, ...] = ()
     resized: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     other_task: str | None = None
+    adapted: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """Return what training begins with that isn't pretrained, and what isn't used; empty where there is nothing to say."""
@@ -84,7 +88,8 @@ def account(model: PreTrainedModel, info: Mapping[str, Any], place: str) -> Acco
     missing = {str(name) for name in info["missing_keys"]}
     pooler = _whole_pooler(model, prefix, missing)
     new_heads = {name.split(".")[0] for name in missing | resized.keys()} & set(heads)
-    unused = _unused(model, body, prefix, new_heads, sorted(info["unexpected_keys"]), place)
+    adapted, rest = _adapted(model, {str(key) for key in info["unexpected_keys"]})
+    unused = _unused(model, body, prefix, new_heads, sorted(rest), place)
     if wrong := sorted(name for name in resized if name.startswith(prefix or "\0")):
         there, here = resized[wrong[0]]
         raise RankwiseError(
@@ -99,7 +104,7 @@ def account(model: PreTrainedModel, info: Mapping[str, Any], place: str) -> Acco
     drawn = {path for name in missing | resized.keys() if (path := name.rpartition(".")[0])}
     new = {f"{path}.{name}" for path in drawn for name, _ in _own_weights(model, path)}
     modules = sorted(path for path in drawn if prefix and path.startswith(prefix))
-    return Account(frozenset(new), tuple(modules), tuple(unused), resized)
+    return Account(frozenset(new), tuple(modules), tuple(unused), resized, adapted=tuple(adapted))
 
 
 def _own_weights(model: nn.Module, path: str) -> Iterable[tuple[str, Any]]:
@@ -110,6 +115,16 @@ def _whole_pooler(model: nn.Module, prefix: str, missing: set[str]) -> set[str]:
     """Return the weights of the body's pooler if the checkpoint has none of them."""
     weights = {name for name, _ in model.named_parameters() if name.startswith(f"{prefix}{POOLER}.")}
     return weights if prefix and weights <= missing else set()
+
+
+def _adapted(model: nn.Module, keys: set[str]) -> tuple[list[str], set[str]]:
+    """Return the paths of layers that have all that a LoRA layer writes, and the other keys."""
+    paths = [
+        path
+        for path, _ in model.named_modules()
+        if path and keys.issuperset(f"{path}.{name}" for name in LORA)
+    ]
+    return paths, keys - {f"{path}.{name}" for path in paths for name in LORA}
 
 
 def _unused(
@@ -138,9 +153,8 @@ def _unused(
     name = type(model).__name__
     if lora := [key for key in inside if "lora_" in key]:
         raise RankwiseError(
-            f"{place} holds a model with LoRA layers in it ({listed(lora)}), as `save_pretrained` and Trainer's checkpoints write it. "
-            f"{name} alone doesn't take them. Load these weights into the adapted model (`rankwise.adapt`, `load_state_dict`) "
-            "and write it by `rankwise.save`."
+            f"{place} holds a model with LoRA layers in it ({listed(lora)}) that don't say all that it computes. "
+            "Load these weights into the adapted model (`rankwise.adapt`, `load_state_dict`) and write it by `rankwise.save`."
         )
     raise RankwiseError(
         f"{name} by the config.json of {place} doesn't take {listed(inside)} of its weights, so it would compute something else. "

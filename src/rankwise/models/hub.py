@@ -59,17 +59,12 @@ def find(name: str) -> str:
     return name
 
 
-def has(path: str, file: str) -> bool:
-    """Return whether a model's folder, or the local cache of a model by name, has a file."""
-    return (Path(path) / file).is_file() if Path(path).is_dir() else _cached(path, file)
-
-
-def _cached(name: str, file: str = CONFIG) -> bool:
+def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, file), str)
+        return isinstance(try_to_load_from_cache(name, CONFIG), str)
     except HFValidationError:
         return False
 

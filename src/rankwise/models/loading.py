@@ -5,7 +5,7 @@ whatever the dtype of its base.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise.errors import RankwiseError
 from rankwise.models import hub
-from rankwise.models.account import Account, account
+from rankwise.models.account import Account, account, listed
 from rankwise.models.families import body_and_heads, text_limit, token_limit
 from rankwise.seeding import stream_seed
 
@@ -76,7 +76,7 @@ def locate(name: str, max_length: int | None = None) -> Source:
             f"The weights of {name} are stored in few bits. Take the model they were made from; `base_bits=` keeps it in few bits."
         )
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    _check_tokenizer(tokenizer, name, path)
+    _check_tokenizer(tokenizer, name)
     model = skeleton(config, name)
     _check_size(model, path)
     limit = token_limit(model, tokenizer)
@@ -87,12 +87,11 @@ def locate(name: str, max_length: int | None = None) -> Source:
     return Source(name, path, config, tokenizer, max_length or text_limit(model, tokenizer))
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, path: str) -> None:
-    """Check that a tokenizer was read from files, and that it works: without files, Transformers makes one that knows no word."""
-    files = sorted({"tokenizer.json", *type(tokenizer).vocab_files_names.values()})
-    if type(tokenizer).vocab_files_names and not any(hub.has(path, file) for file in files):
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Check that a tokenizer knows words and works. Where its files are missing, Transformers makes one that knows none."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise RankwiseError(
-            f"There is no tokenizer in {name}: none of {', '.join(files)}. Save the one it was trained with there, by `save_pretrained`."
+            f"There is no tokenizer in {name}. Save the one that the model was trained with there, by its `save_pretrained`."
         )
     try:
         if not tokenizer.model_max_length > 0:
@@ -173,7 +172,13 @@ def _first_line(error: Exception) -> str:
 
 
 def load(
-    source: Source, label_names: list[str], *, dtype: torch.dtype, seed: int, problem_type: str = CLASSIFIER
+    source: Source,
+    label_names: list[str],
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    problem_type: str = CLASSIFIER,
+    adapted: bool = False,
 ) -> tuple[PreTrainedModel, Account]:
     """Load a sequence classifier and draw the modules that its checkpoint doesn't have.
 
@@ -183,6 +188,7 @@ def load(
         dtype: of every weight. No float32 copy is made on the way.
         seed: the run's seed.
         problem_type: what the outputs stand for, as Transformers' configs name it.
+        adapted: the checkpoint may have LoRA layers, which the caller puts in (`Account.adapted`).
 
     Returns:
         The model in eval mode, and what of it was drawn or isn't used of its checkpoint.
@@ -211,9 +217,34 @@ def load(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
     _check_types(model, source.path)
-    found = _without_other_head(model, source.config, account(model, info, source.path))
+    found = account(model, info, source.path)
+    if found.adapted and not adapted:
+        raise RankwiseError(
+            f"{source.name} holds a model with LoRA layers in it ({listed(found.adapted)}), which is no base to start from. "
+            "Merge it first: `rankwise merge`."
+        )
+    found = _without_other_head(model, source.config, found)
     draw(model, sorted({name.rpartition(".")[0] for name in found.new}), seed)
     return model.eval(), found
+
+
+def stored(path: str, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Read some tensors of a folder's weights, by name.
+
+    Raises:
+        RankwiseError: a file can't be read.
+    """
+    found: dict[str, torch.Tensor] = {}
+    try:
+        for file in sorted(Path(path).glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                found |= {key: tensors.get_tensor(key) for key in tensors.keys() if key in names}  # noqa: SIM118 (it is no dict)
+        for file in sorted(Path(path).glob("pytorch_model*.bin")):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            found |= {key: value for key, value in state.items() if key in names}
+    except Exception as error:  # damaged files raise whatever their parsers raise
+        raise RankwiseError(f"The model in {path} can't be loaded: {_first_line(error)}") from error
+    return found
 
 
 def _check_types(model: PreTrainedModel, path: str) -> None:
