@@ -19,7 +19,9 @@ from rankwise.models.families import body_and_heads
 
 POOLER = "pooler"
 """The part of a body that only some pretraining tasks train, so that a checkpoint may lack it or have it in vain."""
-OLD_BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|masked_bias|inv_freq)$")
+OLD_BUFFERS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|(en|de)coder\.version)$"
+)
 """Constants that earlier versions of Transformers wrote beside the weights."""
 LORA = ("lora_A", "lora_B", "lora_scaling")
 """What `lora.layer.LoRALinear` writes into a state dict, beside the weight and bias that the layer had before."""

@@ -79,6 +79,8 @@ def load(
     new, heads = list(found.modules), tuple(f"{path}." for path in body_and_heads(model)[1])
     new_head = any(name.startswith(heads) for name in found.new)
     folder = config.model.from_adapter
+    if source.name in hub.SCRATCH:
+        return model, new, f"Every weight is new: {source.name} isn't pretrained."
     if folder is None:
         return model, new, found.in_words() or _other_labels(_labels(source.config), label_names)
     if not (folder / peft_format.CONFIG).is_file():
