@@ -1,6 +1,8 @@
 """The LoRA layer against a numerical gradient, a dense product and PEFT's own layer."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.lora.layer import LoRALinear
+import rankwise
+import tiny
+from rankwise.errors import RankwiseError
+from rankwise.lora.layer import LoRALinear, lora_layers
 
 
 def adapted(base: nn.Module, rank: int = 3, **options) -> LoRALinear:
@@ -141,3 +146,104 @@ def test_a_layer_has_at_least_one_component():
     with pytest.raises(ValueError, match="7 × 5: 1 or more"):
         LoRALinear(linear(), 0, scaling=1.0)
     assert LoRALinear(linear(), 6, scaling=1.0).rank == 6  # files may hold more than a layer can use
+
+
+def test_a_state_dict_brings_its_rank_and_its_scaling():
+    """Also where s isn't alpha/r, as with rank-stabilised LoRA."""
+    source, target = adapted(linear(), 4, scaling=16 / 4**0.5), adapted(linear(), 2, scaling=16 / 2**0.5)
+    target.load_state_dict(source.state_dict())
+    assert target.scaling == source.scaling == 8.0
+    x = torch.randn(3, 7, dtype=torch.float64)
+    torch.testing.assert_close(target(x), source(x))
+    whole = nn.Sequential(adapted(linear(), 1))
+    whole.load_state_dict(nn.Sequential(source).state_dict(), strict=True)
+    torch.testing.assert_close(whole(x), source(x))
+
+
+def test_a_state_dict_without_a_scaling_is_of_the_same_alpha():
+    source, target = adapted(linear(), 4, scaling=2.0), adapted(linear(), 2, scaling=4.0)
+    state = source.state_dict()
+    del state["lora_scaling"]
+    target.load_state_dict(state)
+    assert target.scaling == 2.0
+
+
+@pytest.mark.parametrize("name", ["lora_A", "lora_B"])
+def test_a_state_dict_of_a_layer_of_other_sides_is_refused(name):
+    layer = adapted(linear(), 3)
+    state = layer.state_dict()
+    other = adapted(nn.Linear(9, 9).double(), 4)
+    state |= {"lora_A": torch.randn(4, 7), "lora_B": torch.randn(5, 4), name: getattr(other, name)}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        layer.load_state_dict(state)
+
+
+def test_a_merged_layer_is_neither_saved_nor_loaded_nor_resized():
+    layer = adapted(linear())
+    state = layer.state_dict()
+    layer.merge()
+    for act in (
+        layer.state_dict,
+        lambda: layer.load_state_dict(state),
+        lambda: layer.resize(layer.lora_A[:1].detach(), layer.lora_B[:, :1].detach()),
+    ):
+        with pytest.raises(RankwiseError, match="merged into its weight. Call its unmerge"):
+            act()
+    layer.unmerge()
+    layer.load_state_dict(state)
+
+
+@BASES
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_base_that_is_trained_again_gets_its_gradient(make, name):
+    layer = adapted(make())
+    getattr(layer, name).requires_grad_(True)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    W, bias = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias))
+    dense = (W.t() if layer.fan_in_fan_out else W) + layer.delta()
+    (x @ dense.t() + bias).square().sum().backward()
+    torch.testing.assert_close(getattr(layer, name).grad, {"weight": W, "bias": bias}[name].grad)
+
+
+def test_second_derivatives_are_refused_instead_of_wrong():
+    layer = adapted(linear())
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_a_file(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_a_file])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_copy_of_an_adapted_model_computes_and_trains_as_the_model(copied, rank):
+    model = rankwise.adapt(tiny.classifier("bert"), rank)
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.1)
+    ids = torch.tensor([[1, 4, 8, 6, 2]])
+    model(ids).logits.square().sum().backward()  # what backward leaves may be there
+    other = copied(model)
+    assert torch.equal(other(ids).logits, model(ids).logits)
+    model.zero_grad()
+    other.zero_grad()
+    for one in (model, other):
+        one(ids).logits.square().sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert mine.grad is theirs.grad is None or torch.equal(mine.grad, theirs.grad), name
+    state = model.state_dict()
+    lora_layers(other)["bert.encoder.layer.0.attention.self.query"].resize(
+        torch.zeros(1, 32), torch.zeros(32, 1)
+    )
+    other.load_state_dict(state)
+    assert torch.equal(other(ids).logits, model(ids).logits)
+    assert all((layer.statistics is None) == (rank is not None) for layer in lora_layers(other).values())

@@ -1,6 +1,8 @@
 """Frozen weights in 8 and 4 bits: the products and gradients of the weights they stand for, in fewer bytes."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,36 @@ def test_what_is_trained_and_what_is_no_linear_layer_stays():
         RankwiseError, match="GPT2ForSequenceClassification has no frozen linear layers to keep in 8 bits"
     ):
         quantize(tiny.classifier("gpt2").requires_grad_(False), 8)
+
+
+@bits
+def test_a_quantized_weight_is_not_changed_in_place(bits):
+    """It would be changed in a dequantized copy that nobody reads."""
+    layer = LoRALinear(nn.Linear(48, 96), 4, scaling=2.0)
+    nn.init.normal_(layer.lora_B)
+    state, x = layer.state_dict(), torch.randn(3, 48)
+    layer.weight = nn.Parameter(QuantizedWeight.of(layer.weight.detach(), bits), requires_grad=False)
+    before = layer(x)
+    with pytest.raises(RankwiseError, match=f"weight in {bits} bits can't be changed in place"):
+        layer.merge()
+    with torch.no_grad(), pytest.raises(RankwiseError, match="can't be changed in place"):
+        layer.weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="can't be changed in place"):
+        layer.load_state_dict(state)
+    assert not layer.merged
+    assert torch.equal(layer(x), before)
+
+
+@bits
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_quantized_model_is_quantized_likewise(bits, copied):
+    model = rankwise.adapt(tiny.classifier("bert"), 4)
+    n = quantize(model, bits)
+    other, ids = copied(model), torch.tensor([[1, 4, 5, 6, 2]])
+    weights = [m for m in other.modules() if isinstance(getattr(m, "weight", None), QuantizedWeight)]
+    assert len(weights) == n
+    assert all(module.packed is module.weight.packed for module in weights)
+    assert torch.equal(other(ids).logits, model(ids).logits)
 
 
 def test_an_adapter_of_a_quantized_base_loads_on_the_base_itself(tmp_path):

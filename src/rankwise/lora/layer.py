@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from rankwise.errors import RankwiseError
 
 
 def draw_A(rank: int, d_in: int, generator: torch.Generator | None = None) -> Float[Tensor, "rank d_in"]:
@@ -38,8 +41,14 @@ class LoRALinear(nn.Module):
         lora_A: [rank, d_in], float32 whatever W0's dtype.
         lora_B: [d_out, rank], likewise.
         scaling: s.
+        merged: whether W0 holds the update now.
         statistics: None, or a zero tensor [2·rank + 1, rank]; see `collect_statistics`. Its gradient holds Σ z·zᵀ, below it Σ dz·dzᵀ,
             and in the last row the number of tokens. The sums are over the tokens that the loss depends on.
+        replaced: A and B that others took the place of, by a state dict or by `resize`, since statistics are collected; None where
+            A and B have only been trained.
+
+    A state dict holds s, too, as `lora_scaling`: without it, matrices say nothing about the update. It may have another rank than the
+    layer, which then takes that rank.
     """
 
     weight: nn.Parameter
@@ -89,6 +98,7 @@ class LoRALinear(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.merged = False
         self.statistics: Tensor | None = None
+        self.replaced: tuple[Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_take_rank)
 
     @property
@@ -103,12 +113,17 @@ class LoRALinear(nn.Module):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
+    @property
+    def is_trained(self) -> bool:
+        return self.lora_A.requires_grad or self.lora_B.requires_grad
+
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         W = self.weight.t() if self.fan_in_fan_out else self.weight
         if self.merged or self.rank == 0:
             return F.linear(x, W, self.bias)
-        if isinstance(self.dropout, nn.Dropout) and self.training:
-            # The adapter reads another input than W0 here, so plain autograd takes the place of the fused function.
+        base_is_trained = W.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if base_is_trained or (isinstance(self.dropout, nn.Dropout) and self.training):
+            # The adapter may read another input than W0 here, and W0 may need a gradient, which the fused function doesn't give.
             z = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
             if self.statistics is not None:
                 z = cast(Tensor, _CollectStatistics.apply(z, self.statistics))
@@ -120,18 +135,33 @@ class LoRALinear(nn.Module):
         """Have backward leave second moments in `statistics.grad`, or return them where `torch.autograd.grad` asks for `statistics`."""
         shape = 2 * self.rank + 1, self.rank
         self.statistics = self.lora_A.new_zeros(shape).requires_grad_() if on else None
+        self.replaced = None
 
     @torch.no_grad()
     def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
         """Take other matrices, of any rank, 0 included; s = alpha/r follows the rank.
 
         The parameters stay the same objects and lose their gradients.
+
+        Raises:
+            RankwiseError: the layer is merged.
         """
+        self.check_unmerged()
+        replaced = self._replaced_by(A, B)
         self.scaling *= max(1, self.rank) / max(1, A.shape[0])
         replace_value(self.lora_A, A)
         replace_value(self.lora_B, B)
         if self.statistics is not None:
             self.collect_statistics()
+            self.replaced = replaced
+
+    def _replaced_by(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what `replaced` is once A and B have these values; loading the first ones again makes it None."""
+        if self.statistics is None or self.lora_A.is_meta:
+            return None
+        first = self.replaced or (self.lora_A.detach().clone(), self.lora_B.detach().clone())
+        same = all(torch.equal(one, other.to(one)) for one, other in zip(first, (A, B), strict=True))
+        return None if same else first
 
     @torch.no_grad()
     def delta(self) -> Float[Tensor, "d_out d_in"]:
@@ -144,6 +174,9 @@ class LoRALinear(nn.Module):
 
         Rounding to a half-precision W0 loses small updates. Merge into a float32 base where the result is kept
         (`adapters.load.merge` does).
+
+        Raises:
+            RankwiseError: W0 is kept in 8 or 4 bits.
         """
         if not self.merged:
             self._add_to_weight(self.delta())
@@ -156,6 +189,16 @@ class LoRALinear(nn.Module):
             self._add_to_weight(-self.delta())
             self.merged = False
 
+    def check_unmerged(self) -> None:
+        """Raise a RankwiseError where W0 holds the update: other matrices would leave the old update in it."""
+        if self.merged:
+            raise RankwiseError("This LoRA layer is merged into its weight. Call its unmerge() first.")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.check_unmerged()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}{SCALING}"] = torch.tensor(self.scaling, dtype=torch.float64)
+
     def _add_to_weight(self, delta: Tensor) -> None:
         delta = delta.t() if self.fan_in_fan_out else delta
         self.weight.copy_(self.weight.to(delta.dtype) + delta)
@@ -164,11 +207,30 @@ class LoRALinear(nn.Module):
         return f"{self.in_features} → {self.out_features}, rank={self.rank}, scaling={self.scaling:g}"
 
 
+SCALING = "lora_scaling"
+"""Name of s in a layer's state dict."""
+
+
 def _take_rank(layer: LoRALinear, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Give a layer the rank of the state dict that it is about to load."""
-    A, B = (state_dict.get(f"{prefix}{name}") for name in ("lora_A", "lora_B"))
-    if A is not None and B is not None and A.shape[0] == B.shape[1] != layer.rank:
-        layer.resize(layer.lora_A.new_empty(A.shape), layer.lora_B.new_empty(B.shape))
+    """Give a layer the rank and the scaling of the state dict that it is about to load."""
+    scaling = state_dict.pop(f"{prefix}{SCALING}", None)
+    A, B = (state_dict.get(f"{prefix}{name}", getattr(layer, name)) for name in ("lora_A", "lora_B"))
+    layer.check_unmerged()
+    if (
+        A.ndim == B.ndim == 2
+        and A.shape[0] == B.shape[1]
+        and _sides(A, B) == _sides(layer.lora_A, layer.lora_B)
+    ):
+        replaced = layer._replaced_by(A, B)
+        if A.shape[0] != layer.rank:
+            layer.resize(layer.lora_A.new_empty(A.shape), layer.lora_B.new_empty(B.shape))
+        layer.replaced = replaced
+    if scaling is not None:
+        layer.scaling = float(scaling)
+
+
+def _sides(A: Tensor, B: Tensor) -> tuple[int, int]:
+    return A.shape[1], B.shape[0]
 
 
 class _LoRAFunction(torch.autograd.Function):
@@ -200,7 +262,10 @@ class _LoRAFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # of the decorator
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         rows, z, W, A, B = ctx.saved_tensors
         dtype = rows.dtype
         dy = grad_outputs[0].reshape(-1, W.shape[0]).to(dtype)

@@ -3,10 +3,12 @@
     W [d_out, d_in] ─► blocks of one scale each ─► 8-bit dynamic or 4-bit NormalFloat ─► W again, layer by layer, when it is read
 
 A quantized weight is a tensor of W's shape that holds the packed form. A linear layer dequantizes it for its product and frees W at once,
-in forward and again in backward. Any other operation sees the dequantized W. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits,
+in forward and again in backward. Any other operation sees the dequantized W; one that would
+change it in place is refused. Source: Dettmers et al. 2022 (arXiv:2110.02861) for 8 bits,
 Dettmers et al. 2023 (arXiv:2305.14314) for 4 bits.
 """
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -117,6 +119,14 @@ class QuantizedWeight(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return QuantizedWeight(args[0].packed, args[0].state, args[0].bits)
+        if func is torch.ops.aten.clone.default:
+            return QuantizedWeight(args[0].packed.clone(), copy.deepcopy(args[0].state), args[0].bits)
+        changed = [x for i, x in enumerate(args) if func._schema.arguments[i].is_write]
+        if any(isinstance(x, QuantizedWeight) for x in changed):
+            raise RankwiseError(
+                f"A weight in {changed[0].bits} bits can't be changed in place. Load the base without base_bits= to merge into it, "
+                "or to load other weights."
+            )
         args, kwargs = tree_map_only(QuantizedWeight, QuantizedWeight.dequantize, (args, kwargs or {}))
         return func(*args, **kwargs)
 
