@@ -18,6 +18,7 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import AbstractArray, jaxtyped
+from torch.compiler import is_compiling
 
 FIRST_CALLS = 20
 
@@ -76,8 +77,18 @@ def _checked(function: Callable[..., Any], module: types.ModuleType) -> Callable
     except NameError:  # it names what is imported for the type checker alone
         return function
     if any(map(_has_shape, annotations)):
-        return jaxtyped(function, typechecker=_beartype)
-    return _at_first_calls(function) if annotations else function
+        return _unless_compiled(function, jaxtyped(function, typechecker=_beartype))
+    return _unless_compiled(function, _at_first_calls(function)) if annotations else function
+
+
+def _unless_compiled(function: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the checked function; where torch.compile traces it, whose tensors aren't real, call the plain one."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if is_compiling() else checked)(*args, **kwargs)
+
+    return call
 
 
 def _has_shape(annotation: Any) -> bool:

@@ -26,6 +26,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
 from rankwise.lora.inject import find_targets
 from rankwise.lora.layer import lora_layers
+from rankwise.lora.wrappers import sees_through
 from rankwise.models import families, loading
 from rankwise.rank.decision import Decision
 from rankwise.rank.statistics import all_finite
@@ -59,6 +60,7 @@ class FitResult:
     skipped_steps: int = 0
 
 
+@sees_through
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -149,6 +151,7 @@ def fit(
     )
 
 
+@sees_through
 def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -174,6 +177,7 @@ def predict(
     return predict_logits(model, encoded, _compute(model, tokenizer, limit))
 
 
+@sees_through
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

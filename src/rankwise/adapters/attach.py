@@ -18,6 +18,7 @@ from rankwise.lora import names
 from rankwise.lora.inject import insert, train_beside, trained_beside, whole_heads
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import is_quantized
+from rankwise.lora.wrappers import sees_through
 from rankwise.models.families import body_and_heads
 from rankwise.tasks import objectives
 
@@ -25,6 +26,7 @@ OLD_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 """Earlier fingerprints, a hash that says nothing about other number types."""
 
 
+@sees_through
 def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
     """Put an adapter's LoRA layers and head into its base model, in place, ready to be used or trained further.
 
@@ -136,6 +138,7 @@ def fingerprint(model: nn.Module, paths: Iterable[str], trained: Collection[str]
     return prints.take(adapted, others)
 
 
+@sees_through
 def merge(model: nn.Module) -> nn.Module:
     """Replace every LoRA layer by an ordinary layer with W0 + s·B·A, in place: the model is a plain Transformers model again.
 

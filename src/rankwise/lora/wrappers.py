@@ -6,8 +6,11 @@ DistributedDataParallel, DataParallel        seen through by `save`; refused whe
 FSDP, PEFT                                   refused: they hold the weights in another form
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from torch import nn
 
@@ -59,6 +62,24 @@ def bare(model: nn.Module, *, parallel: bool = False) -> Iterator[nn.Module]:
         for parent, name, child in wrapped:
             if parent._modules.get(name) is inside(child):
                 parent._modules[name] = child
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def sees_through(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Give a function, whose first argument is called `model`, that model without its wrappers; see `bare`."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        named = inspect.signature(function).bind(*args, **kwargs)
+        with bare(named.arguments["model"]) as plain:
+            named.arguments["model"] = plain
+            return function(*named.args, **named.kwargs)
+
+    call.__annotations__ = {**function.__annotations__, "model": nn.Module}
+    return call
 
 
 def _is(module: nn.Module, names: tuple[str, ...]) -> str:
