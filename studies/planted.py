@@ -26,7 +26,7 @@ from rankwise.engine.attention import packed
 from rankwise.engine.packing import batch_order, pack
 from rankwise.engine.pooling import packed_logits
 from rankwise.files import cache_folder
-from rankwise.lora.inject import adapt_freely
+from rankwise.lora.inject import adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.models.hub import EMBEDDED
@@ -89,7 +89,7 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
     _plant(teacher, rank, seed)
     targets = _logits(teacher, rows)
     scale = targets.var(dim=0).mean()
-    adapt_freely(student, start, targets=("query", "value"), seed=stream_seed(seed, "adapter"))
+    adapt_at_start_rank(student, start, targets=("query", "value"), seed=stream_seed(seed, "adapter"))
     student.requires_grad_(False)
     layers = lora_layers(student)
     trained = [

@@ -13,7 +13,7 @@ from rankwise.engine.compute import Compute
 from rankwise.engine.packing import pack, pad
 from rankwise.engine.pooling import packed_logits
 from rankwise.engine.training import Training
-from rankwise.lora.inject import adapt, adapt_freely
+from rankwise.lora.inject import adapt, adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.run_folder import RunFolder
 from short_training import OPTIONS, encoded, run
@@ -88,7 +88,7 @@ def test_the_varlen_kernel_does_what_the_fused_one_does(causal):
 def test_a_resumed_adaptive_training_gives_the_same_ranks_and_weights(padding, tmp_path):
     def fresh():
         model = tiny.classifier("bert")
-        adapt_freely(model, None, targets=("all-linear",))
+        adapt_at_start_rank(model, None, targets=("all-linear",))
         return on(GPU, model.to(GPU), padding, epochs=3.5)
 
     whole = run(fresh())

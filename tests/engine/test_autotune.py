@@ -16,7 +16,7 @@ from rankwise.engine.execution import Engine
 from rankwise.engine.measure import MB
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import adapt, adapt_freely
+from rankwise.lora.inject import adapt, adapt_at_start_rank
 
 OPTIONS = TrainOptions(
     epochs=1, batch_size=30, lr=0.01, optimizer="adamw", schedule="linear", warmup=0.0, weight_decay=0.0, clip=1.0
@@ -60,7 +60,7 @@ def test_a_memory_limit_is_kept_over_the_whole_run(padding, share):
 def finding_ranks():
     """A training that may change its ranks, of a model that is small beside what full ranks would take."""
     model = tiny.classifier("bert")
-    adapt_freely(model, 4)
+    adapt_at_start_rank(model, 4)
     compute = Compute(device=torch.device("cpu"), max_length=64, pad_id=0, threads=1)
     return Training(model, rows(600), options=replace(OPTIONS, epochs=3), compute=compute, seed=0)
 

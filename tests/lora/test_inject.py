@@ -9,7 +9,7 @@ import tiny
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import (
     adapt,
-    adapt_freely,
+    adapt_at_start_rank,
     find_targets,
     trained_beside,
 )
@@ -68,7 +68,7 @@ def test_adams_first_step_goes_as_far_from_any_start_rank():
 
     def fall(start: int, seed: int) -> float:
         ids = torch.randint(3, 15, (8, 6), generator=torch.Generator().manual_seed(seed))
-        model = adapt_freely(tiny.classifier("bert").double().eval(), start, seed=seed)
+        model = adapt_at_start_rank(tiny.classifier("bert").double().eval(), start, seed=seed)
         factors = [p for layer in lora_layers(model).values() for p in (layer.lora_A, layer.lora_B)]
         before = model(ids, labels=labels).loss
         before.backward()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rankwise.lora.layer import LoRALinear
-from rankwise.lora.scaling import ALPHA, START_RANK, scale, stretch
+from rankwise.lora.scaling import ALPHA, START_RANK, rank_change_factor, scale
 
 
 def test_a_fixed_rank_is_scaled_by_alpha_over_the_rank_or_its_root():
@@ -19,7 +19,7 @@ def test_stretched_matrices_at_the_new_scaling_are_the_same_function(exponent):
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(12, 10).double(), 4, scaling=ALPHA / START_RANK)
     nn.init.normal_(layer.lora_B)
-    before, c = layer.delta(), stretch(4, 9, exponent)
+    before, c = layer.delta(), rank_change_factor(4, 9, exponent)
     layer.lora_A.data *= c
     layer.lora_B.data *= c
     layer.scaling /= c**2
@@ -28,5 +28,5 @@ def test_stretched_matrices_at_the_new_scaling_are_the_same_function(exponent):
 
 
 def test_rank_0_counts_as_1():
-    assert stretch(0, 4) == stretch(1, 4) == 2.0
-    assert stretch(4, 0) == 0.5
+    assert rank_change_factor(0, 4) == rank_change_factor(1, 4) == 2.0
+    assert rank_change_factor(4, 0) == 0.5

@@ -10,9 +10,10 @@ import transformers as hf
 from torch import nn
 
 import rankwise
+import short_training
 import tiny
 from rankwise.errors import RankwiseError
-from rankwise.lora.inject import adapt_freely
+from rankwise.lora.inject import adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.rank.compress import compress
 from rankwise.rank.config import RankConfig
@@ -33,7 +34,7 @@ class Training:
         with torch.no_grad():
             teacher[0].weight += torch.outer(torch.randn(24), torch.randn(16))
             self.y = teacher(self.x)
-        adapt_freely(self.model, 6, targets=("0", "2"))
+        adapt_at_start_rank(self.model, 6, targets=("0", "2"))
         self.optimizer = optimizer([p for p in self.model.parameters() if p.requires_grad], lr=0.02)
         self.controller = RankController(
             self.model, losses or self.losses, steps, self.optimizer, config=CONFIG
@@ -62,7 +63,7 @@ class Training:
 
 def test_an_overflow_leaves_the_statistics_as_they_are_and_is_counted():
     controller = Training().steps(STEPS, torch.amp.GradScaler("cpu", init_scale=2.0**10), overflow=(1, 7))
-    assert controller.statistics.skipped == controller.guard.skipped_steps == 2
+    assert controller.guard.skipped_steps == 2
     assert all(sums.isfinite().all() for sums in controller.statistics.sums.values())
     assert [d for d in controller.decisions if d.kind == "prune" and d.accepted]
     assert controller.notes == ["2 of 40 steps were skipped: their gradients or statistics weren't finite."]
@@ -152,9 +153,9 @@ def test_the_controller_follows_a_state_dict_of_other_ranks(optimizer, at):
     training.steps(at)
     training.model.load_state_dict(other.model.state_dict())
     assert training.controller.ranks == {"0": 2, "2": 4}
-    with pytest.warns(UserWarning, match="other ranks from outside"):
+    with pytest.warns(UserWarning, match="2 layers were given other weights from outside"):
         training.steps(1)
-    assert not training.controller.resizer.aside
+    assert not training.controller.resizer.pruned
     controller = training.steps(STEPS - at - 1)
     assert all(p.isfinite().all() for p in training.model.parameters())
     for path, sums in controller.statistics.sums.items():
@@ -162,12 +163,103 @@ def test_the_controller_follows_a_state_dict_of_other_ranks(optimizer, at):
     controller.sort()
 
 
+@pytest.mark.parametrize("at", [3, 22])
+def test_the_controller_follows_a_state_dict_of_the_same_ranks(at):
+    """It goes on as one that has seen nothing but the weights that were loaded."""
+    training, other = Training(), Training()
+    training.steps(at)
+    for layer in lora_layers(other.model).values():
+        nn.init.normal_(layer.lora_B)
+        rank = training.controller.ranks[{16: "0", 24: "2"}[layer.in_features]]
+        layer.resize(layer.lora_A[:rank].detach().clone(), layer.lora_B[:, :rank].detach().clone())
+    training.model.load_state_dict(other.model.state_dict())
+    (training.model(training.x) - training.y).square().mean().backward()
+    expected = {path: x.statistics.grad.clone() for path, x in training.controller.layers.items()}
+    training.optimizer.step()
+    with pytest.warns(UserWarning, match="2 layers were given other weights from outside"):
+        training.controller.step()
+    assert not training.controller.resizer.pruned
+    for path, layer in training.controller.layers.items():
+        assert torch.equal(training.controller.statistics.sums[path], expected[path])
+        assert training.optimizer.state[layer.lora_A]["step"] == 1  # its moments were of other weights
+        assert layer.replaced is None
+    training.steps(3)
+    assert training.optimizer.state[training.model[0].lora_A]["step"] == 4
+    assert len(training.controller.notes) == 1
+
+
+def test_weights_that_are_swapped_for_an_evaluation_and_back_change_nothing():
+    """As averages of weights are, in the middle of a training."""
+    training, plain = Training(), Training()
+    other = copy.deepcopy(training.model.state_dict())
+    for value in other.values():
+        value *= 0.5
+    for one in (training, plain):
+        torch.manual_seed(1)
+        for i in range(STEPS):
+            one.steps(1)
+            if one is training and all(other[k].shape == v.shape for k, v in one.model.state_dict().items()):
+                kept = copy.deepcopy(one.model.state_dict())
+                one.model.load_state_dict(other)
+                one.model.load_state_dict(kept)
+                assert i < STEPS
+    assert [d.to_json() for d in training.controller.decisions] == [
+        d.to_json() for d in plain.controller.decisions
+    ]
+    assert not training.controller.notes
+
+
+def test_optimizer_state_that_is_loaded_with_the_weights_is_kept():
+    """A training that goes back to what it kept ten steps ago."""
+    training = Training()
+    training.steps(5)
+    kept = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    training.steps(10)
+    training.model.load_state_dict(kept[0])
+    training.optimizer.load_state_dict(kept[1])
+    with pytest.warns(UserWarning, match="given other weights"):
+        training.steps(1)
+    assert training.optimizer.state[training.model[0].lora_A]["step"] == 6
+
+
+def test_parameters_that_take_the_place_of_the_optimizers_are_refused():
+    training = Training()
+    training.steps(3)
+    training.model.load_state_dict(copy.deepcopy(training.model.state_dict()), assign=True)
+    with pytest.raises(RankwiseError, match="Load state dicts without assign=True"):
+        training.steps(1)
+
+
+def test_merged_layers_are_refused():
+    training = Training()
+    training.model[0].merge()
+    with pytest.raises(RankwiseError, match="merged into its weight"):
+        training.steps(STEPS)
+
+
+@pytest.mark.parametrize("rank", [6, 3])
+def test_a_state_dict_that_is_loaded_while_fit_trains_is_followed(rank):
+    """The optimizer of `fit` keeps the weights in flat buffers, which must hold what was loaded."""
+    state, other = short_training.training(), tiny.classifier("bert")
+    adapt_at_start_rank(other, rank, seed=7)
+    short_training.run(state, until=5)
+    state.model.load_state_dict(other.state_dict())
+    with pytest.warns(UserWarning, match="given other weights"):
+        short_training.run(state, until=6)
+    before = {path: (x.lora_A.clone(), x.lora_B.clone()) for path, x in lora_layers(state.model).items()}
+    short_training.run(state, until=20)
+    for path, layer in lora_layers(state.model).items():
+        assert layer.rank == rank
+        assert not torch.equal(layer.lora_A, before[path][0])
+        assert not torch.equal(layer.lora_B, before[path][1])
+
+
 def test_sorting_after_other_ranks_were_loaded_keeps_the_function():
     training, other = Training(), Training()
     other.model[0].resize(torch.randn(2, 16), torch.randn(24, 2))
     training.steps(5)
     training.model.load_state_dict(other.model.state_dict())
-    with pytest.warns(UserWarning, match="other ranks"):
+    with pytest.warns(UserWarning, match="2 layers were given other weights"):
         training.controller.sort()
     torch.testing.assert_close(training.model(training.x), other.model(training.x))
 
@@ -201,7 +293,7 @@ def test_trainer_loads_a_best_checkpoint_of_other_ranks(tmp_path):
         use_cpu=True,
         disable_tqdm=True,
     )
-    callback = rankwise.RankCallback(rows[80:])
+    callback = rankwise.RankCallback(rows[80:], config=RankConfig(fewest_steps=1))
 
     class Resized(hf.TrainerCallback):
         """Resizes layers after the best checkpoint, as a prune would."""

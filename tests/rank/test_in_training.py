@@ -17,7 +17,7 @@ from rankwise.adapters.rank_table import draw
 from rankwise.engine import checkpoint
 from rankwise.engine.compute import predict_logits
 from rankwise.engine.measure import KINDS, MB, TensorMemory
-from rankwise.lora.inject import adapt, adapt_freely
+from rankwise.lora.inject import adapt, adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.tasks.encoding import Rows
 from short_training import OPTIONS, run, training
@@ -122,7 +122,7 @@ def set_ranks(model, ranks):
 def test_peft_loads_what_was_found(ranks, tmp_path):
     tiny.model_folder(tmp_path / "base")
     model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
-    adapt_freely(model)
+    adapt_at_start_rank(model)
     set_ranks(model, ranks)
     rankwise.save(model, tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["alpha_pattern"] == {}
@@ -137,8 +137,8 @@ def test_peft_loads_what_was_found(ranks, tmp_path):
 
 def test_a_state_dict_brings_its_ranks():
     first, second = tiny.classifier("bert"), tiny.classifier("bert")
-    adapt_freely(first)
-    adapt_freely(second)
+    adapt_at_start_rank(first)
+    adapt_at_start_rank(second)
     set_ranks(first, (3, 0, 1, 5))
     second.load_state_dict(first.state_dict())
     assert [x.rank for x in lora_layers(second).values()] == [3, 0, 1, 5] * 3 + [3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.lora.inject import adapt_freely
+from rankwise.lora.inject import adapt_at_start_rank
 from rankwise.rank import defaults
 from rankwise.rank.components import Basis
 from rankwise.rank.config import RankConfig
@@ -39,7 +39,7 @@ class LargestRow(ScoreRule):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return adapt_freely(Network(), 4, targets=("first", "second"))
+    return adapt_at_start_rank(Network(), 4, targets=("first", "second"))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
     Returns:
         What was done, in a sentence; empty where no ranks are to be found.
     """
-    layers = [layer for layer in lora_layers(model).values() if layer.statistics is not None]
+    layers = [x for x in lora_layers(model).values() if x.statistics is not None and x.is_trained]
     if not layers:
         return ""
     config = defaults.current().config

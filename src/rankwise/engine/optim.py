@@ -163,7 +163,7 @@ class Update:
             if parameter in buffer.place:
                 whole = self.optimizer.state[buffer.values]
                 return {k: buffer.view(v, parameter) if v.ndim else v for k, v in whole.items()}
-        return self.optimizer.state[parameter]
+        return self.optimizer.state.get(parameter, {})
 
     @torch.no_grad()
     def load_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora import names
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
-from rankwise.lora.scaling import ALPHA, START_RANK, scale, stretch
+from rankwise.lora.scaling import ALPHA, START_RANK, rank_change_factor, scale
 from rankwise.lora.wrappers import bare
 from rankwise.models.families import FAMILIES, body_and_heads
 
@@ -94,7 +94,7 @@ def adapt(
                 "This model has LoRA layers already. Load the base model again, or merge them first."
             )
         if rank is None:
-            adapt_freely(
+            adapt_at_start_rank(
                 plain, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
             )
             return model
@@ -106,7 +106,7 @@ def adapt(
     return model
 
 
-def adapt_freely(
+def adapt_at_start_rank(
     model: nn.Module,
     start: int | None = None,
     *,
@@ -158,7 +158,7 @@ def raise_to_start_rank(
     Args:
         model: with LoRA layers.
         dropout: of the layers that are added.
-        targets: where ranks are found; see `adapt_freely`.
+        targets: where ranks are found; see `adapt_at_start_rank`.
         seed: draws A.
     """
     trained, adapted = [p for p in model.parameters() if p.requires_grad], lora_layers(model)
@@ -172,7 +172,7 @@ def raise_to_start_rank(
     generator = torch.Generator().manual_seed(seed + 1)
     for path, layer in adapted.items():
         added = max(0, most.get(path, 0) - layer.rank)
-        c = stretch(layer.rank, layer.rank + added)
+        c = rank_change_factor(layer.rank, layer.rank + added)
         A = draw_A(added, layer.in_features, generator).to(layer.lora_A)
         B = layer.lora_B.new_zeros(layer.out_features, added)
         layer.resize(torch.cat([c * layer.lora_A, A]), torch.cat([c * layer.lora_B, B], dim=1))

@@ -9,7 +9,7 @@ components move together, so the function moves by about s·r times the learning
 every rank, and one learning rate suits every rank a layer passes through (docs/method.md).
 
 Why a resize changes A and B. When the rank goes from r to r', s becomes s·r/r'. The function must not jump, so A and B are both
-multiplied by `stretch(r, r')` = √(r'/r), whose square makes up for it:
+multiplied by `rank_change_factor(r, r')` = √(r'/r), whose square makes up for it:
 
     s·(r/r') · (√(r'/r)·B) · (√(r'/r)·A)  =  s·B·A
 """
@@ -35,7 +35,7 @@ def scale(rank: int, alpha: float | None, rslora: bool) -> float:
     return alpha / rank**0.5 if rslora else alpha / rank
 
 
-def stretch(before: int, after: int, exponent: float = 1.0) -> float:
+def rank_change_factor(before: int, after: int, exponent: float = 1.0) -> float:
     """Return the factor on A and on B that keeps the function when a rank changes; s is divided by its square.
 
     Args:

@@ -38,21 +38,28 @@ class Basis:
 
     def matrices(self, layer: LoRALinear) -> tuple[Tensor, Tensor]:
         """Return A' [kept, d_in] and B' [d_out, kept], in the layer's dtype."""
-        A = self.T @ layer.lora_A.detach().double()
-        B = layer.lora_B.detach().double() @ self.inverse
-        return A.to(layer.lora_A.dtype), B.to(layer.lora_B.dtype)
+        A, B = self.T @ precise(layer.lora_A), precise(layer.lora_B) @ self.inverse
+        return A.to(layer.lora_A), B.to(layer.lora_B)
 
     def statistics(
         self, statistics: Float[Tensor, "statistics rank"]
     ) -> Float[Tensor, "statistics_kept kept"]:
         """Return the second moments of z' and dz', from those of z and dz."""
         rank = self.T.shape[1]
-        zz, dd = statistics[:rank].double(), statistics[rank : 2 * rank].double()
-        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(
-            statistics.dtype
-        )
+        zz, dd = precise(statistics[:rank]), precise(statistics[rank : 2 * rank])
+        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(statistics)
         tokens = statistics[-1:, :1].expand(1, rows.shape[1])  # of rank 0 there is no entry to hold them
         return torch.cat([rows, tokens])
+
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return a tensor's values in float64, on the CPU where its device has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
 
 
 def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
@@ -66,18 +73,16 @@ def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) 
         layer: left as it is.
         statistics: second moments of its z and dz; statistics = 2·rank + 1.
     """
-    rank, device = layer.rank, layer.lora_A.device
-    statistics = statistics.double()
+    rank, statistics = layer.rank, precise(statistics)
     tokens = statistics[-1, 0].clamp_min(1.0)
     zz, dd = statistics[:rank] / tokens, statistics[rank : 2 * rank] / tokens
-    A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
+    A, B = precise(layer.lora_A), precise(layer.lora_B)
     if not B.any() or not zz.any():
-        identity = torch.eye(rank, dtype=torch.float64, device=device)
-        return Basis(identity, identity, torch.zeros(rank, dtype=torch.float64, device=device))
+        return identity_basis(layer)
     values, vectors = torch.linalg.eigh(zz)
     values = values.clamp_min(1e-6 * values[-1])  # directions that z never takes must not divide by zero
     root, unroot = (vectors * values ** (0.5 * sign) @ vectors.t() for sign in (1, -1))
-    V = torch.linalg.svd(B @ root, full_matrices=False).Vh
+    V = torch.linalg.svd(B @ root, full_matrices=rank > B.shape[0]).Vh  # of a high rank, all directions
     T, inverse = V @ unroot, root @ V.t()
     a, b = (T @ A).norm(dim=1), (B @ inverse).norm(dim=0)
     # components that do nothing, as in a padded layer, must not divide by zero
@@ -91,11 +96,17 @@ def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) 
 
 
 class Components(NamedTuple):
-    """Components outside a layer: set aside, or new."""
+    """Components outside a layer: pruned, or new."""
 
     A: Float[Tensor, "rank d_in"]
     B: Float[Tensor, "d_out rank"]
     statistics: Float[Tensor, "statistics rank"]
+
+    def fits(self, layer: LoRALinear) -> bool:
+        """Return whether the shapes are those of components of a layer."""
+        rank = self.A.shape[0]
+        shapes = [(rank, layer.in_features), (layer.out_features, rank), (2 * rank + 1, rank)]
+        return [tuple(tensor.shape) for tensor in self] == shapes
 
     def times(self, c: float) -> "Components":
         """Return the same function for a layer whose s is divided by c²: z grows with A, and dz = s·dy·B falls."""
@@ -151,7 +162,7 @@ def change(
         A and B with their optimizer state, for `OptimizerState.resize`; and the new statistics.
     """
     rank = layer.rank
-    zz, dd = statistics[:rank].double(), statistics[rank : 2 * rank].double()
+    zz, dd = precise(statistics[:rank]), precise(statistics[rank : 2 * rank])
     # A' = c·T·A and B' = c·B·T⁻¹, so gradients become T⁻ᵀ·G_A / c and G_B·Tᵀ / c. Rows of G_A correlate as dz does, columns of G_B as z.
     state_A = _carry(optimizer.state(layer.lora_A), basis.inverse.t() / c, dd, layer.lora_A.shape)
     state_B = {k: v.t() if v.ndim == 2 else v for k, v in optimizer.state(layer.lora_B).items()}
@@ -188,11 +199,11 @@ def _carry(
         if value.shape != shape:
             carried[key] = value
         elif key in SQUARES:
-            terms = P[:, :, None] * value.double().sqrt()  # [new, rank, d]
+            terms = P[:, :, None] * precise(value).sqrt()  # [new, rank, d]
             squares = torch.einsum("ikd,kl,ild->id", terms, correlation, terms)
-            carried[key] = squares.clamp_min(0.0).to(value.dtype)
+            carried[key] = squares.clamp_min(0.0).to(value)
         else:
-            carried[key] = (P @ value.double()).to(value.dtype)
+            carried[key] = (P @ precise(value)).to(value)
     return carried
 
 
@@ -222,5 +233,5 @@ def _block_diagonal(statistics: Tensor, other: Tensor) -> Tensor:
 
 def identity_basis(layer: LoRALinear) -> Basis:
     """Return all components of a layer as they are, without an importance."""
-    one = torch.eye(layer.rank, dtype=torch.float64, device=layer.lora_A.device)
+    one = torch.eye(layer.rank, dtype=torch.float64, device=precise(layer.lora_A[:0]).device)
     return Basis(one, one, one.new_zeros(layer.rank))

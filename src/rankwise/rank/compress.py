@@ -61,16 +61,16 @@ def compress(controller: RankController) -> list[Decision]:
         controller.decisions.append(point)
         return point.accepted
 
-    good, bad = len(order), 0
+    enough, too_few = len(order), 0  # the fewest components that pass, and the most that don't
     if not order or passes(0):
-        good = 0
-    while good > 1 and bad == 0 and passes(good // 2):
-        good //= 2
-    bad = good // 2 if good > 1 else 0
-    while good - bad > max(1, good // NARROW):
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if passes(middle) else (good, middle)
-    ranks, before = ranks_without(bases, order[: len(order) - good]), controller.ranks
+        enough = 0
+    while enough > 1 and too_few == 0 and passes(enough // 2):
+        enough //= 2
+    too_few = enough // 2 if enough > 1 else 0
+    while enough - too_few > max(1, enough // NARROW):
+        middle = (enough + too_few) // 2
+        enough, too_few = (middle, too_few) if passes(middle) else (enough, middle)
+    ranks, before = ranks_without(bases, order[: len(order) - enough]), controller.ranks
     changes = {path: (before[path], rank) for path, rank in ranks.items() if before[path] != rank}
     controller.resizer.resize(changes, bases, controller.steps_taken)
     return controller.decisions[made:]

@@ -1,7 +1,7 @@
-"""Every constant of adaptive rank, with its meaning, its unit and its evidence.
+"""Every constant of adaptive rank. None is meant to be set by a user; studies vary them (`studies/ablations.py`).
 
-None is meant to be set by a user. Studies vary them (`studies/ablations.py`). "Gain" is the mean held-out loss without any adapter minus
-the mean loss with all of them. The start rank and the scaling belong to the layers: see `lora/scaling.py`.
+"Gain" is the mean held-out loss without any adapter minus the mean loss with all of them. The start rank and the scaling belong to the
+layers: see `lora/scaling.py`. The evidence for each value is in studies/LOG.md ("Constants and their evidence").
 """
 
 from collections.abc import Mapping
@@ -17,37 +17,23 @@ class RankConfig:
 
     Attributes:
         tolerance: loss increase that is negligible, as a share of the gain, when layers grow and when a finished adapter is compressed.
-            Evidence: the trials of 1, 2, 3 and 5 % in studies/ablations.parquet and studies/schedules.parquet.
-        prune_at: share of the training steps after which layers are pruned → tolerance then, as a share of the gain. The first prune
-            takes only what is clearly unused, because a component of little importance may become important later. After the last,
-            training still learns most of the loss increase again. Evidence: studies/ablations.parquet ("cut at …", "in three steps").
-        grow_at: shares of the training steps after which layers may grow. Evidence: planted ranks need it (studies/planted.parquet);
-            no check on the seven tasks asked for it.
+        prune_at: share of the training steps after which layers are pruned → tolerance then, as a share of the gain.
+        grow_at: shares of the training steps after which layers may grow.
         confidence: standard errors in a bound. 1.645: one-sided 95 %.
-        decay: of the statistics, a step. Not varied in any stored trial.
-        memory: steps that the statistics reach back, 1 / (1 - decay). A prune check before step 2 · memory is left out, unless it is the
-            last. After the last one, fewer than `memory` steps left make the noise tolerance smaller. Evidence: short trainings in
-            studies/ablations.parquet ("as a long training, however short").
-        noise_cap: upper limit of the noise tolerance, as a share of the gain. The noise tolerance is one standard error of the held-out
-            loss (the one-standard-error rule, Breiman et al. 1984). Evidence: studies/ablations.parquet ("2 % of the gain however
-            little the rows tell") compares with 0; other values were not tried in a stored trial.
-        prior_sd: standard deviation, before any measurement, of the logarithm of (loss increase / expected loss increase): a factor
-            of seven either way. Evidence: studies/loss_increase.parquet, where the ratio is between 0 and 7; one of thirty in short
-            trainings is not stored.
-        least_factor: within the noise tolerance, the loss increase counts as at least this many times the expected one. There held-out
-            rows often prefer the smaller adapter, by chance or because it is less restless. Evidence: studies/ablations.parquet
-            ("statistics times …").
-        trials: trial prunings that a check evaluates, at most. Not varied in any stored trial.
-        trial_limit: a trial that is more than this many times the proposal says too little about it, and is repeated. Not varied in
-            any stored trial.
-        trial_factor: the next trial is then this many times the proposal. Its loss increase stands out from noise better than the
-            proposal's own. Not varied in any stored trial.
-        smallest_prune: share of all components; to prune fewer isn't worth an evaluation. Not varied in any stored trial.
-        fewest_rows: training rows below which no rank is found. Not varied in any stored trial.
-        fewest_steps: training steps below which no rank is found. Not varied in any stored trial.
-        safe_rank: rank of every layer in such a training. Evidence: 500 rows in studies/data_size.parquet.
-        scaling_exponent: s falls with this power of a layer's rank when it is resized; the start is `lora.scaling.ALPHA` / rank in any
-            case. Evidence: exponents 0 and ½ in studies/ablations-cuda.parquet ("s as at the start", "s = alpha/√r").
+        decay: of the statistics, a step.
+        memory: steps that the statistics reach back, 1 / (1 - decay). Only the last prune check comes before step 2 · memory. With fewer
+            than `memory` steps left after it, the noise tolerance is smaller.
+        noise_cap: upper limit of the noise tolerance, one standard error of the held-out loss, as a share of the gain.
+        prior_sd: standard deviation, before any measurement, of the logarithm of (loss increase / expected loss increase).
+        least_factor: within the noise tolerance, the loss increase counts as at least this many times the expected one.
+        trials: trial prunings that a check evaluates, at most.
+        trial_limit: a trial of more than this many times the proposal's share is repeated with a smaller one.
+        trial_factor: the next trial is then this many times the proposal.
+        smallest_prune: share of all components below which a prune isn't evaluated.
+        fewest_rows: training rows below which no rank is found.
+        fewest_steps: training steps below which no rank is found.
+        safe_rank: rank of every layer in such a training.
+        scaling_exponent: s falls with this power of a layer's rank when it is resized.
 
     Raises:
         ValueError: no prune check, or a check outside the training.

@@ -43,7 +43,7 @@ from rankwise.rank.pruning_rule import (
 )
 from rankwise.rank.resize import Resizer
 from rankwise.rank.statistics import Statistics, all_finite
-from rankwise.rank.torch_optimizer import optimizer_state
+from rankwise.rank.torch_optimizer import TorchOptimizer, optimizer_state
 
 
 class RankController:
@@ -62,13 +62,13 @@ class RankController:
         rule: which components go first: a name in `PRUNING_RULES`, or a `PruningRule`.
 
     Attributes:
-        layers: the LoRA layers, by module path.
+        layers: the LoRA layers that are trained, by module path. A layer whose A and B have `requires_grad=False` stays as it is.
         decisions: so far.
         guard: notes, counts and refuses what a healthy training doesn't have.
 
     Raises:
-        ValueError: the model has no LoRA layers, or no rule has this name.
-        RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers.
+        ValueError: the model has no LoRA layers that are trained, or no rule has this name.
+        RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers; or the layers are merged.
     """
 
     def __init__(
@@ -83,9 +83,12 @@ class RankController:
         rule: PruningRule | str = "importance",
     ) -> None:
         with bare(model) as plain:
-            self.model, self.layers = plain, lora_layers(plain)
-        if not self.layers:
+            self.model, adapted = plain, lora_layers(plain)
+        if not adapted:
             raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
+        self.layers = {path: layer for path, layer in adapted.items() if layer.is_trained}
+        if not self.layers:
+            raise ValueError("No LoRA layer of this model is trained: all have requires_grad=False.")
         self.config, self.rule = config or RankConfig(), rule_named(rule)
         self.held_out = HeldOutTest(self.layers, losses)
         self.statistics = Statistics(self.layers, self.config.decay)
@@ -98,7 +101,7 @@ class RankController:
             seed=seed,
             scaling_exponent=self.config.scaling_exponent,
         )
-        adapters = {id(p) for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)}
+        adapters = {id(p) for layer in adapted.values() for p in (layer.lora_A, layer.lora_B)}
         self.only_adapters = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.steps, self.steps_taken = steps, 0
         self.checks = {max(1, round(share * steps)): self.grow for share in self.config.grow_at}
@@ -110,6 +113,7 @@ class RankController:
         self.checks |= {at: prune for at, prune in prunes.items() if at >= first or at == max(prunes)}
         self.decisions: list[Decision] = []
         self.guard = Guard(self.model, self.layers, self.optimizer, self.resizer)
+        self.guard.check_layers()
 
     @property
     def notes(self) -> list[str]:
@@ -133,7 +137,7 @@ class RankController:
             What was decided now; mostly nothing.
         """
         self.guard.follow_layers(self.steps_taken)
-        self.guard.count_step(finite=self.statistics.update())
+        self.guard.take_statistics(self.statistics)
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):
@@ -142,9 +146,15 @@ class RankController:
 
     @torch.no_grad()
     def sort(self) -> None:
-        """Put every layer's components in order of importance, so that any smaller adapter is a prefix; the function stays as it is."""
+        """Put every layer's components in order of importance, so that any smaller adapter is a prefix; the function stays as it is.
+
+        Raises:
+            RankwiseError: the optimizer averages weights, and its `eval()` wasn't called.
+        """
         self.guard.follow_layers(self.steps_taken)
         self.guard.check_layers()
+        if isinstance(self.optimizer, TorchOptimizer):
+            self.optimizer.check_weights()
         self.resizer.sort(self.bases())
 
     # Checks
@@ -167,7 +177,7 @@ class RankController:
         if gain_is_sure:  # training has to learn again most of what a prune takes
             noise_tolerance *= min(1.0, (self.steps - self.steps_taken) / self.config.memory)
         limit = max(tolerance * scale, noise_tolerance)
-        if self.resizer.aside:
+        if self.resizer.pruned:
             losses = self._restore(losses, limit)
         bases = self.bases()
         order = self.order(bases)
@@ -250,20 +260,20 @@ class RankController:
     def _restore(self, whole: Tensor, limit: float) -> Tensor:
         """Bring back what the last prune removed, where held-out rows miss it by now; return the losses after that."""
         both: Matrices = {}
-        for path, aside in self.resizer.aside.items():
+        for path, pruned in self.resizer.pruned.items():
             layer = self.layers[path]
-            both[path] = torch.cat([layer.lora_A, aside.A]), torch.cat([layer.lora_B, aside.B], dim=1)
+            both[path] = torch.cat([layer.lora_A, pruned.A]), torch.cat([layer.lora_B, pruned.B], dim=1)
         with_it = self.held_out.losses_with(both)
         lack = LossIncrease.of(whole - with_it)
         if not lack.finite:
             self._not_finite("with what the last prune removed")
-            self.resizer.aside = {}
+            self.resizer.pruned = {}
             return whole
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
         accepted = accept_addition(lack, limit, self.config.confidence)
         decision = self.decision("restore", accepted, lack, limit, ranks)
         self._carry_out(decision)
-        self.resizer.aside = {}
+        self.resizer.pruned = {}
         return with_it if decision.accepted else whole
 
     def _not_finite(self, where: str) -> None:
@@ -320,7 +330,9 @@ class RankController:
 
     def _carry_out(self, decision: Decision) -> None:
         """Record a decision, and resize the layers where the proposal was accepted."""
-        if decision.accepted:
+        if decision.accepted and decision.kind == "restore":
+            self.resizer.restore(self.bases())
+        elif decision.accepted:
             self.resizer.resize(decision.changes, self.bases(), self.steps_taken)
         self.decisions.append(replace(decision, ranks=self.ranks))
 
@@ -329,8 +341,8 @@ class RankController:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a checkpoint needs beside the layers and the optimizer: tensors, and plain values."""
         tensors = {f"statistics.{path}": value for path, value in self.statistics.sums.items()}
-        for path, aside in self.resizer.aside.items():
-            tensors |= {f"aside.{name}.{path}": value for name, value in aside._asdict().items()}
+        for path, pruned in self.resizer.pruned.items():
+            tensors |= {f"pruned.{name}.{path}": value for name, value in pruned._asdict().items()}
         values = {
             "steps": self.steps_taken,
             "rows": self.held_out.rows_seen,
@@ -348,11 +360,13 @@ class RankController:
         self.load_statistics(tensors, values)
 
     def load_statistics(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take the statistics, the components set aside and the scaling of `state`, after the layers have taken their ranks.
+        """Take the statistics, the pruned components and the scaling of `state`, after the layers have taken their ranks.
 
         Steps and decisions stay. What doesn't fit the layers, or isn't finite, begins anew.
         """
         self.guard.check_layers()
+        if isinstance(self.optimizer, TorchOptimizer):
+            self.optimizer.follow_layers()
         self.statistics.sums = {
             path: tensors[f"statistics.{path}"] for path in self.layers if f"statistics.{path}" in tensors
         }
@@ -361,10 +375,15 @@ class RankController:
             for path, sums in self.statistics.sums.items()
             if self.statistics.known(path) is not None and all_finite([sums])
         }
-        self.resizer.aside = {
-            path: Components(*(tensors[f"aside.{name}.{path}"] for name in Components._fields))
+        stored = {
+            path: Components(*(tensors[f"pruned.{name}.{path}"] for name in Components._fields))
             for path in self.layers
-            if f"aside.A.{path}" in tensors
+            if f"pruned.A.{path}" in tensors
+        }
+        self.resizer.pruned = {
+            path: pruned
+            for path, pruned in stored.items()
+            if pruned.fits(self.layers[path]) and all_finite(pruned)
         }
         for path, layer in self.layers.items():
             layer.scaling = values["scaling"][path]

@@ -14,14 +14,12 @@ from rankwise.lora.wrappers import bare
 from rankwise.rank.components import OptimizerState
 from rankwise.rank.evidence import HeldOutTest
 from rankwise.rank.resize import Resizer
+from rankwise.rank.statistics import Statistics
 from rankwise.rank.torch_optimizer import TorchOptimizer
 
 
 class Guard:
     """Watches over the layers and the numbers of a `RankController`.
-
-    Attributes:
-        skipped_steps: steps whose statistics weren't finite or that the optimizer didn't take, as after an overflow in float16.
 
     Args:
         model: without its wrappers.
@@ -38,7 +36,10 @@ class Guard:
         resizer: Resizer,
     ) -> None:
         self.model, self.layers, self.optimizer, self.resizer = model, layers, optimizer, resizer
-        self.skipped_steps = 0
+        self._matrices = [(layer.lora_A, layer.lora_B) for layer in layers.values()]
+        self._all_layers = list(lora_layers(model).values())
+        self._skipped: Tensor | int = 0
+        self._has_stepped = False
         self._said: list[str] = []
 
     def notes(self, steps: int) -> list[str]:
@@ -60,39 +61,76 @@ class Guard:
         self._said.append(f"step {step}: {what}")
         warnings.warn(self._said[-1], stacklevel=4)
 
-    def count_step(self, finite: bool) -> None:
-        """Count a step that left nothing usable behind.
+    @property
+    def skipped_steps(self) -> int:
+        """Steps whose statistics weren't finite or that the optimizer didn't take, as after an overflow in float16."""
+        return int(self._skipped)
 
-        Args:
-            finite: its statistics were.
-        """
-        skipped = isinstance(self.optimizer, TorchOptimizer) and self.optimizer.skipped()
-        self.skipped_steps += skipped or not finite
+    @skipped_steps.setter
+    def skipped_steps(self, steps: int) -> None:
+        self._skipped = steps
+
+    def take_statistics(self, statistics: Statistics) -> None:
+        """Add what a step's backward left to the statistics, and count the step where it left nothing usable."""
+        scale = self.optimizer.last_scale() if isinstance(self.optimizer, TorchOptimizer) else 1.0
+        if scale is None and self._has_stepped:
+            statistics.take()
+            self._skipped = self._skipped + 1
+            return
+        if scale is not None and not self._has_stepped:
+            self._has_stepped = True
+            if scale != 1.0:  # what steps left that were skipped before has a scale that isn't known
+                statistics.sums = {}
+        finite = statistics.update(1.0 if scale is None else scale)
+        self._skipped = self._skipped + (~finite if isinstance(finite, Tensor) else 0)  # stays on the device
 
     def follow_layers(self, step: int) -> None:
-        """Forget statistics and what was set aside where others changed ranks: a state dict was loaded, for example."""
-        ranks = {path: layer.rank for path, layer in self.layers.items()}
-        changed = sum(rank != self.resizer.ranks[path] for path, rank in ranks.items())
-        if changed:  # layers that kept their rank have other weights by now, too
-            self.resizer.forget()
-            self.say(
-                step,
-                f"{changed} layers were given other ranks from outside, by a state dict for example; all statistics begin anew.",
-            )
+        """Begin anew where others gave layers other matrices: a state dict was loaded, for example.
+
+        Statistics and what was pruned are of other weights then, in all layers. Optimizer state is, in the layers that changed.
+
+        Raises:
+            RankwiseError: the matrices are other parameters than the optimizer trains.
+        """
+        for (path, layer), (A, B) in zip(self.layers.items(), self._matrices, strict=True):
+            if layer.lora_A is not A or layer.lora_B is not B:
+                raise RankwiseError(
+                    f"lora_A and lora_B of {path} are other parameters than when the RankController was made, and the optimizer doesn't "
+                    "train them. Load state dicts without assign=True, or make a new optimizer and a new RankController."
+                )
+        changed = {
+            path: layer
+            for path, layer in self.layers.items()
+            if layer.replaced is not None or layer.rank != self.resizer.ranks[path]
+        }
+        if not changed:
+            return
+        if isinstance(self.optimizer, TorchOptimizer):
+            self.optimizer.follow_layers()
+        else:
+            matrices = [p for layer in changed.values() for p in (layer.lora_A, layer.lora_B)]
+            self.optimizer.resize({p: (p.detach().clone(), {}) for p in matrices})
+        self.resizer.forget()
+        self.say(
+            step,
+            f"{len(changed)} layers were given other weights from outside, by a state dict for example; all statistics begin anew.",
+        )
 
     def check_layers(self) -> None:
-        """Refuse a model that has other LoRA layers by now.
+        """Refuse a model that has other LoRA layers by now, or merged ones.
 
         Raises:
             RankwiseError: it has.
         """
         with bare(self.model) as plain:
-            now = lora_layers(plain)
-        if [*map(id, now.values())] != [*map(id, self.layers.values())]:
+            now = list(lora_layers(plain).values())
+        if [*map(id, now)] != [*map(id, self._all_layers)]:
             raise RankwiseError(
-                f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self.layers)} then). "
+                f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self._all_layers)} then). "
                 "Make a new RankController, and a new optimizer."
             )
+        for layer in now:
+            layer.check_unmerged()
 
     def begin_check(self, held_out: HeldOutTest, step: int, kind: str) -> tuple[Tensor, Tensor] | None:
         """Begin a check.

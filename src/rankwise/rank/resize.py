@@ -1,4 +1,4 @@
-"""Give layers other ranks, together with their optimizer state and their statistics. What is pruned is set aside and can come back."""
+"""Give layers other ranks, together with their optimizer state and their statistics. What was pruned is kept and can come back."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.layer import LoRALinear, draw_A
-from rankwise.lora.scaling import stretch
+from rankwise.lora.scaling import rank_change_factor
 from rankwise.rank.components import Basis, Components, OptimizerState, change, identity_basis
 from rankwise.rank.pruning_rule import PruningRule
 from rankwise.rank.statistics import Statistics
@@ -19,7 +19,7 @@ class Resizer:
     """Resizes layers.
 
     Attributes:
-        aside: module path → the components that the last prune removed.
+        pruned: module path → the components that the last prune removed.
         ranks: module path → rank as it was left here; a layer that has another was resized by others.
 
     Args:
@@ -43,19 +43,21 @@ class Resizer:
     ) -> None:
         self.layers, self.statistics, self.optimizer, self.rule = layers, statistics, optimizer, rule
         self.seed, self.scaling_exponent = seed, scaling_exponent
-        self.aside: dict[str, Components] = {}
+        self.pruned: dict[str, Components] = {}
         self.ranks = {path: layer.rank for path, layer in layers.items()}
 
     def forget(self) -> None:
-        """Begin anew with the layers as they are: without statistics, and with nothing set aside."""
-        self.statistics.sums, self.aside = {}, {}
+        """Begin anew with the layers as they are: without statistics, and with nothing that could come back."""
+        self.statistics.sums, self.pruned = {}, {}
         self.ranks = {path: layer.rank for path, layer in self.layers.items()}
+        for layer in self.layers.values():
+            layer.replaced = None
 
     def resize(self, changes: Mapping[str, tuple[int, int]], bases: Mapping[str, Basis], step: int) -> None:
-        """Give layers other ranks.
+        """Prune layers, or let them grow.
 
-        A lower rank keeps the most important components and sets the others aside. A higher one brings back what was set aside, or
-        adds components that change nothing yet.
+        A lower rank keeps the most important components; the others can be restored. A higher one adds components that change nothing
+        yet, and what was pruned before is forgotten.
 
         Args:
             changes: module path → (rank before, rank after).
@@ -63,33 +65,33 @@ class Resizer:
             step: optimizer steps taken; new components depend on it and on the seed.
         """
         changed: dict[str, Change] = {}
+        generator = torch.Generator().manual_seed((self.seed + step) % 2**63)
         for path, (before, after) in changes.items():
             layer = self.layers[path]
             basis = bases.get(path) or identity_basis(layer)
-            c = stretch(before, after, self.scaling_exponent)
+            c = rank_change_factor(before, after, self.scaling_exponent)
+            self.pruned.pop(path, None)
             if after < before:
                 rest = Basis(basis.T[after:], basis.inverse[:, after:], basis.importance[after:])
-                aside = Components(*rest.matrices(layer), rest.statistics(self.statistics.of(path)))
-                changed[path], self.aside[path] = (basis.first(after), None, c), aside.times(c)
+                pruned = Components(*rest.matrices(layer), rest.statistics(self.statistics.of(path)))
+                changed[path], self.pruned[path] = (basis.first(after), None, c), pruned.times(c)
             else:
-                aside = self.aside.get(path)
-                added = aside.times(c) if aside else self._new(layer, after - before, step)
-                changed[path] = basis, added, c
-            layer.scaling /= c**2
+                changed[path] = basis, _new(layer, after - before, generator), c
         self._apply(changed)
+
+    def restore(self, bases: Mapping[str, Basis]) -> None:
+        """Bring back what the last prune removed, behind the components of `bases`."""
+        changed: dict[str, Change] = {}
+        for path, pruned in self.pruned.items():
+            layer, rank = self.layers[path], pruned.A.shape[0]
+            c = rank_change_factor(layer.rank, layer.rank + rank, self.scaling_exponent)
+            changed[path] = bases.get(path) or identity_basis(layer), pruned.times(c), c
+        self._apply(changed)
+        self.pruned = {}
 
     def sort(self, bases: Mapping[str, Basis]) -> None:
         """Put the components of layers in the order of `bases`; the function stays as it is."""
         self._apply({path: (basis, None, 1.0) for path, basis in bases.items()})
-
-    def _new(self, layer: LoRALinear, rank: int, step: int) -> Components:
-        """Return components that change nothing yet: A drawn as at the start, B zero."""
-        generator = torch.Generator().manual_seed((self.seed + step) % 2**63)
-        return Components(
-            draw_A(rank, layer.in_features, generator).to(layer.lora_A),
-            layer.lora_B.new_zeros(layer.out_features, rank),
-            torch.zeros(2 * rank + 1, rank, device=layer.lora_A.device),
-        )
 
     def _apply(self, changed: Mapping[str, Change]) -> None:
         new: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
@@ -99,7 +101,17 @@ class Resizer:
             )
             new |= resized
         self.optimizer.resize(new)
-        for path, (basis, added, _) in changed.items():
+        for path, (basis, added, c) in changed.items():
+            self.layers[path].scaling /= c**2
             self.layers[path].collect_statistics()
             self.ranks[path] = self.layers[path].rank
             self.rule.resized(self.layers[path], basis, 0 if added is None else added.A.shape[0])
+
+
+def _new(layer: LoRALinear, rank: int, generator: torch.Generator) -> Components:
+    """Return components that change nothing yet: A drawn as at the start, B zero."""
+    return Components(
+        draw_A(rank, layer.in_features, generator).to(layer.lora_A),
+        layer.lora_B.new_zeros(layer.out_features, rank),
+        torch.zeros(2 * rank + 1, rank, device=layer.lora_A.device),
+    )

@@ -20,7 +20,6 @@ class Statistics:
     Attributes:
         sums: module path → [2·rank + 1, rank]; layers that no gradient has reached yet are missing. Read them by `known`: a layer may
             have taken another rank since.
-        skipped: steps that were left out, because something in their statistics wasn't finite.
 
     Args:
         layers: by module path; they collect from now on.
@@ -30,7 +29,6 @@ class Statistics:
     def __init__(self, layers: Mapping[str, LoRALinear], decay: float) -> None:
         self.layers, self.decay = layers, decay
         self.sums: dict[str, Tensor] = {}
-        self.skipped = 0
         self.collect()
 
     def collect(self) -> None:
@@ -38,30 +36,45 @@ class Statistics:
         for layer in self.layers.values():
             layer.collect_statistics()
 
-    def update(self) -> bool:
+    def update(self, gradient_scale: float = 1.0) -> Tensor | bool:
         """Take what the last backward left in the layers, and add it to the decayed sums.
 
-        A step whose statistics aren't all finite is left out whole: one inf would stay in a decayed sum for good.
+        A step whose statistics aren't all finite leaves the sums as they are: one inf would stay in a decayed sum for good.
+
+        Args:
+            gradient_scale: factor on the loss that backward began from, a `GradScaler`'s for example.
 
         Returns:
-            Whether the step is in the sums.
+            Whether the step is in the sums, as a tensor on the layers' device: reading it waits for the device.
         """
+        new = self.take()
+        if not new:
+            return True
+        if gradient_scale != 1.0:
+            ranks = [(value, value.shape[1]) for value in new.values()]
+            torch._foreach_mul_([value[r : 2 * r] for value, r in ranks], gradient_scale**-2)
+        finite, values = _zero_unless_finite(list(new.values()))
+        added = dict(zip(new, values, strict=True))
+        # of another shape after a state dict of another rank was loaded
+        known = [path for path in added if path in self.sums and self.sums[path].shape == added[path].shape]
+        begun = added.keys() - set(known)
+        if begun and finite:  # waits for the device, in a layer's first step only
+            self.sums |= {path: added[path].clone() for path in added if path in begun}
+        for device in dict.fromkeys(self.sums[path].device for path in known):
+            here = [path for path in known if self.sums[path].device == device]
+            sums = [self.sums[path] for path in here]
+            kept = torch.where(finite.to(device), sums[0].new_full((), self.decay), 1.0)
+            torch._foreach_mul_(sums, kept)  # all in one call: a GPU starts fewer kernels
+            torch._foreach_add_(sums, [added[path] for path in here])
+        return finite
+
+    def take(self) -> dict[str, Tensor]:
+        """Return what the last backward left in the layers, by module path, and forget it there."""
         new: dict[str, Tensor] = {}
         for path, layer in self.layers.items():
             if layer.statistics is not None and layer.statistics.grad is not None:
                 new[path], layer.statistics.grad = layer.statistics.grad, None
-        if not all_finite(new.values()):
-            self.skipped += 1
-            return False
-        # of another shape after a state dict of another rank was loaded
-        known = [path for path in new if path in self.sums and self.sums[path].shape == new[path].shape]
-        if known:  # all in one call: a GPU starts fewer kernels
-            sums = [self.sums[path] for path in known]
-            torch._foreach_mul_(sums, self.decay)
-            torch._foreach_add_(sums, [new[path] for path in known])
-        begun = set(known)
-        self.sums |= {path: value for path, value in new.items() if path not in begun}
-        return True
+        return new
 
     def known(self, path: str) -> Tensor | None:
         """Return a layer's sums [2·rank + 1, rank]; None where there are none of its present rank."""
@@ -74,7 +87,25 @@ class Statistics:
         return self.layers[path].lora_A.new_zeros(2 * rank + 1, rank) if sums is None else sums
 
 
+def _zero_unless_finite(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return whether every number in some tensors is finite, and the tensors, all zero where one number isn't.
+
+    Nothing waits for the device. One tensor of all of them needs fewer kernels than each by itself.
+    """
+    flat: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    for kind in dict.fromkeys((t.device, t.dtype) for t in tensors):
+        flat[kind] = torch.cat([t.reshape(-1) for t in tensors if (t.device, t.dtype) == kind])
+    every = [values.isfinite().all() for values in flat.values()]
+    finite = torch.stack([one.to(every[0].device) for one in every]).all()
+    rest = {kind: torch.where(finite.to(values.device), values, 0.0) for kind, values in flat.items()}
+    masked = []
+    for t in tensors:
+        values = rest[t.device, t.dtype]
+        masked.append(values[: t.numel()].view(t.shape))
+        rest[t.device, t.dtype] = values[t.numel() :]
+    return finite, masked
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether every number in some tensors is finite."""
-    norms = torch._foreach_norm([t for t in tensors if t.numel()] or [torch.zeros(1)], float("inf"))
-    return bool(torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all())
+    return all(bool(t.isfinite().all()) for t in tensors)

@@ -9,11 +9,13 @@ State of unknown meaning that is kept at the old rank crashes, or spoils the tra
 statistics, copies of the weights, and products of updates all have names of their own.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import LoRALinear, replace_value
@@ -24,6 +26,7 @@ SUMS = ("exp_avg", "momentum_buffer", "grad_avg")
 REFUSED = {
     "LBFGS": "keeps one history for all parameters together, which can't follow a change of rank",
     "SparseAdam": "takes sparse gradients only, and those of LoRA layers are dense",
+    "GrokAdamW": "keeps its state outside of `optimizer.state`",
     "Lomo": "updates parameters during the backward pass, before ranks can be decided",
     "AdaLomo": "updates parameters during the backward pass, before ranks can be decided",
     "LayerWiseDummyOptimizer": "updates parameters during the backward pass, before ranks can be decided",
@@ -40,27 +43,33 @@ class TorchOptimizer:
 
     Args:
         optimizer: may be wrapped.
-        parameters: name → matrix whose rank changes; state that doesn't fit a new shape is forgotten before the next step, whoever
-            changed the shape.
+        layers: by module path; their ranks change. State of theirs that doesn't fit a new shape, or belongs to weights that others took
+            the place of, is forgotten before the next step.
 
     Raises:
-        RankwiseError: the optimizer is one of `REFUSED`, or doesn't train one of the parameters.
+        RankwiseError: the optimizer is one of `REFUSED`, or doesn't train one of the matrices.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter] | None = None
+        self, optimizer: torch.optim.Optimizer, layers: Mapping[str, LoRALinear] | None = None
     ) -> None:
-        self.optimizer = _unwrapped(optimizer)
+        self.optimizer, self.layers = _unwrapped(optimizer), dict(layers or {})
         self.reset = False
-        self._steps = self._steps_seen = 0
-        self._check(parameters or {})
-        self._shapes = {parameter: parameter.shape for parameter in (parameters or {}).values()}
+        self._scale: float | None = None
+        self._state_was_loaded = False
+        self._followed: dict[str, tuple[Tensor, Tensor]] = {}
+        names = ("lora_A", "lora_B")
+        parameters = {
+            f"{path}.{name}": getattr(layer, name) for path, layer in self.layers.items() for name in names
+        }
+        self._check(parameters)
+        self._shapes = {parameter: parameter.shape for parameter in parameters.values()}
         for parameter in self._shapes:
             state = self.optimizer.state.get(parameter, {})
             if state.keys() <= {*SUMS, *SQUARES, "step"} and not follows(state, parameter):
                 self._forget(parameter)
         self.optimizer.register_step_pre_hook(self._before_step)
-        self.optimizer.register_step_post_hook(self._after_step)
+        self.optimizer.register_load_state_dict_post_hook(self._after_load)
 
     @property
     def name(self) -> str:
@@ -77,19 +86,49 @@ class TorchOptimizer:
     def resize(self, new: Mapping[nn.Parameter, tuple[Tensor, dict[str, Tensor]]]) -> None:
         """Give parameters other values, of any shape, and the state that goes with them; other state is forgotten."""
         for parameter, (value, state) in new.items():
-            if not follows(self.optimizer.state.get(parameter, {}), parameter):
-                self._forget(parameter)
+            carried = follows(self.optimizer.state.get(parameter, {}), parameter)
             replace_value(parameter, value)
-            if state:
-                self.optimizer.state[parameter].update(state)
             if parameter in self._shapes:
                 self._shapes[parameter] = parameter.shape
+            if not carried:
+                self._forget(parameter)
+                self.reset = True
+            elif state:
+                self.optimizer.state[parameter].update(state)
 
-    def skipped(self) -> bool:
-        """Return whether the optimizer took no step since this was last asked, as a `GradScaler` has it after an overflow."""
-        skipped = self._steps_seen == self._steps > 0
-        self._steps_seen = self._steps
-        return skipped
+    def follow_layers(self) -> None:
+        """Forget state of matrices that others took the place of, unless state was loaded with them, and state of another shape."""
+        for path, layer in self.layers.items():
+            if layer.replaced is not None and layer.replaced is not self._followed.get(path):
+                self._followed[path] = layer.replaced
+                if not self._state_was_loaded:
+                    self._forget(layer.lora_A)
+                    self._forget(layer.lora_B)
+        for parameter, shape in self._shapes.items():
+            if parameter.shape != shape:
+                self._shapes[parameter] = parameter.shape
+                if not follows(self.optimizer.state.get(parameter, {}), parameter):
+                    self._forget(parameter)
+
+    def last_scale(self) -> float | None:
+        """Return the factor on the loss of the step taken since this was last asked, a `GradScaler`'s or 1.
+
+        None where the optimizer took no step, as a `GradScaler` has it after an overflow.
+        """
+        scale, self._scale = self._scale, None
+        return scale
+
+    def check_weights(self) -> None:
+        """Check that the layers hold the weights that are kept.
+
+        Raises:
+            RankwiseError: the optimizer is one of the schedule-free, whose training weights they hold instead.
+        """
+        averaged = any("z" in self.optimizer.state.get(parameter, {}) for parameter in self._shapes)
+        if averaged and any(group.get("train_mode") for group in self.optimizer.param_groups):
+            raise RankwiseError(
+                f"{self.name} averages weights, and the model holds those that are trained. Call the optimizer's eval() before sort()."
+            )
 
     def _check(self, parameters: Mapping[str, nn.Parameter]) -> None:
         for kind in type(self.optimizer).__mro__:
@@ -106,18 +145,33 @@ class TorchOptimizer:
             )
 
     def _forget(self, parameter: nn.Parameter) -> None:
-        self.optimizer.state.pop(parameter, None)
-        self.reset = True
+        """Have the optimizer begin the state of a parameter anew."""
+        state = self.optimizer.state.pop(parameter, None)
+        if state and isinstance(self.optimizer, torch.optim.Adagrad):  # makes state in its constructor alone
+            value = self.optimizer.defaults["initial_accumulator_value"]
+            fresh = {"step": torch.zeros_like(state["step"]), "sum": torch.full_like(parameter, value)}
+            self.optimizer.state[parameter] = fresh
 
     def _before_step(self, *_: Any) -> None:
-        for parameter, shape in self._shapes.items():
-            if parameter.shape != shape:  # a state dict was loaded, or someone resized the layer
-                self._shapes[parameter] = parameter.shape
-                if not follows(self.optimizer.state.get(parameter, {}), parameter):
-                    self._forget(parameter)
+        self.follow_layers()
+        self._state_was_loaded = False
+        self._scale = _gradient_scale()
 
-    def _after_step(self, *_: Any) -> None:
-        self._steps += 1
+    def _after_load(self, *_: Any) -> None:
+        self._state_was_loaded = True
+
+
+def _gradient_scale() -> float:
+    """Return the factor on the gradients' loss where a `GradScaler` takes the step, 1 otherwise.
+
+    A scaler tells most optimizers nothing about itself, so it is looked for among the callers.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is GradScaler.step.__code__:
+            return frame.f_locals["self"].get_scale()
+        frame = frame.f_back
+    return 1.0
 
 
 def follows(state: Mapping[str, Any], parameter: Tensor) -> bool:
@@ -158,11 +212,7 @@ def optimizer_state(
         RankwiseError: it is neither, or `TorchOptimizer` refuses it.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        names = ("lora_A", "lora_B")
-        return TorchOptimizer(
-            optimizer,
-            {f"{path}.{name}": getattr(layer, name) for path, layer in layers.items() for name in names},
-        )
+        return TorchOptimizer(optimizer, layers)
     if not isinstance(optimizer, OptimizerState):
         raise RankwiseError(
             f"Ranks can't be found with a {type(optimizer).__name__}: it is neither one of torch's optimizers nor an OptimizerState."

@@ -4,19 +4,23 @@ rankwise.adapt(model)
 Trainer(model, …, callbacks=[rankwise.RankCallback(held_out)]).train()
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import lora_layers
+from rankwise.lora.layer import LoRALinear, lora_layers
+from rankwise.lora.wrappers import bare
 from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
@@ -24,6 +28,10 @@ from rankwise.rank.pruning_rule import PruningRule
 from rankwise.tasks.objectives import of_config
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
+DIGEST = "adapter_digest"
+"""Key of `digest` among the values: a checkpoint belongs to the weights that it was written with."""
+NO_LABEL = -100
+"""Label of a row that has none, as in Transformers."""
 
 ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 """(model, a collated batch on its device) → the loss of each example."""
@@ -32,11 +40,15 @@ ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 class RankCallback(TrainerCallback):
     """Finds the rank of each LoRA layer while a `Trainer` trains; the Trainer's checkpoints resume.
 
+    What the training needs to know of the held-out examples is checked before its first step. A training of fewer steps than
+    `RankConfig.fewest_steps` keeps the ranks that it has.
+
     The last prune comes at four fifths of the steps. The learning rate should be at half its peak by then: high enough to learn again
     what was pruned. `engine.optim.schedule_factor("two-phase", …)` in a `LambdaLR` gives that (docs/method.md).
 
     Args:
-        held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates.
+        held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates. Those without a
+            label (-100, or not a number) are left out.
         losses: (model, batch) → the loss of each example, shape [examples]. Default: the calibrated loss of the
             objective that the model's config names.
         batch_size: examples a batch of held-out passes.
@@ -73,25 +85,35 @@ class RankCallback(TrainerCallback):
                 "Ranks would differ between them."
             )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
-        if not lora_layers(model):
+        self.controller, config = None, self.config or RankConfig()
+        with bare(model) as plain:
+            layers = list(lora_layers(plain).values())
+        if not layers:
             raise RankwiseError(
                 "This model has no LoRA layers. Call rankwise.adapt(model) before the Trainer is made."
             )
-        if not len(cast(Sequence[Any], self.held_out)):
-            raise RankwiseError("RankCallback needs held-out examples; there are none.")
+        if state.max_steps < config.fewest_steps:
+            warnings.warn(
+                f"Too little to find ranks on ({state.max_steps} steps; {config.fewest_steps} are needed): every layer keeps its rank.",
+                stacklevel=2,
+            )
+            for layer in layers:
+                layer.collect_statistics(False)
+            return
         collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         loader = DataLoader(cast(Dataset[Any], self.held_out), self.batch_size, collate_fn=collate)
+        self._check_held_out(model, loader)
         self.controller = RankController(
             model,
             lambda: self._example_losses(model, loader),
             state.max_steps,
             optimizer,
             seed=self.seed,
-            config=self.config,
+            config=config,
             rule=self.rule,
         )
         if state.global_step:
-            self._load(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}")
+            self._load(args, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -104,11 +126,20 @@ class RankCallback(TrainerCallback):
     ) -> None:
         if self.controller is None:
             return
-        best = getattr(state, "best_model_checkpoint", None)
-        if args.load_best_model_at_end and best and (Path(best) / VALUES).is_file():
+        best = getattr(state, "best_model_checkpoint", None) if args.load_best_model_at_end else None
+        if best is None and hasattr(optimizer := kwargs["optimizer"], "eval"):
+            optimizer.eval()  # schedule-free optimizers then have the averaged weights in the model, which are the result
+        if best and (Path(best) / VALUES).is_file():
             # the Trainer has loaded the layers of that step, so the statistics must be of that step, too
             tensors, values = self._stored(Path(best))
-            self.controller.load_statistics(tensors, values)
+            if values.get(DIGEST) == digest(self.controller.layers):
+                self.controller.load_statistics(tensors, values)
+        if not self.controller.done:
+            warnings.warn(
+                f"The training ended after {self.controller.steps_taken} of {self.controller.steps} steps, before the last decision about "
+                "ranks: layers may have more components than they need. `rankwise compress` prunes a finished adapter.",
+                stacklevel=2,
+            )
         self.controller.sort()
 
     def on_save(
@@ -118,43 +149,113 @@ class RankCallback(TrainerCallback):
             return
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         tensors, values = self.controller.state()
+        values[DIGEST] = digest(self.controller.layers)
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS)
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
-    def _load(self, folder: Path) -> None:
-        if not (folder / VALUES).is_file():
-            raise RankwiseError(
-                f"{folder} has no {VALUES}, so ranks can't be continued from there: it was written without RankCallback, or elsewhere."
-            )
+    def _load(self, args: TrainingArguments, step: int) -> None:
+        """Continue from the checkpoint that the Trainer has loaded."""
         assert self.controller is not None
-        self.controller.load(*self._stored(folder))
+        asked = args.resume_from_checkpoint
+        folders = [Path(args.output_dir or ".") / f"checkpoint-{step}"]
+        if isinstance(asked, str) and (Path(asked) / VALUES).is_file():
+            folders.insert(0, Path(asked))
+        if not (folders[0] / VALUES).is_file():
+            raise RankwiseError(
+                f"{folders[0]} has no {VALUES}, so ranks can't be continued from there: it was written without RankCallback, or elsewhere."
+            )
+        tensors, values = self._stored(folders[0])
+        if values.get(DIGEST) != digest(self.controller.layers):
+            raise RankwiseError(
+                f"The adapter that the Trainer has loaded isn't the one of {folders[0]}, so ranks can't be continued from there. Name the "
+                "folder in TrainingArguments(resume_from_checkpoint=…), too."
+            )
+        try:
+            self.controller.load(tensors, values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folders[0], error) from None
 
     def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         assert self.controller is not None
         device = next(iter(self.controller.layers.values())).lora_A.device
-        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-        return load_file(folder / TENSORS, device=str(device)), values
+        try:
+            values = dict(json.loads((folder / VALUES).read_text(encoding="utf-8")))
+            return load_file(folder / TENSORS, device=str(device)), values
+        except (OSError, TypeError, ValueError, SafetensorError) as error:
+            raise _damaged(folder, error) from None
+
+    def _check_held_out(self, model: nn.Module, loader: DataLoader[Any]) -> None:
+        """Evaluate two held-out examples.
+
+        Raises:
+            RankwiseError: there are none, or they have no losses.
+        """
+        try:
+            some = [loader.dataset[i] for i in range(min(2, len(cast(Sequence[Any], loader.dataset))))]
+            if not some:
+                raise RankwiseError("RankCallback needs held-out examples; there are none.")
+            (losses, *_) = self._outputs_and_labels(model, [loader.collate_fn(some)])
+        except RankwiseError:
+            raise
+        except Exception as error:  # whatever a collator or a model may raise
+            raise RankwiseError(
+                f"The held-out examples can't be evaluated ({type(error).__name__}: {error}). They must be as the Trainer collates them."
+            ) from error
+        if len(losses) != len(some) or (self.losses is not None and losses.ndim != 1):
+            raise RankwiseError(
+                f"`losses=` gives a tensor of shape {list(losses.shape)} for {len(some)} held-out examples; it must give one loss for each."
+            )
+
+    def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
+        outputs, *labels = self._outputs_and_labels(model, loader)
+        if not labels:
+            return outputs
+        known = has_label(labels[0])
+        if not known.any():
+            raise RankwiseError("None of the held-out examples has a label.")
+        objective = of_config(getattr(model, "config", None))
+        return objective.calibrated_losses(outputs[known], labels[0][known])
 
     @torch.no_grad()
-    def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
+    def _outputs_and_labels(self, model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
+        """Return losses where `losses` is given, else logits and labels, of all batches together, on the CPU."""
         training, device = model.training, next(model.parameters()).device
         model.eval()
         try:
-            batches = ({k: _to(v, device) for k, v in batch.items()} for batch in loader)
-            found = [self._outputs(model, batch) for batch in batches]
-            outputs, *labels = (torch.cat(tensors).cpu() for tensors in zip(*found, strict=True))
-            objective = of_config(getattr(model, "config", None))
-            return objective.calibrated_losses(outputs, labels[0]) if labels else outputs
+            found = [
+                self._of_batch(model, {k: _to(v, device) for k, v in batch.items()}) for batch in batches
+            ]
+            return [torch.cat(tensors).cpu() for tensors in zip(*found, strict=True)]
         finally:
             model.train(training)
 
-    def _outputs(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Return a batch's losses where `losses` is given, else its logits and labels."""
+    def _of_batch(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
         if self.losses is not None:
             return (self.losses(model, batch).float(),)
+        if "labels" not in batch:
+            raise RankwiseError(f"The held-out examples have no labels; they have: {', '.join(batch)}.")
         labels = batch.pop("labels")
         return model(**batch).logits.float(), labels
 
 
+def _damaged(folder: Path, error: Exception) -> RankwiseError:
+    return RankwiseError(f"What {folder} keeps of the ranks can't be read ({type(error).__name__}: {error}).")
+
+
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """Return for each row whether it has a label: bool [rows]."""
+    known = labels.isfinite() if labels.is_floating_point() else labels != NO_LABEL
+    return known.reshape(len(labels), -1).all(dim=1)
+
+
+def digest(layers: Mapping[str, LoRALinear]) -> str:
+    """Identify the weights of adapters."""
+    found = hashlib.sha256()
+    for layer in layers.values():
+        for matrix in (layer.lora_A, layer.lora_B):
+            found.update(matrix.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:32]

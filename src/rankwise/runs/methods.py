@@ -143,7 +143,7 @@ def _lora(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], r
 def _adaptive(
     model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /
 ) -> None:
-    from rankwise.lora.inject import adapt_freely, raise_to_start_rank
+    from rankwise.lora.inject import adapt_at_start_rank, raise_to_start_rank
     from rankwise.lora.layer import lora_layers
 
     if config.model.from_adapter:  # the adapter is in place; other layers may still grow one
@@ -151,11 +151,11 @@ def _adaptive(
         for layer in lora_layers(model).values():
             layer.collect_statistics()
         return
-    adapt_freely(model, config.lora.rank, **_adapter_options(config, new_modules))
+    adapt_at_start_rank(model, config.lora.rank, **_adapter_options(config, new_modules))
 
 
 def _adapter_options(config: RunConfig, new_modules: list[str]) -> dict[str, Any]:
-    """Return the arguments that `adapt` and `adapt_freely` share."""
+    """Return the arguments that `adapt` and `adapt_at_start_rank` share."""
     lora, seed = config.lora, stream_seed(config.seed, "adapter")
     shared = {"alpha": lora.alpha, "dropout": lora.lora_dropout, "targets": lora.targets}
     return {**shared, "also_train": new_modules, "seed": seed}
