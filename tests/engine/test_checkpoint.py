@@ -68,7 +68,7 @@ def refused(folder, position, tensors, request="mine"):
 @pytest.mark.slow
 def test_an_adaptive_training_takes_its_own_checkpoint(adaptive, tmp_path):
     position, tensors = adaptive
-    assert any(name.startswith("rank.aside.") for name in tensors), "nothing was pruned before it"
+    assert any(name.startswith("rank.pruned.") for name in tensors), "nothing was pruned before it"
     write(tmp_path, position, tensors)
     state = fresh()
     checkpoint.load(state, tmp_path, "mine")
@@ -150,8 +150,8 @@ def nan(value):
         (("rank.statistics.",), lambda value: value[1:], "the statistics of"),
         (("rank.statistics.",), lambda value: value.to(torch.int64), "of int64"),
         (("rank.statistics.",), lambda value: value.to(torch.complex64), "of complex64"),
-        (("rank.aside.B.",), None, "it lacks rank.aside.B."),
-        (("rank.aside.A.",), lambda value: value[:, 1:], "what was pruned of"),
+        (("rank.pruned.B.",), None, "it lacks rank.pruned.B."),
+        (("rank.pruned.A.",), lambda value: value[:, 1:], "what was pruned of"),
     ],
 )
 def test_tensors_that_this_training_cant_have_are_refused(parts, change, says, adaptive, tmp_path):

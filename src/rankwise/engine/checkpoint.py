@@ -236,7 +236,7 @@ def _shown(tensor: Tensor) -> str:
 
 
 def _check_ranks(tensors: Mapping[str, Tensor], left: set[str], training: Training) -> None:
-    """Check A against B, and the statistics and the components set aside against both."""
+    """Check A against B, and the statistics and the pruned components against both."""
     assert training.rank is not None
     names = {parameter: name for name, parameter in training.trained_parameters()}
     for path, layer in training.rank.layers.items():
@@ -248,11 +248,11 @@ def _check_ranks(tensors: Mapping[str, Tensor], left: set[str], training: Traini
             sums = _taken(tensors, left, f"rank.statistics.{path}")
             if sums.shape != (2 * rank + 1, rank):
                 raise ValueError(f"the statistics of {path} are {_shown(sums)} for rank {rank}")
-        if f"rank.aside.A.{path}" in left:
-            aside = Components(*(_taken(tensors, left, f"rank.aside.{k}.{path}") for k in Components._fields))
-            rank = aside.A.shape[0] if aside.A.ndim else 0
+        if f"rank.pruned.A.{path}" in left:
+            pruned = Components(*(_taken(tensors, left, f"rank.pruned.{k}.{path}") for k in Components._fields))
+            rank = pruned.A.shape[0] if pruned.A.ndim else 0
             wanted = ((rank, A.shape[1]), (B.shape[0], rank), (2 * rank + 1, rank))
-            if tuple(tuple(part.shape) for part in aside) != wanted:
+            if tuple(tuple(part.shape) for part in pruned) != wanted:
                 raise ValueError(f"what was pruned of {path} doesn't fit the layer")
 
 
