@@ -90,7 +90,7 @@ def open_trained(
         dtype=dtype,
         frozen_base=is_adapter,
         padding=facts.get("padding", "packed"),
-        max_length=facts.get("max_length") or families.text_limit(cast(Any, model).config, tokenizer),
+        max_length=facts.get("max_length") or families.text_limit(model, tokenizer),
         pad_id=loading.pad_id(model, tokenizer),
     )
     asked = from_json(RunConfig, record["requested"]) if record else None
