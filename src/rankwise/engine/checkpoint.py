@@ -249,7 +249,9 @@ def _check_ranks(tensors: Mapping[str, Tensor], left: set[str], training: Traini
             if sums.shape != (2 * rank + 1, rank):
                 raise ValueError(f"the statistics of {path} are {_shown(sums)} for rank {rank}")
         if f"rank.pruned.A.{path}" in left:
-            pruned = Components(*(_taken(tensors, left, f"rank.pruned.{k}.{path}") for k in Components._fields))
+            pruned = Components(
+                *(_taken(tensors, left, f"rank.pruned.{k}.{path}") for k in Components._fields)
+            )
             rank = pruned.A.shape[0] if pruned.A.ndim else 0
             wanted = ((rank, A.shape[1]), (B.shape[0], rank), (2 * rank + 1, rank))
             if tuple(tuple(part.shape) for part in pruned) != wanted:
