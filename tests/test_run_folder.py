@@ -1,5 +1,6 @@
 """The run folder: whatever is killed at whatever moment, a reader finds the old file or the new one, and damage is named."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -392,6 +393,31 @@ def test_a_missing_file_is_named(folder):
     ):
         with pytest.raises(RankwiseError, match=rf"sst2\.lora\.s0/{name} is missing\. Remove its folder"):
             read()
+
+
+def test_no_flipped_byte_makes_other_predictions(folder):
+    file, rng = folder.path / "predictions.parquet", np.random.default_rng(0)
+    label, prediction = rng.integers(0, 2, (2, 40))
+    folder.write_predictions(np.arange(40), label, prediction, rng.normal(size=(40, 2)).astype(np.float32))
+    content, whole = file.read_bytes(), folder.read_predictions().drop(["logits"])
+    damaged = 0
+    for place in range(0, len(content), 5):
+        flipped = bytearray(content)
+        flipped[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(flipped)
+        try:
+            assert folder.read_predictions().drop(["logits"]).equals(whole)
+        except RankwiseError:
+            damaged += 1
+    assert damaged > len(content) / 10
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_predictions_that_are_no_file_are_damaged(folder, kind):
+    file = folder.path / "predictions.parquet"
+    file.mkdir() if kind == "folder" else os.mkfifo(file)
+    with pytest.raises(RankwiseError, match=r"predictions\.parquet is damaged \(not a file\)"):
+        folder.read_predictions()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "columns"])

@@ -263,7 +263,7 @@ class RunFolder:
         columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
         table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
         with replacing(self._predictions) as partial:
-            pq.write_table(table, partial)
+            pq.write_table(table, partial, write_page_checksum=True)  # a flipped bit is no other prediction
 
     def read_predictions(self) -> pa.Table:
         """Read predictions.parquet.
@@ -272,6 +272,10 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         names = ["idx", "label", "prediction", "logits"]
+        if (
+            self._predictions.exists() and not self._predictions.is_file()
+        ):  # a folder would be read as a data set
+            raise damaged(self._predictions, "not a file")
         try:
             table = pq.read_table(self._predictions, columns=names, page_checksum_verification=True)
             fault = _odd_column(table)
