@@ -4,7 +4,7 @@ A file may be cut short, changed by hand, or written by another version. What is
 carried along unread.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -58,13 +58,22 @@ class TaskRecord(Record):
     label_names: list[str] = []
 
 
+class Facts(Record):
+    """How a run computed, as far as its adapter is run in the same way later."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    padding: Literal["packed", "longest", "max_length"] | None = None
+    max_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    base_bits: Literal[8, 4] | None = None
+
+
 class Run(Record):
     """run.json."""
 
     requested: dict[str, Any]
     assigned: dict[str, Any] | None = None
     resolved: dict[str, Any] | None = None
-    facts: dict[str, Any] | None = None
+    facts: Facts | None = None
     task: TaskRecord | None = None
     versions: dict[str, str] | None = None
     hardware: dict[str, Any] | None = None

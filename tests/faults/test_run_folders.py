@@ -1,5 +1,6 @@
 """Damaged run folders: a report and a comparison name what they can't read, and go on with the rest."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -136,3 +137,49 @@ def test_a_report_of_damaged_runs(grid, tmp_path):
 
 def test_a_comparison_over_damaged_runs(grid, tmp_path):
     assert faults(lambda rng, place: comparison(grid, damaged(rng, grid, place)), tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a trained adapter, its table and its base."""
+    here = tmp_path_factory.mktemp("trained")
+    tiny.model_folder(here / "tiny-bert")
+    lines = "".join(json.dumps(row) + "\n" for row in tiny.reviews(60))
+    (here / "reviews.jsonl").write_text(lines, encoding="utf-8")
+    commands = Commands()
+    try:
+        assert commands.run(training(here, here / "adapter")).fault is None
+    finally:
+        commands.close()
+    text = {"text": "step 0: no sentence"}  # too little was trained for decisions of its own
+    decide(RunFolder(here / "adapter"), START | text, PRUNED, REJECTED | text)
+    return here
+
+
+def training(here: Path, out: Path) -> list[object]:
+    given = ["--epochs", "1", "--lr", "1e-3", "--model", here / "tiny-bert", "--out", out]
+    return ["train", here / "reviews.jsonl", *given]
+
+
+def test_commands_on_an_adapter_with_damaged_records(trained, tmp_path):
+    def make(rng: random.Random, place: Path) -> list[object]:
+        out = place / "adapter"
+        shutil.copytree(trained / "adapter", out)
+        for name in rng.sample(
+            ["run.json", "result.json", "ranks.jsonl", "steps.jsonl", "predictions.parquet"],
+            rng.randint(1, 2),
+        ):
+            FILES[name](rng, out / name)
+        table = trained / "reviews.jsonl"
+        return rng.choice(
+            [
+                ["inspect", out],
+                ["evaluate", out, table],
+                ["evaluate", out],
+                ["predict", out, table, "--out", place / "scored.csv"],
+                ["export", out, "--out", place / "exported"],
+                training(trained, out),
+            ]
+        )
+
+    assert faults(make, tmp_path) == []

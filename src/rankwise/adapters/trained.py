@@ -5,7 +5,7 @@ Evaluating a run on its own validation rows therefore gives its own score.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from rankwise.models.account import listed
 from rankwise.run_folder import RunFolder
 from rankwise.tasks import objectives
 from rankwise.tasks.task import Task
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def open_trained(
     """
     run = RunFolder(folder)
     record = run.read_run() if run.has_run else {}
-    facts = record.get("facts") or {}
+    facts = {name: value for name, value in (record.get("facts") or {}).items() if value is not None}
+    asked = _of_record(run, RunConfig, record["requested"]) if record else None
+    stored = _of_record(run, Task, record["task"]) if record.get("task") else None
     device = hardware.choose_device("auto")
     dtype, _ = hardware.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / peft_format.CONFIG).is_file()
@@ -82,7 +86,7 @@ def open_trained(
         quantized.quantize(model, facts["base_bits"])
     name = (base or peft_format.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
     tokenizer = loading.locate(name).tokenizer
-    task = _task(record, folder, model)
+    task = _task(stored, folder, model)
     columns = {"text": text, "text_pair": text_pair, "label": label}
     task = replace(task, **{column: name for column, name in columns.items() if name is not None})
     compute = Compute.for_model(
@@ -93,20 +97,31 @@ def open_trained(
         max_length=facts.get("max_length") or families.text_limit(model, tokenizer),
         pad_id=loading.pad_id(model, tokenizer),
     )
-    asked = from_json(RunConfig, record["requested"]) if record else None
     return Trained(model, tokenizer, task, compute, asked, folder, (note,) if note else ())
 
 
-def _task(record: dict[str, Any], folder: Path, model: nn.Module) -> Task:
-    """Read what a run was trained for from its record; for other models, from their config."""
-    if stored := record.get("task"):
-        task, outputs = from_json(Task, stored), label_names(model)
-        if list(task.label_names) != outputs:
+def _of_record(run: RunFolder, kind: type[Kind], stored: Any) -> Kind:
+    """Return an entry of run.json as what it was.
+
+    Raises:
+        RankwiseError: it is damaged.
+    """
+    try:
+        return from_json(kind, stored)
+    except ValueError as error:
+        raise run.damaged_run(error) from None
+
+
+def _task(stored: Task | None, folder: Path, model: nn.Module) -> Task:
+    """Return what a run was trained for; for other models, what their config says."""
+    if stored is not None:
+        outputs = label_names(model)
+        if list(stored.label_names) != outputs:
             raise RankwiseError(
-                f"The run in {folder} was trained for the labels {listed(task.label_names)}; the model there is for "
+                f"The run in {folder} was trained for the labels {listed(stored.label_names)}; the model there is for "
                 f"{listed(outputs)}."
             )
-        return task
+        return stored
     objective = objectives.of_config(cast(Any, model).config)
     return Task(
         name=folder.name,
