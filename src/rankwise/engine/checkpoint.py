@@ -264,6 +264,13 @@ def _check_hooks(tensors: Mapping[str, Tensor], left: set[str], training: Traini
     for name in sorted(left):
         if name.startswith("method."):
             left.remove(name)
-            parameter = parameters.get(name.removeprefix("method.").partition(".")[2])
-            if parameter is not None and tensors[name].shape != parameter.shape:
-                raise ValueError(f"{name} is {_shown(tensors[name])}, and the parameter {_shown(parameter)}")
+            value, parameter = tensors[name], parameters.get(name.removeprefix("method.").partition(".")[2])
+            if parameter is None:
+                continue
+            fits = (
+                value.shape == parameter.shape
+                if value.is_floating_point()
+                else value.numel() == parameter.numel()
+            )
+            if not fits:  # a mask of a matrix with one column is a list
+                raise ValueError(f"{name} is {_shown(value)}, and the parameter {_shown(parameter)}")
