@@ -132,8 +132,12 @@ def test_an_adapter_of_a_quantized_base_loads_on_the_base_itself(tmp_path):
     quantize(model, 4)
     peft_format.save(model, tmp_path)
     adapter = peft_format.read(tmp_path)
-    assert not adapter.fingerprint
     assert lora_layers(attach.attach(tiny.classifier("bert"), adapter))
+    other = tiny.classifier("bert")
+    with torch.no_grad():
+        other.bert.embeddings.word_embeddings.weight.mul_(1.1)
+    with pytest.raises(RankwiseError, match="other weights, the rest of the base differs"):
+        attach.attach(other, adapter)
 
 
 @bits

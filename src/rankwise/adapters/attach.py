@@ -17,7 +17,7 @@ from rankwise.errors import RankwiseError
 from rankwise.lora import names
 from rankwise.lora.inject import insert, train_beside, trained_beside, whole_heads
 from rankwise.lora.layer import LoRALinear, lora_layers
-from rankwise.lora.quantized import is_quantized
+from rankwise.lora.quantized import QuantizedWeight
 from rankwise.lora.wrappers import sees_through
 from rankwise.models.families import body_and_heads
 from rankwise.tasks import objectives
@@ -114,7 +114,7 @@ def label_names(model: nn.Module) -> list[str]:
 
 
 def fingerprint(model: nn.Module, paths: Iterable[str], trained: Collection[str]) -> str:
-    """Return a fingerprint of a model's frozen weights (see `adapters.fingerprint`); empty where they are quantized.
+    """Return a fingerprint of a model's frozen weights, without those that are quantized (see `adapters.fingerprint`).
 
     Args:
         model: with or without LoRA layers.
@@ -122,20 +122,20 @@ def fingerprint(model: nn.Module, paths: Iterable[str], trained: Collection[str]
         trained: names of the weights that it brings along. The head counts among them in any case.
     """
     layers = {path: model.get_submodule(path) for path in paths}
-    if any(is_quantized(layer) for layer in layers.values()):
-        return ""
-    adapted = {path: cast(Tensor, layer.weight) for path, layer in layers.items()}
     heads = tuple(f"{path}." for path in body_and_heads(model)[1])
-    others = {
-        name: weight
-        for name, weight in model.named_parameters()
-        if weight.is_floating_point()
-        and not name.startswith(heads or "\0")
-        and not name.endswith((".lora_A", ".lora_B"))
-        and name not in trained
-        and name.rpartition(".")[0] not in layers
-    }
-    return prints.take(adapted, others)
+    linear: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        path, _, own = name.rpartition(".")
+        if own in ("lora_A", "lora_B") or path in layers or name in trained or name.startswith(heads or "\0"):
+            continue
+        if weight.is_floating_point():
+            module = model.get_submodule(path)
+            is_linear = weight.ndim == 2 and not isinstance(module, nn.Embedding)
+            (linear if is_linear else others)[name] = weight
+    if any(isinstance(p, QuantizedWeight) for p in model.parameters()):  # as many as can be are
+        return prints.take({}, {}, others)
+    return prints.take({path: cast(Tensor, layer.weight) for path, layer in layers.items()}, linear, others)
 
 
 @sees_through

@@ -23,8 +23,8 @@ FACTOR = 2.0
 """How far an estimate from 8 sums may lie above what it estimates."""
 NOISE = 1e-6
 """Share of a weight's norm that the sums' own rounding may make up."""
-OTHERS = ""
-"""Stands for all frozen weights that have no adapter; their sums are added up."""
+LINEAR, OTHERS = "*", ""
+"""Stand for all linear layers without an adapter, and for all other frozen weights; their sums are added up."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,18 @@ class Sketch:
     sums: np.ndarray
 
 
-def take(adapted: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of frozen weights as text, 200 bytes a layer.
+def take(adapted: Mapping[str, Tensor], linear: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of frozen weights as text, 200 bytes a layer. What is left out isn't compared.
 
     Args:
         adapted: weights under LoRA layers, by path.
+        linear: weights of the other linear layers, by name.
         others: all other frozen weights, by name.
     """
     sketches = {path: _sketch(path, weight) for path, weight in adapted.items()}
-    if others:
-        sketches[OTHERS] = _added([_sketch(name, weight) for name, weight in others.items()])
+    for group, weights in ((LINEAR, linear), (OTHERS, others)):
+        if weights:
+            sketches[group] = _added([_sketch(name, weight) for name, weight in weights.items()])
     return json.dumps({path: _entry(one) for path, one in sketches.items()}, separators=(",", ":"))
 
 
@@ -156,7 +158,7 @@ def _read(text: str) -> dict[str, Sketch]:
 
 
 def _called(path: str) -> str:
-    return path or "the rest of the base"
+    return {LINEAR: "what has no adapter", OTHERS: "the rest of the base"}.get(path, path)
 
 
 def _size(sketch: Sketch) -> str:

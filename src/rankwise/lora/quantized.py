@@ -176,8 +176,3 @@ def quantize(model: nn.Module, bits: int) -> int:
         )  # so that memory counts them as weights
         layer.register_buffer("absmax", weight.state.absmax, persistent=False)
     return len(layers)
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Return whether a layer's weight is quantized."""
-    return isinstance(module.weight, QuantizedWeight)
