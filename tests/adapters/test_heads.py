@@ -159,3 +159,27 @@ def test_a_run_whose_model_is_for_other_labels_is_refused(tmp_path, told, monkey
         RankwiseError, match="trained for the labels negative, positive; the model there is for LABEL_0"
     ):
         predict.open_trained(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_trainers_checkpoint_scores_what_its_model_does(tmp_path, told, monkeypatch):
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tokenizer, names = tiny.tokenizer(), ["negative", "positive"]
+    model = tiny.classifier("bert")
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {"negative": 0, "positive": 1}
+    rankwise.adapt(model, 4, targets=["all-linear"])
+    examples = [{**tokenizer(row["text"]), "labels": names.index(row["label"])} for row in tiny.reviews(300)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "trainer"), num_train_epochs=6, learning_rate=5e-3, report_to=[], save_strategy="epoch",
+        per_device_train_batch_size=16, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, arguments, DataCollatorWithPadding(tokenizer), examples).train()
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(40, seed=1)))
+    expected = rankwise.evaluate(model, tokenizer, tiny.reviews(40, seed=1))
+    assert expected["accuracy"] > 0.9
+    checkpoint = max((tmp_path / "trainer").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    scores = told("evaluate", checkpoint, held_out)
+    assert scores["accuracy"] == expected["accuracy"]
