@@ -208,6 +208,18 @@ def test_an_adapter_is_attached_to_a_compiled_model_and_merged_into_it(wrap):
         assert not lora_layers(plain)
 
 
+def test_layers_that_share_a_weight_are_merged_each_with_its_own_update():
+    model = Network()
+    model.body.append(nn.Linear(16, 16))
+    model.tied = model.body[4].weight = model.body[2].weight
+    trained(adapt_at_start_rank(model, 3, targets=("2", "4")))
+    x = torch.randn(5, 12)
+    expected, kept = model(x), model.tied.clone()
+    attach.merge(model)
+    torch.testing.assert_close(model(x), expected)
+    assert torch.equal(model.tied, kept)
+
+
 def test_what_is_trained_or_scored_is_never_a_data_parallel_wrapper():
     model = nn.DataParallel(rankwise.adapt(tiny.classifier("bert"), 2))
     data = tiny.reviews(10)
