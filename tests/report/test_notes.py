@@ -77,3 +77,11 @@ def test_runs_that_predict_one_class_are_named(tmp_path):
     said = [note for note in collect(tmp_path).notes if "same class" in note]
     assert len(said) == 1
     assert ": sst2.full.s0. " in said[0]
+
+
+def test_seeds_trained_on_different_numbers_of_rows_are_named(tmp_path):
+    for seed, rows in enumerate([1000, 2000]):
+        finished(tmp_path, method="lora", seed=seed, n_train=rows)
+        finished(tmp_path, method="full", seed=seed, n_train=1000)
+    said = [note for note in collect(tmp_path).notes if "different numbers of rows" in note]
+    assert said == ["Seeds of sst2 lora were trained on different numbers of rows: 1,000 to 2,000."]

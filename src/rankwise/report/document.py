@@ -85,6 +85,7 @@ def collect(out: Path) -> Document:
         notes=[
             *notes.notes(table),
             *notes.constant_predictions(runs),
+            *notes.different_rows(cells),
             *unpaired,
             *unread,
             *not_drawn,

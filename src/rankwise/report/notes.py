@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rankwise.report.cells import Run
+from rankwise.report.cells import Cells, Run
 from rankwise.report.row import REFERENCE, Row
 from rankwise.run_folder import one_answer
 from rankwise.tasks.objectives import OBJECTIVES
@@ -52,6 +52,18 @@ def notes(rows: Sequence[Row]) -> list[str]:
 def _wins(row: Row) -> bool:
     """Whether a method is right on more rows than full fine-tuning."""
     return (row.only_this or 0) > (row.only_full or 0)
+
+
+def different_rows(cells: Cells) -> list[str]:
+    """Name the methods whose seeds were trained on different numbers of rows, as runs of `train` may be."""
+    lines = []
+    for (task, method), runs in cells.items():
+        numbers = sorted({run.result["n_train"] for run in runs.values()})
+        if len(numbers) > 1:
+            lines.append(
+                f"Seeds of {task} {method} were trained on different numbers of rows: {numbers[0]:,} to {numbers[-1]:,}."
+            )
+    return lines
 
 
 def constant_predictions(runs: Iterable[Run]) -> list[str]:
