@@ -18,6 +18,11 @@ ProblemName = Literal["classification", "multi-label", "regression"]
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 """Bytes of each unit that a size may be given in."""
 
+LARGEST = 1e9
+"""No setting has a use for a larger number."""
+MOST = {"epochs": 1e6, "threads": 1024, "jobs": 1024, "seeds": 10_000, "seed": 2**63 - 1}
+"""Settings whose largest number is another one."""
+
 
 def parse_memory(text: str) -> int | str:
     """Read a memory option: return `fast` or `lean` as they are, a size (`2GB`, `500 MB`, `1.5GiB`) as a number of bytes.
@@ -215,6 +220,9 @@ def _require(holds: Callable[[float], bool], what: str, settings: dict[str, floa
     for name, value in settings.items():
         if value is not None and not holds(value):
             raise RankwiseError(f"`{name}=` must be {what}; it is {value}.")
+        most = MOST.get(name, LARGEST)
+        if value is not None and value > most:
+            raise RankwiseError(f"`{name}=` must be {most:,.0f} at most; it is {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +241,9 @@ class RunConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +302,8 @@ class PlanConfig:
     """full, lora, adaptive (at its start rank and at its largest)."""
     rank: int = 8
     """Rank of LoRA's adapters."""
+    targets: tuple[str, ...] = ()
+    """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value; with adaptive all linear layers."""
     batch_size: int = 16
     """Rows in each optimizer step."""
     memory: str | None = None

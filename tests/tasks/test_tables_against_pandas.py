@@ -152,6 +152,7 @@ files = st.lists(pieces, max_size=25).map("".join)
 
 @tried
 @given(files, st.sampled_from([",", ";", "\t"]))
+@pytest.mark.filterwarnings("ignore:Length of header")
 def test_any_text_is_read_as_pandas_reads_it_or_refused(folder, body, separator):
     text = f"text{separator}label\n{body}"
     path = folder / ("any.tsv" if separator == "\t" else "any.csv")
@@ -160,10 +161,16 @@ def test_any_text_is_read_as_pandas_reads_it_or_refused(folder, body, separator)
     if table is None:
         return
     readings = []
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-        try:
+    for engine, quoting in itertools.product(("c", "python"), (csv.QUOTE_MINIMAL, csv.QUOTE_NONE)):
+        try:  # the fast engine loses the row of "text,label\n\r,"
             frame = pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, quoting=quoting, index_col=False
+                path,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                quoting=quoting,
+                index_col=False,
+                engine=engine,
             )
         except (pd.errors.ParserError, pd.errors.ParserWarning):
             continue

@@ -93,8 +93,8 @@ def model_config(config: BenchConfig) -> Any:
 
 def give_pad_token(model_config: Any) -> None:
     """Set the padding token of a config that has none (GPT-2, Llama). Any token will do: attention never sees it."""
-    if model_config.pad_token_id is None:
-        eos = model_config.eos_token_id
+    if getattr(model_config, "pad_token_id", None) is None:
+        eos = getattr(model_config, "eos_token_id", None)
         model_config.pad_token_id = eos[0] if isinstance(eos, list) else (eos or 0)
 
 

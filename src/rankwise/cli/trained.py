@@ -241,8 +241,10 @@ def export(
     """
     from rankwise.adapters import export
 
-    if uniform_rank is not None and uniform_rank < 1:
-        raise RankwiseError(f"--uniform-rank must be a number, 1 or more; it is {uniform_rank}.")
+    if uniform_rank is not None and not 1 <= uniform_rank <= 65_536:
+        raise RankwiseError(
+            f"--uniform-rank must be a number, 1 or more and 65,536 at most; it is {uniform_rank}."
+        )
     done = export.export(
         adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
         base=model, alpha=alpha,

@@ -25,6 +25,7 @@ from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
 from rankwise.engine.packing import PackedBatch, pack, pad, token_batches
 from rankwise.engine.pooling import packed_logits, padded_logits
+from rankwise.engine.row_check import refused_by_name
 from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Encoded
@@ -220,24 +221,6 @@ def _gradient_checkpointing(model: nn.Module, *, keep_random_state: bool) -> Ite
     finally:
         for layer in layers:
             layer.gradient_checkpointing = False
-
-
-@contextlib.contextmanager
-def refused_by_name(model: nn.Module) -> Iterator[None]:
-    """Turn what a model's own code raises into an error that names the model, for a block of code.
-
-    Raises:
-        RankwiseError: instead of any other exception but a lack of memory.
-    """
-    try:
-        yield
-    except (RankwiseError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # Transformers has a hundred classifiers, and each raises its own
-        if "can't allocate memory" in str(error):
-            raise
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise RankwiseError(f"{type(model).__name__} can't be run on these rows ({why}).") from error
 
 
 def choose_padding(model: nn.Module, asked: Padding) -> tuple[Padding, str]:

@@ -32,12 +32,31 @@ def check(model: nn.Module, rows: Encoded) -> None:
     """
     if not isinstance(model, PreTrainedModel) or not len(rows):
         return
-    _check_ids(rows, rows.input_ids, _rows_of(model.get_input_embeddings()), "token", "vocabulary")
+    with contextlib.suppress(NotImplementedError):  # Canine has several tables, in which it hashes characters
+        _check_ids(rows, rows.input_ids, _rows_of(model.get_input_embeddings()), "token", "vocabulary")
     if rows.token_type_ids is not None and _takes_types(model):
         table = next((m for path, m in model.named_modules() if path.endswith("token_type_embeddings")), None)
         _check_ids(rows, rows.token_type_ids, _rows_of(table), "token type", "table of token types")
     if model.device.type == "cpu":
         _run_longest(model, rows)
+
+
+@contextlib.contextmanager
+def refused_by_name(model: nn.Module) -> Iterator[None]:
+    """Turn what a model's own code raises into an error that names the model, for a block of code.
+
+    Raises:
+        RankwiseError: instead of any other exception but a lack of memory.
+    """
+    try:
+        yield
+    except (RankwiseError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # Transformers has a hundred classifiers, and each raises its own
+        if "can't allocate memory" in str(error):
+            raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise RankwiseError(f"{type(model).__name__} can't be run on these rows ({why}).") from error
 
 
 def _rows_of(table: nn.Module | None) -> int | None:
@@ -69,13 +88,14 @@ def _run_longest(model: PreTrainedModel, rows: Encoded) -> None:
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with _first_layer_alone(model), contextlib.suppress(_Enough):
-            cast(Any, model)(**inputs)
-    except (IndexError, RuntimeError) as error:
-        raise RankwiseError(
-            f"{type(model).__name__} doesn't take a text of {rows.lengths[longest]} tokens (row {rows.idx[longest]}): "
-            f"{str(error).strip().splitlines()[0]}. Give a smaller `max_length=`."
-        ) from None
+        with refused_by_name(model), _first_layer_alone(model), contextlib.suppress(_Enough):
+            try:
+                cast(Any, model)(**inputs)
+            except (IndexError, RuntimeError) as error:
+                raise RankwiseError(
+                    f"{type(model).__name__} doesn't take a text of {rows.lengths[longest]} tokens (row {rows.idx[longest]}): "
+                    f"{str(error).strip().splitlines()[0]}. Give a smaller `max_length=`."
+                ) from None
     finally:
         for module in was_training:
             module.training = True

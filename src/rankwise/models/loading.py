@@ -214,7 +214,7 @@ def load(
         ignore_mismatched_sizes=True,
         **options,
     )
-    if model.config.pad_token_id is None:
+    if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = source.tokenizer.pad_token_id
     _check_types(model, source.path)
     found = account(model, info, source.path)

@@ -4,7 +4,6 @@ A malformed table is refused, with the line that is wrong: a mistaken guess abou
 """
 
 import glob
-import json
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
+from rankwise.files import parse_json
 from rankwise.tasks import delimited
 
 SUFFIXES = {
@@ -338,30 +338,15 @@ def refuse_repeated(name: str, columns: Sequence[str]) -> None:
         )
 
 
-class _RepeatedKeyError(Exception):
-    """A key that a JSON object has twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _RepeatedKeyError(next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1))
-    return found
-
-
 def _jsonl(name: str, text: str) -> Table:
     lines, objects = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_object)
-        except _RepeatedKeyError as error:
-            raise RankwiseError(f"{name} line {number} names {error.args[0]!r} twice; rename one.") from None
+            row = parse_json(line, constant=float)  # pandas and Python write NaN for a missing number
         except ValueError as error:
-            raise RankwiseError(f"{name} line {number} isn't JSON: {error}.") from error
-        except RecursionError:
-            raise RankwiseError(f"{name} line {number} is nested too deep to be a row.") from None
+            raise RankwiseError(f"{name} line {number} isn't a row in JSON: {error}.") from error
         if not isinstance(row, dict):
             raise RankwiseError(f"{name} line {number} isn't a JSON object: {line.strip()[:40]!r}.")
         lines.append(number)

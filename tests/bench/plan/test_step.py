@@ -163,6 +163,15 @@ def test_a_model_with_an_encoder_and_a_decoder_is_planned(family, method):
     assert planned["weights"] == real["weights"]
 
 
+def test_a_model_whose_weights_are_drawn_until_they_fit_is_planned():
+    truncated = torch.nn.init._no_grad_trunc_normal_
+    real = build_training(setting("modernbert", targets=("Wqkv",)))
+    planned = MemoryPlanner(setting("modernbert", targets=("Wqkv",))).peak(LENGTHS)
+    stored = {p.data_ptr(): p.nbytes for p in real.model.parameters() if not p.requires_grad}
+    assert planned["weights"] >= sum(stored.values())
+    assert torch.nn.init._no_grad_trunc_normal_ is truncated
+
+
 def test_a_padded_model_is_planned_with_its_padding():
     padded = setting("mpnet", padding="longest", targets=("attn.q", "attn.v"))
     planned, real = MemoryPlanner(padded).peak(LENGTHS), measured(padded, False)

@@ -125,6 +125,7 @@ class _Planning:
             _dtype(self.config),
             self.padding,
             self.config.micro_batches,
+            self.config.targets,
             base_bits=self.config.base_bits,
         )
         planner = MemoryPlanner(setting)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 from rankwise.engine import attention, dropout
@@ -62,13 +63,16 @@ def _returns_what_it_writes(operation: Any) -> bool:
 def shapes_only(fake: FakeTensorMode) -> Iterator[None]:
     """Make all tensors in this block fake, including those made from NumPy arrays."""
     from_numpy, lanes, blocks = torch.from_numpy, dropout._lanes, attention._blocks
+    truncated = nn.init._no_grad_trunc_normal_
     with torch.random.fork_rng(devices=[]), fake:
         torch.from_numpy = lambda array: fake.from_tensor(from_numpy(array))
         dropout._lanes, attention._blocks = _undrawn, _one_block
+        nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor  # draws until every value fits
         try:
             yield
         finally:
             torch.from_numpy, dropout._lanes, attention._blocks = from_numpy, lanes, blocks
+            nn.init._no_grad_trunc_normal_ = truncated
 
 
 def _undrawn(key: Any, start: int, n: int) -> torch.Tensor:
