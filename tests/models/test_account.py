@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import rankwise
 import tiny
+from rankwise.adapters import compress, predict
 from rankwise.errors import RankwiseError
 from rankwise.models import loading
 
@@ -129,6 +130,11 @@ def test_an_adapted_model_written_whole_computes_what_it_did(tmp_path):
     torch.testing.assert_close(logits(plain), logits(model))
     with pytest.raises(RankwiseError, match="LoRA layers in it .* is no base to start from"):
         train_on(folder)
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({**row, "label": "LABEL_0"}) + "\n" for row in tiny.reviews(120)))
+    trained = predict.open_trained(folder)
+    with pytest.raises(RankwiseError, match="is a whole model; there is no adapter to compress"):
+        compress.compress(trained, predict.labelled_rows(trained, table)[0], tmp_path / "smaller")
 
 
 def test_an_adapted_model_that_does_not_say_its_scaling_is_refused(tmp_path):

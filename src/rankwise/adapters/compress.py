@@ -78,8 +78,9 @@ def compress(
         RankwiseError: no adapter, too few labelled rows, or `out` can't be written.
     """
     layers = lora_layers(trained.model)
-    if not layers:
-        if (trained.folder / peft_format.CONFIG).is_file():
+    is_adapter = (trained.folder / peft_format.CONFIG).is_file()
+    if not layers or not is_adapter:
+        if is_adapter:
             peft_format.read(trained.folder)  # says why it isn't W0 + s·B·A
         raise RankwiseError(f"{trained.folder} is a whole model; there is no adapter to compress.")
     check_folder(out, trained.folder, hub.CONFIG)
