@@ -358,6 +358,33 @@ def test_json_of_report_is_one_object_and_the_table_goes_to_stderr(model, rankwi
     assert watched.endswith(shown)
 
 
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(model, rankwise):
+    """What stands in the way takes the place of a full disk."""
+    command = [
+        "compare",
+        "--tasks",
+        "rte",
+        "--data",
+        glue("data"),
+        "--model",
+        model,
+        "--seeds",
+        1,
+        "--out",
+        "grid",
+        *FAST,
+    ]
+    Path("grid/report.md/below").mkdir(parents=True)
+    code, out, err = rankwise(*command, "--methods", "lora")
+    assert code == 2
+    assert "Score: mean" in out
+    assert "Written" not in out
+    assert err.startswith("grid can't be written: ")
+    assert err.endswith("The runs are kept; rankwise report grid writes the report again.\n")
+    assert not list(Path("grid").glob("*.partial"))
+    assert Path("grid/rte.lora.s0/result.json").exists()
+
+
 def test_json_of_a_refusal_leaves_stdout_empty(rankwise):
     code, out, err = rankwise("train", "--task", "movis", "--out", "out", "--json")
     assert (code, out, err.count("\n")) == (2, "", 1)

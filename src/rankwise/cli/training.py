@@ -97,11 +97,11 @@ def _report(out: Path, json: bool) -> None:
         document = report.write(out)
     except RankwiseError as error:  # the table can be shown all the same, if there is one
         document, unwritten = report.collect(out), error
-    report.show(document, people(json))
+    report.show(document, people(json), written=unwritten is None)
     if json:
         print_json(report.to_json(document))
     if unwritten is not None:
-        raise unwritten
+        raise RankwiseError(f"{unwritten} The runs are kept; rankwise report {out} writes the report again.")
 
 
 def _draw_ranks(ranks: dict[str, int], result: dict[str, Any], json: bool) -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from rankwise import inert
 from rankwise.errors import RankwiseError
+from rankwise.files import replacing
 from rankwise.report.document import Document, collect
 from rankwise.report.html import html
 from rankwise.report.markdown import markdown
@@ -32,12 +33,10 @@ def write(out: Path, *, live: bool = False) -> Document:
     }
     try:
         for name, text in texts.items():
-            partial = out / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(out / name)
-        partial = out / "results.parquet.partial"
-        pq.write_table(_table([scalars(run) for run in document.runs]), partial)
-        partial.replace(out / "results.parquet")
+            with replacing(out / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+        with replacing(out / "results.parquet") as partial:
+            pq.write_table(_table([scalars(run) for run in document.runs]), partial)
     except OSError as error:
         raise RankwiseError(f"{out} can't be written: {error.strerror or error}.") from None
     return document

@@ -59,8 +59,14 @@ def rank_tables(document: Document) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def show(document: Document, stream: TextIO) -> None:
-    """Print the table, the headline and the notes. A stream that is no terminal gets no colours, and one line for each sentence."""
+def show(document: Document, stream: TextIO, *, written: bool = True) -> None:
+    """Print the table, the headline and the notes. A stream that is no terminal gets no colours, and one line for each sentence.
+
+    Args:
+        document: the report.
+        stream: that people read.
+        written: the report's files are in the grid's folder.
+    """
     shown = console.console(stream)
     shown.print()
     shown.print(table(document))
@@ -71,8 +77,9 @@ def show(document: Document, stream: TextIO) -> None:
         shown.print(text(line), soft_wrap=plain)
     for line in [*document.notes, *document.published, *document.left_out]:
         shown.print(text(line), style="dim", soft_wrap=plain)
-    written = f"Written: {', '.join(str(document.out / name) for name in FILES)}"
-    shown.print(text(written), soft_wrap=plain)
+    if written:
+        names = ", ".join(str(document.out / name) for name in FILES)
+        shown.print(text(f"Written: {names}"), soft_wrap=plain)
 
 
 def show_progress(document: Document, stream: TextIO) -> None:
