@@ -353,6 +353,23 @@ def test_decisions_that_cannot_be_read_are_counted(folder):
     assert unread == 3
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"text": 1e308},
+        {"changes": {"a": [1]}},
+        {"changes": {"a": [1, -1]}},
+        {"ranks": {"a": True}},
+        {"accepted": 1},
+    ],
+)
+def test_a_decision_whose_entries_are_of_the_wrong_kind_is_damaged(folder, entries):
+    folder.append_ranks([{"step": 1, "text": "fine"}, {"step": 2, **entries}])
+    with pytest.raises(RankwiseError, match=r"ranks\.jsonl is damaged \(line 2: "):
+        folder.read_ranks()
+    assert folder.read_decisions() == ([{"step": 1, "text": "fine"}], 1)
+
+
 def test_a_run_is_finished_when_its_result_is_there(folder):
     assert not folder.finished
     (folder.path / "result.json.partial").write_text("{}", encoding="utf-8")

@@ -143,7 +143,11 @@ class RunFolder:
 
     def read_ranks(self) -> list[dict[str, Any]]:
         """Read every rank decision of ranks.jsonl, in the same way."""
-        return read_lines(self._ranks, "decision")
+        decisions = read_lines(self._ranks, "decision")
+        for number, decision in enumerate(decisions, start=1):
+            if fault := records.fault(records.Decision, decision):
+                raise damaged(self._ranks, f"line {number}: {fault}")
+        return decisions
 
     def read_curve(self, metric: str) -> pa.Table:
         """Read steps.jsonl as columns: step, loss, and `score` (null at steps without an evaluation of the validation rows).

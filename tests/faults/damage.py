@@ -64,7 +64,7 @@ def _one_part(rng: random.Random, value: Any) -> Any:
         return [*value[:at], *([] if rng.random() < 0.2 else [_one_part(rng, value[at])]), *value[at + 1 :]]
     if rng.random() < 0.03:
         deep: Any = value
-        for _ in range(500):
+        for _ in range(200):
             deep = [deep]
         return deep
     return rng.choice(VALUES)

@@ -107,7 +107,11 @@ def describe(found: dict[str, Any]) -> list[str]:
         for share, size in found["size_at_energy"].items()
     ]
     if found["decisions"]:
-        lines += ["", "Rank decisions", *(decision["text"] for decision in found["decisions"])]
+        lines += [
+            "",
+            "Rank decisions",
+            *(decision.get("text") or f"step {decision['step']}" for decision in found["decisions"]),
+        ]
     else:
         lines += [
             "Energy is not loss: `rankwise compress` finds on held-out rows which components can be pruned."
