@@ -59,8 +59,8 @@ def refused_by_name(model: nn.Module) -> Iterator[None]:
         raise RankwiseError(f"{type(model).__name__} can't be run on these rows ({why}).") from error
 
 
-def _rows_of(table: nn.Module | None) -> int | None:
-    weight = getattr(table, "weight", None)
+def _rows_of(table: Any) -> int | None:
+    weight = getattr(table, "weight", None)  # Perceiver's table is no module
     return None if weight is None else int(weight.shape[0])
 
 
