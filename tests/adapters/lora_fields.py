@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from rankwise import export, load
+from rankwise import export, load, merge
 from rankwise.adapters.inspect import inspect
 from rankwise.errors import RankwiseError
 
@@ -35,8 +35,8 @@ SAME = 1e-4
 INTRODUCTION = """# PEFT's settings
 
 What rankwise does with an adapter that PEFT trained, for each field of `LoraConfig` in PEFT 0.21.
-*works*: `evaluate`, `predict` and `merge` give PEFT's logits, and so does PEFT with what `export` writes.
-Other fields are refused with the sentence that stands here.
+*works*: `evaluate`, `predict` and the model that `merge` writes give PEFT's logits, and so does PEFT with what `export` writes.
+Everything else is refused with the sentence that stands here.
 Where only PEFT can run an adapter, `evaluate` and `predict` let it.
 
 The table is made by running each line (`python tests/adapters/lora_fields.py`), and a test compares it.
@@ -204,9 +204,11 @@ def _described(trial: Trial, base: Path, folder: Path, expected: torch.Tensor | 
     task = json.loads((folder / "exported/adapter_config.json").read_text())["task_type"]
     if task not in (None, "SEQ_CLS"):  # PEFT loads it onto another kind of model
         return "works" if task == trial.written["task_type"] else f"WRONG task {task}"
+    merge(folder / "adapter", folder / "merged", base=str(base))
+    found = _compared(_base(folder / "merged")(IDS).logits, expected)
     try:
         again = PeftModel.from_pretrained(_base(base), str(folder / "exported")).eval()
-        return _compared(again(IDS).logits, expected)
+        return found if found != "works" else _compared(again(IDS).logits, expected)
     except Exception as error:
         return f"PEFT can't load what is written: {error}"
 
@@ -238,7 +240,7 @@ def page(folder: Path) -> str:
     for family, place in bases.items():
         tiny.classifier(family).save_pretrained(place)
         tiny.tokenizer().save_pretrained(place)
-    lines = ["| field | value | `inspect`, `export` | `evaluate`, `predict` |", "|---|---|---|---|"]
+    lines = ["| field | value | `inspect`, `export`, `merge` | `evaluate`, `predict` |", "|---|---|---|---|"]
     for number, trial in enumerate(trials()):
         with _quiet():
             described, evaluated = outcome(trial, bases[trial.family], folder / str(number))
