@@ -131,7 +131,7 @@ def tensors(rng: random.Random, state: dict[str, torch.Tensor]) -> dict[str, tor
         elif kind == 7:
             value = value[:0] if value.ndim else value[None][:0]
         elif kind == 8:
-            value = value.float().clone()
+            value = value.float().clone(memory_format=torch.contiguous_format)
             value.view(-1)[:1] = rng.choice((float("nan"), float("inf"), 3e38))
         else:
             value = torch.cat([value, value]) if value.ndim else value

@@ -1,18 +1,22 @@
 """Damaged adapters: refused with a sentence, or read; never a crash, a hang, or too much memory."""
 
+import contextlib
 import json
 import random
 import shutil
+import warnings
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
+import rankwise
 import tiny
 from faults import damage
-from faults.harness import faults
+from faults.harness import INPUTS, SEED, faults
 from rankwise import export
+from rankwise.errors import RankwiseError
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,9 @@ def whole(tmp_path_factory):
     for name, config in kinds.items():
         model = type(base).from_pretrained(folder / "base")
         get_peft_model(model, config).save_pretrained(folder / name)
+        file = folder / name / "adapter_model.safetensors"
+        state = {key: value + 0.1 * torch.randn_like(value) for key, value in load_file(file).items()}
+        save_file(state, file, metadata={"format": "pt"})
     export(folder / "plain", folder / "lora.bin", format="loralib")
     rows = [json.dumps({**row, "label": f"LABEL_{i % 2}"}) for i, row in enumerate(tiny.reviews(12))]
     (folder / "rows.jsonl").write_text("\n".join(rows))
@@ -81,3 +88,34 @@ def test_damaged_adapters_are_read_or_refused(whole, tmp_path):
         }[command]
 
     assert faults(make, tmp_path) == []
+
+
+def damaged(rng, whole, place):
+    """An adapter in a folder, with its tensors or its config damaged."""
+    shutil.copytree(whole / rng.choice(["plain", "plain", "biased", "scaled"]), place)
+    if rng.random() < 0.5:
+        damage.tensor_file(rng, place / "adapter_model.safetensors")
+    else:
+        config = place / "adapter_config.json"
+        config.write_text(json.dumps(damage.document(rng, json.loads(config.read_text()))))
+    return place
+
+
+def test_a_damaged_adapter_that_is_read_computes_what_peft_computes(whole, tmp_path):
+    ids = torch.randint(3, 15, (3, 7), generator=torch.Generator().manual_seed(0))
+    kind, compared = type(tiny.classifier("bert")), 0
+    for seed in range(SEED, SEED + INPUTS):
+        folder = damaged(random.Random(seed), whole, tmp_path / str(seed))
+        with warnings.catch_warnings(), contextlib.suppress(RankwiseError):
+            warnings.simplefilter("ignore")
+            ours = rankwise.load(folder, base=str(whole / "base")).eval()(ids).logits
+            try:
+                peft = PeftModel.from_pretrained(kind.from_pretrained(whole / "base"), str(folder))
+            except Exception:  # PEFT is stricter with settings that compute nothing
+                continue
+            torch.testing.assert_close(
+                ours, peft.eval()(ids).logits, rtol=1e-3, atol=1e-4, equal_nan=True, msg=f"seed {seed}"
+            )
+            compared += 1
+        shutil.rmtree(folder)
+    assert compared

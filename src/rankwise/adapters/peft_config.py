@@ -15,6 +15,8 @@ from rankwise.lora import names
 FILE = "adapter_config.json"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` under which PEFT changes W0 at the start."""
+KEEPS_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+"""Those under which it doesn't."""
 CHANGES_BASE_ANEW = ("pissa_niter", "lora_ga")
 """Those among them under which a base can't be changed in the same way again: by random numbers, or by gradients in training."""
 CHANGES_LAYER = (
@@ -134,9 +136,11 @@ class LoraConfig(Config):
     def unsupported(self) -> str | None:
         started = str(self.init_lora_weights).lower()
         if started.startswith(CHANGES_BASE):
-            return f"was initialized with {self.init_lora_weights}, which changes the base's own weights"
+            return f"was initialized with {self.init_lora_weights:.40}, which changes the base's own weights"
+        if started not in KEEPS_BASE:
+            return f"was initialized with {self.init_lora_weights!r:.40}, which may have changed the base's own weights"
         fields = self.fields
-        setting = next((name for name in CHANGES_LAYER if fields.get(name)), None)
+        setting = next((name for name in CHANGES_LAYER if fields.get(name) or fields.get(name) == {}), None)
         if setting is not None:
             return f"uses {setting}, which W0 + s·B·A cannot express"
         if self.bias != "none":

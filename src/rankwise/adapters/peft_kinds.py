@@ -73,5 +73,6 @@ def peft_errors(name: str, model: nn.Module) -> Iterator[None]:
     except RankwiseError:
         raise
     except Exception as error:  # whatever a file holds reaches PEFT's code
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RankwiseError(f"PEFT refuses {name} on {type(model).__name__}: {line}") from error
+        said = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        said = said if said.strip("' ") else type(error).__name__
+        raise RankwiseError(f"PEFT refuses {name} on {type(model).__name__}: {said:.300}") from error
