@@ -84,6 +84,11 @@ class RankCallback(TrainerCallback):
                 f"RankCallback works in one process on one device; this training has {max(args.world_size, args.n_gpu)}. "
                 "Ranks would differ between them."
             )
+        wrapper = next((name for name in ("deepspeed", "fsdp") if getattr(args, name, None)), None)
+        if wrapper:
+            raise RankwiseError(
+                f"RankCallback doesn't work with `{wrapper}=`, which keeps weights and the optimizer's state in another form. Leave it out."
+            )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
         self.controller, config = None, self.config or RankConfig()
         with bare(model) as plain:
