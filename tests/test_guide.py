@@ -83,6 +83,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     tiny.model_folder(tmp_path / "tiny-bert")
     tiny.model_folder(tmp_path / "roberta-base", "roberta")
+    tiny.language_model_folder(tmp_path / "HuggingFaceTB" / "SmolLM2-135M")
     for name, n, seed in (("reviews.csv", 240, 0), ("held_out.csv", 240, 1)):
         with (tmp_path / name).open("w", newline="") as file:
             table = csv.writer(file)

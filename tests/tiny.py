@@ -94,6 +94,16 @@ def model_folder(folder: Path, family: str = "bert") -> Path:
     return folder
 
 
+def language_model_folder(folder: Path) -> Path:
+    """A tiny Llama with random weights, and its tokenizer."""
+    torch.manual_seed(0)
+    hf.AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(folder)
+    words = tokenizer()
+    words.eos_token = "[SEP]"
+    words.save_pretrained(folder)
+    return folder
+
+
 def reviews(n: int, seed: int = 0) -> list[dict[str, str]]:
     """Texts whose label is a word in them: anything that trains at all learns it."""
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankwise.errors import RankwiseError
     from rankwise.lora.inject import adapt
     from rankwise.rank.controller import RankController
-    from rankwise.rank.trainer_callback import RankCallback
+    from rankwise.rank.trainer_callback import RankCallback, find_ranks
 
     __version__: str
 
@@ -30,6 +30,7 @@ _HOME = {
     "adapt": "lora.inject",
     "evaluate": "api",
     "export": "adapters.export",
+    "find_ranks": "rank.trainer_callback",
     "fit": "api",
     "load": "adapters.load",
     "merge": "adapters.load",
@@ -48,6 +49,7 @@ __all__ = [
     "adapt",
     "evaluate",
     "export",
+    "find_ranks",
     "fit",
     "load",
     "merge",

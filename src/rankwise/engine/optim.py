@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from rankwise.lora.layer import replace_value
+from rankwise.lora.low_rank import replace_value
 
 Schedule = Literal["linear", "cosine", "constant", "two-phase"]
 FIRST_PHASE, LR_AFTER_FIRST_PHASE = 0.8, 0.5

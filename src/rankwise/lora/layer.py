@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rankwise.errors import RankwiseError
+from rankwise.lora.low_rank import LowRankLayer
 
 
 def draw_A(rank: int, d_in: int, generator: torch.Generator | None = None) -> Float[Tensor, "rank d_in"]:
@@ -32,7 +33,7 @@ def draw_A(rank: int, d_in: int, generator: torch.Generator | None = None) -> Fl
     return torch.empty(rank, d_in).uniform_(-1, 1, generator=generator) / math.sqrt(d_in)
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(LowRankLayer, nn.Module):
     """A frozen Linear (or GPT-2's Conv1D, which stores its weight transposed) plus s·B·A.
 
     Attributes:
@@ -42,10 +43,6 @@ class LoRALinear(nn.Module):
         lora_B: [d_out, rank], likewise.
         scaling: s.
         merged: whether W0 holds the update now.
-        statistics: None, or a zero tensor [2·rank + 1, rank]; see `collect_statistics`. Its gradient holds Σ z·zᵀ, below it Σ dz·dzᵀ,
-            and in the last row the number of tokens. The sums are over the tokens that the loss depends on.
-        replaced: A and B that others took the place of, by a state dict or by `resize`, since statistics are collected; None where
-            A and B have only been trained.
 
     A state dict holds s, too, as `lora_scaling`: without it, matrices say nothing about the update. It may have another rank than the
     layer, which then takes that rank.
@@ -97,8 +94,6 @@ class LoRALinear(nn.Module):
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.merged = False
-        self.statistics: Tensor | None = None
-        self.replaced: tuple[Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_take_rank)
 
     @property
@@ -109,14 +104,6 @@ class LoRALinear(nn.Module):
     def out_features(self) -> int:
         return self.weight.shape[1 if self.fan_in_fan_out else 0]
 
-    @property
-    def rank(self) -> int:
-        return self.lora_A.shape[0]
-
-    @property
-    def is_trained(self) -> bool:
-        return self.lora_A.requires_grad or self.lora_B.requires_grad
-
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         W = self.weight.t() if self.fan_in_fan_out else self.weight
         if self.merged or self.rank == 0:
@@ -126,42 +113,10 @@ class LoRALinear(nn.Module):
             # The adapter may read another input than W0 here, and W0 may need a gradient, which the fused function doesn't give.
             z = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
             if self.statistics is not None:
-                z = cast(Tensor, _CollectStatistics.apply(z, self.statistics))
+                z = cast(Tensor, CollectStatistics.apply(z, self.statistics))
             return F.linear(x, W, self.bias) + self.scaling * F.linear(z, self.lora_B.to(x.dtype))
         y = _LoRAFunction.apply(x, W, self.bias, self.lora_A, self.lora_B, self.scaling, self.statistics)
         return cast(Tensor, y)
-
-    def collect_statistics(self, on: bool = True) -> None:
-        """Have backward leave second moments in `statistics.grad`, or return them where `torch.autograd.grad` asks for `statistics`."""
-        shape = 2 * self.rank + 1, self.rank
-        self.statistics = self.lora_A.new_zeros(shape).requires_grad_() if on else None
-        self.replaced = None
-
-    @torch.no_grad()
-    def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
-        """Take other matrices, of any rank, 0 included; s = alpha/r follows the rank.
-
-        The parameters stay the same objects and lose their gradients.
-
-        Raises:
-            RankwiseError: the layer is merged.
-        """
-        self.check_unmerged()
-        replaced = self._replaced_by(A, B)
-        self.scaling *= max(1, self.rank) / max(1, A.shape[0])
-        replace_value(self.lora_A, A)
-        replace_value(self.lora_B, B)
-        if self.statistics is not None:
-            self.collect_statistics()
-            self.replaced = replaced
-
-    def _replaced_by(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what `replaced` is once A and B have these values; loading the first ones again makes it None."""
-        if self.statistics is None or self.lora_A.is_meta:
-            return None
-        first = self.replaced or (self.lora_A.detach().clone(), self.lora_B.detach().clone())
-        same = all(torch.equal(one, other.to(one)) for one, other in zip(first, (A, B), strict=True))
-        return None if same else first
 
     @torch.no_grad()
     def delta(self) -> Float[Tensor, "d_out d_in"]:
@@ -216,21 +171,9 @@ def _take_rank(layer: LoRALinear, state_dict: dict[str, Any], prefix: str, *args
     scaling = state_dict.pop(f"{prefix}{SCALING}", None)
     A, B = (state_dict.get(f"{prefix}{name}", getattr(layer, name)) for name in ("lora_A", "lora_B"))
     layer.check_unmerged()
-    if (
-        A.ndim == B.ndim == 2
-        and A.shape[0] == B.shape[1]
-        and _sides(A, B) == _sides(layer.lora_A, layer.lora_B)
-    ):
-        replaced = layer._replaced_by(A, B)
-        if A.shape[0] != layer.rank:
-            layer.resize(layer.lora_A.new_empty(A.shape), layer.lora_B.new_empty(B.shape))
-        layer.replaced = replaced
+    layer.take_rank(A, B)
     if scaling is not None:
         layer.scaling = float(scaling)
-
-
-def _sides(A: Tensor, B: Tensor) -> tuple[int, int]:
-    return A.shape[1], B.shape[0]
 
 
 class _LoRAFunction(torch.autograd.Function):
@@ -279,7 +222,7 @@ class _LoRAFunction(torch.autograd.Function):
         return dx, None, None, dA, dB, None, statistics
 
 
-class _CollectStatistics(torch.autograd.Function):
+class CollectStatistics(torch.autograd.Function):
     """Return z unchanged; backward gives its second moments, and those of dz, as the gradient of `statistics`."""
 
     @staticmethod
@@ -305,17 +248,6 @@ def _second_moments(
     z, dz = z.to(dtype), dz.to(dtype)
     counts = (dz != 0).any(dim=1, keepdim=True).to(dtype)
     return torch.cat([z.t() @ (z * counts), dz.t() @ dz, counts.sum().expand(1, z.shape[1])])
-
-
-def replace_value(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give a parameter a value of another shape; it stays the same object and loses its gradient."""
-    parameter.grad = None
-    # A graph that still exists, such as the last loss's, keeps the parameter's gradient node for the old shape alive. Torch makes a
-    # new node when the dtype changes.
-    parameter.data = value.new_empty(
-        0, dtype=torch.float16 if value.dtype != torch.float16 else torch.float32
-    )
-    parameter.data = value
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

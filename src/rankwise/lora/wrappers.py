@@ -3,7 +3,8 @@
 torch.compile, activation checkpointing      seen through wherever they stand; paths are those of the plain model
 DistributedDataParallel, DataParallel        seen through by `save`; refused where layers are to be put in or resized, because
                                              they know the parameters that a model had when it was wrapped
-FSDP, PEFT                                   refused: they hold the weights in another form
+FSDP                                         refused: it holds the weights in another form
+PEFT                                         seen by a `RankController` (`lora/peft_layer.py`), refused elsewhere
 """
 
 import inspect
@@ -19,7 +20,8 @@ from rankwise.errors import RankwiseError
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Names under which `torch.compile` and activation checkpointing keep the module that they wrap."""
 PARALLEL = ("DistributedDataParallel", "DataParallel")
-OPAQUE = ("FullyShardedDataParallel", "FSDPModule", "PeftModel", "BaseTunerLayer")
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+PEFTS = ("PeftModel", "BaseTunerLayer")
 
 
 def inside(module: nn.Module) -> nn.Module:
@@ -30,12 +32,13 @@ def inside(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def bare(model: nn.Module, *, parallel: bool = False) -> Iterator[nn.Module]:
+def bare(model: nn.Module, *, parallel: bool = False, peft: bool = False) -> Iterator[nn.Module]:
     """Yield a model without the wrappers around it and inside it; those inside are put back afterwards.
 
     Args:
         model: may be wrapped.
         parallel: see through data-parallel wrappers around the whole model, too.
+        peft: leave PEFT's wrapper and layers where they are.
 
     Raises:
         RankwiseError: there is a wrapper that can't be seen through.
@@ -46,7 +49,7 @@ def bare(model: nn.Module, *, parallel: bool = False) -> Iterator[nn.Module]:
     wrapped: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for path, module in list(plain.named_modules()):
-            if kind := _is(module, (*PARALLEL, *OPAQUE)):
+            if kind := _is(module, (*PARALLEL, *SHARDED, *(() if peft else PEFTS))):
                 where = f"{path} is" if path else "This model is"
                 raise RankwiseError(
                     f"{where} wrapped by {kind}. Give the model itself: rankwise.adapt(model) first, then {kind}; "

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.lora.layer import LoRALinear, replace_value
+from rankwise.lora.low_rank import LowRankLayer, replace_value
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Basis:
         """Return the `rank` most important components."""
         return Basis(self.T[:rank], self.inverse[:, :rank], self.importance[:rank])
 
-    def matrices(self, layer: LoRALinear) -> tuple[Tensor, Tensor]:
+    def matrices(self, layer: LowRankLayer) -> tuple[Tensor, Tensor]:
         """Return A' [kept, d_in] and B' [d_out, kept], in the layer's dtype."""
         A, B = self.T @ precise(layer.lora_A), precise(layer.lora_B) @ self.inverse
         return A.to(layer.lora_A), B.to(layer.lora_B)
@@ -62,7 +62,7 @@ def precise(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
 
 
-def find_basis(layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
+def find_basis(layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]) -> Basis:
     """Return the components of a layer, the most important first.
 
     With C = E[z·zᵀ] and the singular value decomposition B·C^½ = U·S·Vᵀ, T = D·Vᵀ·C^-½ makes the components of z uncorrelated and the
@@ -102,7 +102,7 @@ class Components(NamedTuple):
     B: Float[Tensor, "d_out rank"]
     statistics: Float[Tensor, "statistics rank"]
 
-    def fits(self, layer: LoRALinear) -> bool:
+    def fits(self, layer: LowRankLayer) -> bool:
         """Return whether the shapes are those of components of a layer."""
         rank = self.A.shape[0]
         shapes = [(rank, layer.in_features), (layer.out_features, rank), (2 * rank + 1, rank)]
@@ -141,7 +141,7 @@ class NoOptimizer:
 
 
 def change(
-    layer: LoRALinear,
+    layer: LowRankLayer,
     statistics: Float[Tensor, "statistics rank"],
     basis: Basis,
     added: Components | None,
@@ -231,7 +231,7 @@ def _block_diagonal(statistics: Tensor, other: Tensor) -> Tensor:
     return torch.cat([zz, dd, tokens.expand(1, n + m)])
 
 
-def identity_basis(layer: LoRALinear) -> Basis:
+def identity_basis(layer: LowRankLayer) -> Basis:
     """Return all components of a layer as they are, without an importance."""
     one = torch.eye(layer.rank, dtype=torch.float64, device=precise(layer.lora_A[:0]).device)
     return Basis(one, one, one.new_zeros(layer.rank))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.lora.layer import lora_layers
+from rankwise.lora.peft_layer import low_rank_layers
 from rankwise.lora.wrappers import bare
 from rankwise.rank.components import Basis, Components, OptimizerState
 from rankwise.rank.config import RankConfig
@@ -82,8 +82,8 @@ class RankController:
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
     ) -> None:
-        with bare(model) as plain:
-            self.model, adapted = plain, lora_layers(plain)
+        with bare(model, peft=True) as plain:
+            self.model, adapted = plain, low_rank_layers(plain)
         if not adapted:
             raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
         self.layers = {path: layer for path, layer in adapted.items() if layer.is_trained}

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.lora.layer import LoRALinear
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.rank.config import CONFIDENCE
 
 Losses = Callable[[], Float[Tensor, " examples"]]
@@ -34,7 +34,7 @@ class HeldOutTest:
         compared: which examples take part in the check that is going on; None for all.
     """
 
-    def __init__(self, layers: Mapping[str, LoRALinear], losses: Losses) -> None:
+    def __init__(self, layers: Mapping[str, LowRankLayer], losses: Losses) -> None:
         self.layers, self.losses = layers, losses
         self.rows_seen = 0
         self.compared: Tensor | None = None

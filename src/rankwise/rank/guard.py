@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import LoRALinear, lora_layers
+from rankwise.lora.low_rank import LowRankLayer
+from rankwise.lora.peft_layer import low_rank_layers
 from rankwise.lora.wrappers import bare
 from rankwise.rank.components import OptimizerState
 from rankwise.rank.evidence import HeldOutTest
@@ -31,13 +32,13 @@ class Guard:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, LoRALinear],
+        layers: Mapping[str, LowRankLayer],
         optimizer: OptimizerState,
         resizer: Resizer,
     ) -> None:
         self.model, self.layers, self.optimizer, self.resizer = model, layers, optimizer, resizer
         self._matrices = [(layer.lora_A, layer.lora_B) for layer in layers.values()]
-        self._all_layers = list(lora_layers(model).values())
+        self._all_layers = list(low_rank_layers(model).values())
         self._skipped: Tensor | int = 0
         self._has_stepped = False
         self._said: list[str] = []
@@ -122,8 +123,8 @@ class Guard:
         Raises:
             RankwiseError: it has.
         """
-        with bare(self.model) as plain:
-            now = list(lora_layers(plain).values())
+        with bare(self.model, peft=True) as plain:
+            now = list(low_rank_layers(plain).values())
         if [*map(id, now)] != [*map(id, self._all_layers)]:
             raise RankwiseError(
                 f"The model has other LoRA layers than when its RankController was made ({len(now)} now, {len(self._all_layers)} then). "

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.lora.layer import LoRALinear
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.rank.components import Basis, find_basis
 
 Order = Sequence[tuple[float, str]]
@@ -43,7 +43,7 @@ class Proposal(NamedTuple):
 class PruningRule(Protocol):
     """Finds the components of layers and orders them. What it proposes is tested on held-out rows."""
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
+    def components(self, layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         """Return a layer's components, the most important first.
 
         Args:
@@ -52,11 +52,11 @@ class PruningRule(Protocol):
         """
         ...
 
-    def order(self, bases: Mapping[str, Basis], layers: Mapping[str, LoRALinear]) -> Order:
+    def order(self, bases: Mapping[str, Basis], layers: Mapping[str, LowRankLayer]) -> Order:
         """Return the components of all layers, the first to be pruned first; those of one layer in the reverse of their own order."""
         ...
 
-    def resized(self, layer: LoRALinear, basis: Basis, added: int) -> None:
+    def resized(self, layer: LowRankLayer, basis: Basis, added: int) -> None:
         """Follow a resize: the layer has the components of `basis` now, and `added` new ones behind them."""
         ...
 
@@ -69,24 +69,24 @@ class ImportanceRule:
     the ½ and multiplies by the number of tokens, because only shares are used.
     """
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
+    def components(self, layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         return find_basis(layer, statistics)
 
-    def order(self, bases: Mapping[str, Basis], layers: Mapping[str, LoRALinear]) -> Order:
+    def order(self, bases: Mapping[str, Basis], layers: Mapping[str, LowRankLayer]) -> Order:
         ranked: list[tuple[float, float, str]] = []
         for path, basis in bases.items():
             parameters = layers[path].in_features + layers[path].out_features
             ranked += [(value / parameters, value, path) for value in basis.importance.tolist()]
         return [(importance, path) for _, importance, path in sorted(ranked)]
 
-    def resized(self, layer: LoRALinear, basis: Basis, added: int) -> None:
+    def resized(self, layer: LowRankLayer, basis: Basis, added: int) -> None:
         """Do nothing: the rule has no state."""
 
 
 class ScoreRule(ImportanceRule):
     """Another score in the place of importance, for the components that `find_basis` gives. Subclass it and write `score`."""
 
-    def components(self, layer: LoRALinear, statistics: Float[Tensor, "statistics rank"]) -> Basis:
+    def components(self, layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]) -> Basis:
         basis = find_basis(layer, statistics)
         score = self.score(layer, basis, statistics)
         order = score.argsort(descending=True, stable=True)
@@ -94,7 +94,7 @@ class ScoreRule(ImportanceRule):
 
     @abstractmethod
     def score(
-        self, layer: LoRALinear, basis: Basis, statistics: Float[Tensor, "statistics rank"]
+        self, layer: LowRankLayer, basis: Basis, statistics: Float[Tensor, "statistics rank"]
     ) -> Float[Tensor, " rank"]:
         """Return a score of each component, float64, the higher the longer it stays; in units that all layers share."""
 

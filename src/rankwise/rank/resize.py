@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rankwise.lora.layer import LoRALinear, draw_A
+from rankwise.lora.layer import draw_A
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.lora.scaling import rank_change_factor
 from rankwise.rank.components import Basis, Components, OptimizerState, change, identity_basis
 from rankwise.rank.pruning_rule import PruningRule
@@ -33,7 +34,7 @@ class Resizer:
 
     def __init__(
         self,
-        layers: Mapping[str, LoRALinear],
+        layers: Mapping[str, LowRankLayer],
         statistics: Statistics,
         optimizer: OptimizerState,
         rule: PruningRule,
@@ -108,7 +109,7 @@ class Resizer:
             self.rule.resized(self.layers[path], basis, 0 if added is None else added.A.shape[0])
 
 
-def _new(layer: LoRALinear, rank: int, generator: torch.Generator) -> Components:
+def _new(layer: LowRankLayer, rank: int, generator: torch.Generator) -> Components:
     """Return components that change nothing yet: A drawn as at the start, B zero."""
     return Components(
         draw_A(rank, layer.in_features, generator).to(layer.lora_A),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from rankwise.lora.layer import LoRALinear
+from rankwise.lora.low_rank import LowRankLayer
 
 
 class Statistics:
@@ -26,7 +26,7 @@ class Statistics:
         decay: factor on the sums, a step.
     """
 
-    def __init__(self, layers: Mapping[str, LoRALinear], decay: float) -> None:
+    def __init__(self, layers: Mapping[str, LowRankLayer], decay: float) -> None:
         self.layers, self.decay = layers, decay
         self.sums: dict[str, Tensor] = {}
         self.collect()

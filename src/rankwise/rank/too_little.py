@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rankwise.lora.layer import LoRALinear
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.lora.scaling import START_RANK
 from rankwise.rank.config import RankConfig
 
@@ -27,7 +27,7 @@ def held_out_rows(rows: int, trained: int, steps: int, config: RankConfig) -> in
     return min(max(LEAST_HELD_OUT, trained // ROWS_PER_HELD_OUT_ROW), rows // LARGEST_SHARE, MOST_HELD_OUT)
 
 
-def keep_safe_rank(layers: Sequence[LoRALinear], config: RankConfig) -> None:
+def keep_safe_rank(layers: Sequence[LowRankLayer], config: RankConfig) -> None:
     """Give fresh layers the safe rank for the whole training, in place; layers that have learned something keep what they have.
 
     Where the safe rank is 8, s is 2, as usual. A layer that starts lower is scaled by its root (rank-stabilised, Kalajdzievski 2023).

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import LoRALinear, replace_value
+from rankwise.lora.low_rank import LowRankLayer, replace_value
 from rankwise.rank.components import SQUARES, OptimizerState
 
 SUMS = ("exp_avg", "momentum_buffer", "grad_avg")
@@ -51,7 +51,7 @@ class TorchOptimizer:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, layers: Mapping[str, LoRALinear] | None = None
+        self, optimizer: torch.optim.Optimizer, layers: Mapping[str, LowRankLayer] | None = None
     ) -> None:
         self.optimizer, self.layers = _unwrapped(optimizer), dict(layers or {})
         self.reset = False
@@ -200,7 +200,7 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer | OptimizerState, layers: Mapping[str, LoRALinear]
+    optimizer: torch.optim.Optimizer | OptimizerState, layers: Mapping[str, LowRankLayer]
 ) -> OptimizerState:
     """Return an optimizer as a controller of these layers uses it.
 

@@ -1,13 +1,17 @@
-"""Adaptive rank in your own Transformers `Trainer` script.
+"""Adaptive rank in your own script around a Transformers `Trainer`, or one of TRL's trainers.
 
-rankwise.adapt(model)
-Trainer(model, …, callbacks=[rankwise.RankCallback(held_out)]).train()
+rankwise.adapt(model)                                                              our layers, or PEFT's:
+model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
+
+trainer = Trainer(model, …, eval_dataset=held_out)
+rankwise.find_ranks(trainer)
+trainer.train()
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import LoRALinear, lora_layers
+from rankwise.lora.low_rank import LowRankLayer
+from rankwise.lora.peft_layer import low_rank_layers
 from rankwise.lora.wrappers import bare
 from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
+from rankwise.rank.example_losses import ExampleLosses, Examples, outputs_of, speaks
 from rankwise.rank.pruning_rule import PruningRule
 from rankwise.tasks.objectives import of_config
 
@@ -32,9 +38,6 @@ DIGEST = "adapter_digest"
 """Key of `digest` among the values: a checkpoint belongs to the weights that it was written with."""
 NO_LABEL = -100
 """Label of a row that has none, as in Transformers."""
-
-ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
-"""(model, a collated batch on its device) → the loss of each example."""
 
 
 class RankCallback(TrainerCallback):
@@ -49,9 +52,9 @@ class RankCallback(TrainerCallback):
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates. Those without a
             label (-100, or not a number) are left out.
-        losses: (model, batch) → the loss of each example, shape [examples]. Default: the calibrated loss of the
-            objective that the model's config names.
-        batch_size: examples a batch of held-out passes.
+        losses: (model, batch) → the loss of each example, shape [examples]. Default: the calibrated loss of the objective that the
+            model's config names; for language models the mean cross-entropy over an example's labelled tokens (`example_losses`).
+        batch_size: examples a batch of held-out passes. Default: 64; 8 for language models, whose logits are large.
         seed: draws the components that are added when a layer grows.
         config: constants of the controller.
         rule: which components are pruned first: a name in `PRUNING_RULES`, or a `PruningRule`.
@@ -59,10 +62,10 @@ class RankCallback(TrainerCallback):
 
     def __init__(
         self,
-        held_out: Dataset[Any] | Sequence[Any],
+        held_out: Dataset[Any] | Examples,
         *,
         losses: ExampleLosses | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         seed: int = 0,
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
@@ -75,6 +78,12 @@ class RankCallback(TrainerCallback):
     def decisions(self) -> list[Decision]:
         """Decisions so far."""
         return [] if self.controller is None else self.controller.decisions
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have PEFT's layers take the ranks of a checkpoint that is loaded before training begins."""
+        layers_of(kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -91,12 +100,7 @@ class RankCallback(TrainerCallback):
             )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
         self.controller, config = None, self.config or RankConfig()
-        with bare(model) as plain:
-            layers = list(lora_layers(plain).values())
-        if not layers:
-            raise RankwiseError(
-                "This model has no LoRA layers. Call rankwise.adapt(model) before the Trainer is made."
-            )
+        layers = list(layers_of(model).values())
         if state.max_steps < config.fewest_steps:
             warnings.warn(
                 f"Too little to find ranks on ({state.max_steps} steps; {config.fewest_steps} are needed): every layer keeps its rank.",
@@ -106,7 +110,8 @@ class RankCallback(TrainerCallback):
                 layer.collect_statistics(False)
             return
         collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
-        loader = DataLoader(cast(Dataset[Any], self.held_out), self.batch_size, collate_fn=collate)
+        size = self.batch_size or (8 if speaks(model) else 64)
+        loader = DataLoader(cast(Dataset[Any], self.held_out), size, collate_fn=collate)
         self._check_held_out(model, loader)
         self.controller = RankController(
             model,
@@ -237,10 +242,49 @@ class RankCallback(TrainerCallback):
     def _of_batch(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, ...]:
         if self.losses is not None:
             return (self.losses(model, batch).float(),)
-        if "labels" not in batch:
-            raise RankwiseError(f"The held-out examples have no labels; they have: {', '.join(batch)}.")
-        labels = batch.pop("labels")
-        return model(**batch).logits.float(), labels
+        return outputs_of(model, batch)
+
+
+def find_ranks(
+    trainer: Trainer, held_out: Dataset[Any] | Examples | None = None, **settings: Any
+) -> RankCallback:
+    """Have a trainer find the rank of each LoRA layer of its model, ours or PEFT's, while it trains.
+
+    Args:
+        trainer: of Transformers or TRL, before `train()`.
+        held_out: examples that it isn't trained on, prepared as the trainer's own are. Default: its evaluation data.
+        settings: for `RankCallback`.
+
+    Returns:
+        The callback, which the trainer has now.
+
+    Raises:
+        RankwiseError: there are no held-out examples, or no layers whose rank can be found.
+    """
+    given: Any = trainer.eval_dataset if held_out is None else held_out
+    if given is None or isinstance(given, dict):
+        raise RankwiseError(
+            "There are no held-out examples: give the trainer one `eval_dataset`, or `find_ranks(trainer, held_out)`."
+        )
+    callback = RankCallback(given, **settings)
+    callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    trainer.add_callback(callback)
+    return callback
+
+
+def layers_of(model: nn.Module) -> Mapping[str, LowRankLayer]:
+    """Return the layers of a model whose ranks are to be found.
+
+    Raises:
+        RankwiseError: there are none, or their rank can't be changed.
+    """
+    with bare(model, peft=True) as plain:
+        layers = low_rank_layers(plain)
+    if not layers:
+        raise RankwiseError(
+            "This model has no LoRA layers. Call rankwise.adapt(model), or PEFT's get_peft_model, before the Trainer is made."
+        )
+    return layers
 
 
 def _damaged(folder: Path, error: Exception) -> RankwiseError:
@@ -257,10 +301,10 @@ def has_label(labels: Tensor) -> Tensor:
     return known.reshape(len(labels), -1).all(dim=1)
 
 
-def digest(layers: Mapping[str, LoRALinear]) -> str:
+def digest(layers: Mapping[str, LowRankLayer]) -> str:
     """Identify the weights of adapters."""
     found = hashlib.sha256()
     for layer in layers.values():
         for matrix in (layer.lora_A, layer.lora_B):
-            found.update(matrix.detach().cpu().contiguous().numpy().tobytes())
+            found.update(matrix.detach().cpu().double().numpy().tobytes())
     return found.hexdigest()[:32]

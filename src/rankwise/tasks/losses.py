@@ -3,15 +3,20 @@
 cross_entropy            logits [rows, classes]   labels int64 [rows]
 binary_cross_entropy     logits [rows, labels]    labels float [rows, labels] of 0s and 1s
 squared_error            logits [rows, 1]         labels float [rows]
+token_cross_entropy      logits [rows, tokens, classes]   labels int64 [rows, tokens], -100 where there is none
 """
 
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+
+IGNORED = -100
+"""Transformers' label of a token that has none."""
 
 
 def cross_entropy(
@@ -38,6 +43,17 @@ def binary_cross_entropy(
 def squared_error(logits: Float[Tensor, "rows 1"], labels: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
     """Return the squared error of each row."""
     return (logits.squeeze(1) - labels).square()
+
+
+def token_cross_entropy(
+    logits: Float[Tensor, "rows tokens classes"], labels: Int64[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows"]:
+    """Return the mean cross-entropy over each row's labelled tokens; NaN for a row that has none. One row at a time, to save memory."""
+    rows = [
+        F.cross_entropy(row[labelled := label != IGNORED].float(), label[labelled])
+        for row, label in zip(logits, labels, strict=True)
+    ]
+    return torch.stack(rows) if rows else logits.new_zeros(0)
 
 
 def calibrated(

@@ -1,0 +1,83 @@
+"""The loss of each held-out example where a `Trainer` trains and nothing else is given.
+
+classifiers, regressors      the calibrated loss of the objective that the model's config names
+causal language models       the mean cross-entropy over an example's labelled tokens, each predicted from those before it
+sequence to sequence, token classification      the same, without that shift
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rankwise.errors import RankwiseError
+from rankwise.tasks.losses import IGNORED, token_cross_entropy
+
+ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
+"""(model, a collated batch on its device) → the loss of each example."""
+Batch = dict[str, Any]
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Examples as a `DataLoader` takes them: a list, or a data set of torch or of Hugging Face."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+def speaks(model: nn.Module) -> bool:
+    """Return whether a model's outputs are tokens of its vocabulary."""
+    base = _base(model)
+    return _causal(base) or bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+
+
+def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """Return the losses [examples] of a batch whose labels are tokens; else its logits and labels.
+
+    Args:
+        model: in eval mode.
+        batch: collated, with `labels`; where several examples stand in one row, they follow from `position_ids`, which begin at 0.
+
+    Raises:
+        RankwiseError: there are no labels, or labels that this model's outputs don't go with.
+    """
+    if "labels" not in batch:
+        raise RankwiseError(f"The held-out examples have no labels; they have: {', '.join(batch)}.")
+    labels = batch["labels"]
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    if logits.ndim != 3:
+        return logits.float(), labels
+    if _causal(_base(model)):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    if logits.shape[:2] != labels.shape:
+        raise RankwiseError(
+            f"Held-out labels {list(labels.shape)} don't go with logits {list(logits.shape)}. Give `losses`."
+        )
+    positions = batch.get("position_ids")
+    if positions is None or len(labels) > 1:
+        return (token_cross_entropy(logits, labels),)
+    return (_of_one_row(logits, labels, positions[0, -labels.shape[1] :]),)
+
+
+def _of_one_row(logits: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+    """Return the losses of examples that follow each other in one row; each begins at position 0."""
+    starts = (positions == 0).nonzero().flatten().tolist()
+    sizes = [stop - start for start, stop in zip([0, *starts], [*starts, len(positions)], strict=True)]
+    parts = zip(logits[0].split(sizes), labels[0].split(sizes), strict=True)
+    losses = [token_cross_entropy(z[None], y[None]) for z, y in parts if (y != IGNORED).any()]
+    return torch.cat(losses) if losses else logits.new_zeros(0)
+
+
+def _base(model: nn.Module) -> nn.Module:
+    """Return the model inside PEFT's wrapper."""
+    inner = getattr(model, "get_base_model", None)
+    return cast(nn.Module, inner()) if callable(inner) else model
+
+
+def _causal(base: nn.Module) -> bool:
+    names = {kind.__name__ for kind in type(base).__mro__}
+    return not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
