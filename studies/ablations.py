@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rankwise.engine import optim, training
-from rankwise.lora.layer import LoRALinear, lora_layers
+from rankwise.lora.layer import lora_layers
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.rank import defaults
 from rankwise.rank.components import Basis, identity_basis
 from rankwise.rank.config import RankConfig
@@ -106,7 +107,7 @@ CERTAIN = 1e-9
 class Energy(ScoreRule):
     """The energy of a component's output: E[z²]·‖B's column‖²."""
 
-    def score(self, layer: LoRALinear, basis: Basis, statistics: Tensor) -> Tensor:
+    def score(self, layer: LowRankLayer, basis: Basis, statistics: Tensor) -> Tensor:
         zz = basis.statistics(statistics)[: len(basis.importance)].diagonal().double()
         return zz * basis.matrices(layer)[1].double().square().sum(dim=0)
 
@@ -114,7 +115,7 @@ class Energy(ScoreRule):
 class Magnitude(ScoreRule):
     """The squared norm of a component: ‖A's row‖²·‖B's column‖²."""
 
-    def score(self, layer: LoRALinear, basis: Basis, statistics: Tensor) -> Tensor:
+    def score(self, layer: LowRankLayer, basis: Basis, statistics: Tensor) -> Tensor:
         A, B = basis.matrices(layer)
         return (A.double().norm(dim=1) * B.double().norm(dim=0)).square()
 
@@ -132,18 +133,18 @@ class GradientRule(ImportanceRule):
     """
 
     def __init__(
-        self, follow: Callable[[LoRALinear, State], State], score: Callable[[State], Tensor]
+        self, follow: Callable[[LowRankLayer, State], State], score: Callable[[State], Tensor]
     ) -> None:
         self.follow, self.score = follow, score
-        self.states: dict[LoRALinear, State] = {}
+        self.states: dict[LowRankLayer, State] = {}
 
-    def components(self, layer: LoRALinear, statistics: Tensor) -> Basis:
+    def components(self, layer: LowRankLayer, statistics: Tensor) -> Basis:
         basis = identity_basis(layer)
         scores = self.score(self.states[layer]).double()
         order = scores.argsort(descending=True, stable=True)
         return Basis(basis.T[order], basis.inverse[:, order], scores[order])
 
-    def resized(self, layer: LoRALinear, basis: Basis, added: int) -> None:
+    def resized(self, layer: LowRankLayer, basis: Basis, added: int) -> None:
         kept = basis.T.argmax(dim=1)
         self.states[layer] = {
             name: torch.cat([rows[kept], rows.new_zeros(added, *rows.shape[1:])])
@@ -174,12 +175,12 @@ class GradientRule(ImportanceRule):
             yield
 
 
-def by_gradients(follow: Callable[[LoRALinear, State], State], score: Callable[[State], Tensor]) -> Variant:
+def by_gradients(follow: Callable[[LowRankLayer, State], State], score: Callable[[State], Tensor]) -> Variant:
     rule = GradientRule(follow, score)
     return Variant(rank={"rule": rule}, also=rule.following)
 
 
-def products(layer: LoRALinear) -> State:
+def products(layer: LowRankLayer) -> State:
     """Return w·∂w of every weight, a row a component; and of a factor on each component's output, the sum over either matrix."""
     assert layer.lora_A.grad is not None
     assert layer.lora_B.grad is not None
@@ -187,13 +188,13 @@ def products(layer: LoRALinear) -> State:
     return {"A": A, "B": B, "factor": A.sum(dim=1, keepdim=True)}
 
 
-def first_order(layer: LoRALinear, before: State) -> State:
+def first_order(layer: LowRankLayer, before: State) -> State:
     """Return squares of the factors' derivatives (Molchanov et al. 2019), with the decay of the other statistics."""
     square = products(layer)["factor"].square().squeeze(1)
     return {"square": square + RankConfig().decay * before.get("square", 0.0)}
 
 
-def sensitivity(layer: LoRALinear, before: State) -> State:
+def sensitivity(layer: LowRankLayer, before: State) -> State:
     """Return |w·∂w| smoothed, and the mean deviation from it (Zhang et al. 2023, equations 9 and 10, both betas 0.85)."""
     state: State = {}
     for name, product in products(layer).items():

@@ -117,6 +117,24 @@ class Decision(Record):
     text: str = ""
 
 
+class CurvePoint(Record):
+    """A size of an adapter; see `rank.curve`."""
+
+    params: Count
+    ranks: dict[str, Rank]
+    loss_increase: Number
+    error: Amount
+    scores: dict[str, Number]
+
+
+class Curve(Record):
+    """rank_curve.json, beside an adapter."""
+
+    rows: Count
+    gain: Number
+    points: Annotated[list[CurvePoint], Field(min_length=1)]
+
+
 def fault(kind: type[Record], document: Any) -> str | None:
     """Say what makes a document no record of this kind; None where it is one.
 

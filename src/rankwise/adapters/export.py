@@ -7,15 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.adapters import formats, peft_format
+from rankwise.adapters import curve_file, formats, peft_format
 from rankwise.adapters.adapter import Adapter, Factors
 from rankwise.adapters.formats import ExportFormat, loralib
 from rankwise.adapters.truncate import padded, truncate
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder
 from rankwise.models import hub
+from rankwise.rank.curve import CurvePoint
 
-RECORDS = ("run.json", "ranks.jsonl")
+RECORDS = ("run.json", "ranks.jsonl", curve_file.CURVE)
 """Files of a run that say how an adapter was made; beside another adapter they would be wrong."""
 
 
@@ -29,6 +30,7 @@ class Exported:
         adapter_params: entries of A and B.
         kept: share of ‖s·B·A‖² over all layers that is kept; 1 where nothing was truncated.
         notes: what whoever loads it has to know.
+        measured: the size of the adapter's curve that was taken, None where none was.
     """
 
     out: Path
@@ -36,6 +38,7 @@ class Exported:
     adapter_params: int
     kept: float
     notes: tuple[str, ...]
+    measured: CurvePoint | None = None
 
 
 def export(
@@ -45,6 +48,7 @@ def export(
     format: str = "peft",
     uniform_rank: int | None = None,
     max_params: int | None = None,
+    max_loss_increase: float | None = None,
     head: bool = True,
     base: str | None = None,
     alpha: float | None = None,
@@ -56,7 +60,9 @@ def export(
         out: a folder for PEFT's form, a file for loralib's.
         format: a name in `adapters.formats.FORMATS`: `peft` or `loralib`.
         uniform_rank: the same rank for each layer: truncated, or padded with zeros.
-        max_params: entries of A and B in all at most; the weakest components are left out.
+        max_params: entries of A and B in all at most. Where the adapter has a curve (`rank_curve.json`), the largest size measured that
+            fits; else the components with the least energy are left out.
+        max_loss_increase: the smallest size of the curve whose loss increase is at most this share of the gain: 0.01 for 1 %.
         head: keep the classification head.
         base: the base model's name, which a loralib checkpoint doesn't hold.
         alpha: s = alpha/r of a loralib checkpoint, which doesn't hold it either.
@@ -68,7 +74,13 @@ def export(
     adapter = loralib.read(source, base, alpha) if source.is_file() else peft_format.read(source)
     _check_out(out, source, target)
     adapter, kept = replace(_with_one_scaling(adapter), fingerprint=None), 1.0
-    if uniform_rank is not None or max_params is not None:
+    size = None
+    if uniform_rank is None and (max_params, max_loss_increase) != (None, None):
+        size = curve_file.point(source, adapter, max_params, max_loss_increase)
+    if size is not None:
+        whole, adapter = adapter, _with_layers(adapter, _of_size(adapter.lora, size.ranks))
+        kept = _energy(adapter) / _energy(whole) if _energy(whole) else 1.0
+    elif uniform_rank is not None or max_params is not None:
         lora, kept = truncate(adapter.lora, uniform_rank, max_params)
         adapter = _with_layers(adapter, lora)
     rank = max(adapter.ranks.values()) if target.equal_ranks else uniform_rank
@@ -77,7 +89,24 @@ def export(
     if not head:
         adapter = adapter.with_trained({})
     target.write(adapter, out)
-    return Exported(out, adapter.ranks, adapter.size, kept, target.notes(adapter))
+    return Exported(out, adapter.ranks, adapter.size, kept, target.notes(adapter), size)
+
+
+def _of_size(lora: dict[str, Factors], ranks: dict[str, int]) -> dict[str, Factors]:
+    """Return the first components of each layer; layers without any are left out."""
+    return {
+        path: (A[: ranks[path]].contiguous(), B[:, : ranks[path]].contiguous())
+        for path, (A, B) in lora.items()
+        if ranks[path]
+    }
+
+
+def _energy(adapter: Adapter) -> float:
+    """Return Σ ‖B·A‖² over the layers, which have one s."""
+    return sum(
+        ((B.double().t() @ B.double()) * (A.double() @ A.double().t())).sum().item()
+        for A, B in adapter.lora.values()
+    )
 
 
 def _check_out(out: Path, source: Path, target: ExportFormat) -> None:

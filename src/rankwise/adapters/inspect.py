@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapters import peft_format
+from rankwise.adapters import curve_file, peft_format
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.formats import loralib
 from rankwise.adapters.rank_table import draw
+from rankwise.rank.curve import Curve
 from rankwise.run_folder import RunFolder
 
 ENERGIES = (0.9, 0.99, 0.999)
@@ -30,7 +31,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     Returns:
         `rank`: module path → r; `mean_rank`; `adapter_params`: entries of the LoRA matrices; `effective_rank`: module path → exp of the
         entropy of the singular values (Roy & Vetterli 2007); `energy`: module path → share of each component, largest first;
-        `size_at_energy`: share → components and parameters that hold it; `decisions`: as in ranks.jsonl.
+        `size_at_energy`: share → components and parameters that hold it; `decisions`: as in ranks.jsonl;
+        `curve`: what smaller sizes cost, as in rank_curve.json; None where it wasn't measured.
 
     Raises:
         RankwiseError: no adapter there.
@@ -40,6 +42,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     ranks = adapter.ranks
     if run.finished:
         ranks = run.read_result().get("rank") or ranks
+    curve = curve_file.read(folder) if folder.is_dir() else None
     spectra = {path: _singular_values(adapter, path) for path in adapter.lora}
     return {
         "adapter": str(folder),
@@ -56,6 +59,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         },
         "size_at_energy": _sizes(adapter, spectra),
         "decisions": run.read_ranks(),
+        "curve": curve and curve.to_json(),
     }
 
 
@@ -106,6 +110,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{100 * float(share):g} % of the energy is in {size['components']} components ({size['adapter_params']:,} parameters)."
         for share, size in found["size_at_energy"].items()
     ]
+    if found["curve"]:
+        lines += ["", f"Smaller sizes, on {found['curve']['rows']:,} rows (`rankwise export --max-params N`)"]
+        lines += _aligned(curve_file.table(Curve.from_json(found["curve"])))
     if found["decisions"]:
         lines += [
             "",
@@ -117,3 +124,9 @@ def describe(found: dict[str, Any]) -> list[str]:
             "Energy is not loss: `rankwise compress` finds on held-out rows which components can be pruned."
         ]
     return lines
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines of text, cells to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -28,6 +28,8 @@ from rankwise.models import hub
 from rankwise.tasks import objectives
 
 CONFIG, WEIGHTS = peft_config.FILE, "adapter_model.safetensors"
+CURVE = "rank_curve.json"
+"""What smaller sizes of an adapter cost (`adapters.curve_file`); another adapter's are others."""
 PICKLED = "adapter_model.bin"
 """What PEFT wrote instead of `WEIGHTS` in its early versions, and still reads."""
 PREFIX = "base_model.model."
@@ -64,7 +66,8 @@ def write(adapter: Adapter, folder: str | Path) -> None:
     """
     folder, config = Path(folder), config_of(adapter)
     make_folder(folder)
-    (folder / CONFIG).unlink(missing_ok=True)
+    for name in (CONFIG, CURVE):
+        (folder / name).unlink(missing_ok=True)
     tensors = {f"{PREFIX}{name}": value for name, value in adapter.trained.items()}
     for path, (A, B) in adapter.lora.items():
         tensors[f"{PREFIX}{path}{LORA_A}"], tensors[f"{PREFIX}{path}{LORA_B}"] = A, B

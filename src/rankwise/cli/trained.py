@@ -208,6 +208,18 @@ def _count(kind: Any, tokens: Sequence[Token]) -> int:
         raise RankwiseError(f"--max-params takes a number such as 50k or 1.5M, not {text!r}.") from None
 
 
+def _share(kind: Any, tokens: Sequence[Token]) -> float:
+    """Read `1%` or 0.01."""
+    text = tokens[0].value
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise RankwiseError(f"--max-loss-increase takes a share such as 1% or 0.01, not {text!r}.")
+    return share
+
+
 @command
 def export(
     adapter: AnyAdapter,
@@ -217,6 +229,7 @@ def export(
     format: str = "peft",
     uniform_rank: int | None = None,
     max_params: Annotated[int | None, Parameter(converter=_count)] = None,
+    max_loss_increase: Annotated[float | None, Parameter(converter=_share)] = None,
     no_head: bool = False,
     model: Base = None,
     alpha: float | None = None,
@@ -233,7 +246,10 @@ def export(
     uniform_rank
         The same rank for each layer, as servers want it: truncated by singular values, or padded with zeros.
     max_params
-        Most parameters of the adapter (50k, 1.5M). The components with the least energy are left out.
+        Most parameters of the adapter (50k, 1.5M). Where adaptive rank measured sizes, the largest that fits; else the components with
+        the least energy are left out.
+    max_loss_increase
+        The smallest size measured that costs at most this share of what the adapter gains (1%).
     no_head
         Leave out the classification head, which most servers can't load.
     alpha
@@ -246,13 +262,19 @@ def export(
             f"--uniform-rank must be a number, 1 or more and 65,536 at most; it is {uniform_rank}."
         )
     done = export.export(
-        adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params, head=not no_head,
-        base=model, alpha=alpha,
+        adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params,
+        max_loss_increase=max_loss_increase, head=not no_head, base=model, alpha=alpha,
     )  # fmt: skip
     low, high = min(done.ranks.values()), max(done.ranks.values())
     ranks = str(low) if low == high else f"{low} to {high}"
     say(json, f"{len(done.ranks)} layers of rank {ranks}, {done.adapter_params:,} parameters in {out}.")
-    if done.kept < 1:
+    if done.measured is not None:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in done.measured.scores.items())
+        say(
+            json,
+            f"When it was measured, its loss was {done.measured.loss_increase:+.4f} ± {done.measured.error:.4f} higher; {scores}.",
+        )
+    elif done.kept < 1:
         say(json, f"{100 * done.kept:.2f} % of the update's energy is kept.")
     for note in done.notes:
         say(json, note)
@@ -263,6 +285,7 @@ def export(
                 "rank": done.ranks,
                 "adapter_params": done.adapter_params,
                 "kept": done.kept,
+                "measured": done.measured and vars(done.measured),
                 "notes": done.notes,
             }
         )

@@ -6,8 +6,8 @@ Losses are compared example by example: the same examples before and after a cha
 
 import math
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -52,17 +52,22 @@ class HeldOutTest:
         self.compared = finite
         return whole[finite], none[finite]
 
-    def losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"]:
-        """Return the loss of each example with these matrices in place of the layers' own, in float64 on the CPU."""
+    @contextmanager
+    def replaced(self, matrices: Matrices) -> Iterator[None]:
+        """Have these matrices in place of the layers' own, for a block of code."""
         kept = {path: (layer.lora_A.data, layer.lora_B.data) for path, layer in self.layers.items()}
         try:
             for path, (A, B) in matrices.items():
                 self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
-            with _uncompiled():
-                losses = self.losses().cpu().double()
+            yield
         finally:
             for path, (A, B) in kept.items():
                 self.layers[path].lora_A.data, self.layers[path].lora_B.data = A, B
+
+    def losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        """Return the loss of each example with these matrices in place of the layers' own, in float64 on the CPU."""
+        with self.replaced(matrices), _uncompiled():
+            losses = self.losses().cpu().double()
         self.rows_seen += len(losses)
         return losses if self.compared is None else losses[self.compared]
 

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwise import inert
+from rankwise.adapters import curve_file
 from rankwise.inert import markdown
 from rankwise.models import hub
+from rankwise.rank.curve import Curve
 from rankwise.runs import recipes
 from rankwise.tasks import objectives
 
@@ -28,24 +30,43 @@ SETTINGS = (
 """The settings that the card lists."""
 
 
-def write(folder: Path, record: dict[str, Any], result: dict[str, Any]) -> None:
+def write(folder: Path, record: dict[str, Any], result: dict[str, Any], curve: Curve | None = None) -> None:
     """Writes README.md beside an adapter.
 
     Args:
         folder: of the run.
         record: the content of run.json.
         result: the content of result.json.
+        curve: what smaller sizes of the adapter cost.
     """
     partial = folder / "README.md.partial"
-    partial.write_text(card(record, result), encoding="utf-8")
+    partial.write_text(card(record, result, curve), encoding="utf-8")
     partial.replace(folder / "README.md")
 
 
-def card(record: dict[str, Any], result: dict[str, Any]) -> str:
+def card(record: dict[str, Any], result: dict[str, Any], curve: Curve | None = None) -> str:
     """Return the card: YAML between two lines of dashes, then Markdown."""
     # JSON is valid YAML and quotes what YAML requires
     head = "".join(f"{key}: {inert.json(value)}\n" for key, value in _metadata(record, result).items())
-    return f"---\n{head}---\n\n{_text(record, result)}"
+    return f"---\n{head}---\n\n{_text(record, result)}{_sizes(result, curve)}"
+
+
+def _sizes(result: dict[str, Any], curve: Curve | None) -> str:
+    """Return the section on smaller sizes, empty where none were measured."""
+    if curve is None:
+        return ""
+    header, *rows = (
+        "".join(f"| {markdown(cell)} " for cell in row) + "|\n"
+        for row in curve_file.table(curve, result["metric"])
+    )
+    return f"""
+## Smaller sizes
+
+`rankwise export this-folder --max-params 50k --out smaller` takes one of these sizes, without training and without data. They were measured
+on {curve.rows:,} of the validation rows. The gain is the loss without the adapter minus the loss with it.
+
+{header}|---:|---:|---:|---:|
+{"".join(rows)}"""
 
 
 def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

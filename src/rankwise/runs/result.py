@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from rankwise import hardware
-from rankwise.adapters import peft_format
+from rankwise.adapters import curve_file, peft_format
 from rankwise.engine.measure import allocated_peak_mb, product_rate
 from rankwise.files import cache_folder
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.run_folder import RunFolder
-from rankwise.runs import model_card
+from rankwise.runs import curve, model_card
 from rankwise.runs.evaluation import evaluate, labels
 from rankwise.runs.events import Emit, optional
 from rankwise.runs.prepare import Prepared
@@ -33,6 +33,9 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
     """
     scores = _evaluate(run, folder, emit)
     _save(run, folder, keep_model=run.assigned.keep_model)
+    with optional("The curve of the adapter's sizes", emit):
+        if (sizes := curve.measure(run)) is not None:
+            curve_file.write(folder.path, sizes)
     result = {
         **_scores(run, scores),
         **_sizes(run),
@@ -46,7 +49,7 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
     }
     if (folder.path / peft_format.CONFIG).is_file():
         with optional("The model card", emit):
-            model_card.write(folder.path, folder.read_run(), result)
+            model_card.write(folder.path, folder.read_run(), result, curve_file.read(folder.path))
     folder.write_result(result)
     folder.remove_checkpoint()
     return result
