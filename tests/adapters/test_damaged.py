@@ -15,6 +15,7 @@ import tiny
 from rankwise.adapters import peft_format
 from rankwise.adapters.formats import loralib
 from rankwise.adapters.inspect import inspect
+from rankwise.adapters.load import load_any
 from rankwise.errors import RankwiseError
 
 IDS = torch.randint(3, 15, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -313,3 +314,13 @@ def test_pefts_copy_of_what_is_read_is_the_same(base, adapter):
     peft = PeftModel.from_pretrained(type(tiny.classifier("bert")).from_pretrained(base), adapter).eval()
     ours = rankwise.load(adapter, base=str(base))
     torch.testing.assert_close(copy.deepcopy(ours)(IDS).logits, peft(IDS).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
+def test_a_pattern_that_never_ends_is_refused_for_adapters_that_peft_runs_too(base, tmp_path, field):
+    peft_adapter(base, tmp_path / "adapter", use_dora=True)
+    never = r"(([a-z0-9._]+)+)+!"
+    change_config(tmp_path / "adapter", **{field: {never: 2} if field == "rank_pattern" else never})
+    with pytest.raises(RankwiseError, match="takes longer than 3 s to match"):
+        load_any(tmp_path / "adapter", base=str(base), dtype=torch.float32)

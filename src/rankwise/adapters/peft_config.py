@@ -38,6 +38,9 @@ CHANGES_LAYER = (
 IMPLIED = ("classifier", "score")
 """Modules that PEFT saves whole under `SEQ_CLS`, named or not."""
 
+PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
+"""Fields that hold a regular expression where they aren't a list."""
+
 Rank = Annotated[int, Field(ge=1, le=2**20)]
 Alpha = Annotated[float, Field(ge=-1e30, le=1e30)]
 Names = list[Annotated[str, Field(min_length=1)]]
@@ -75,6 +78,13 @@ class Config(BaseModel):
     def saves(self, path: str) -> bool:
         """Return whether a module, or one around it, is saved whole. Like PEFT, any end of a path counts."""
         return any(part.endswith(name) for part in names.parts(path) for name in self.saved_whole)
+
+    @property
+    def patterns(self) -> Names:
+        """The regular expressions that PEFT matches with the paths of modules, in whichever field."""
+        one = [value for name, value in self.fields.items() if name in PATTERNS and isinstance(value, str)]
+        keys = [key for name in ("rank_pattern", "alpha_pattern") for key in self.fields.get(name) or {}]
+        return [pattern for pattern in (*one, *keys) if pattern != "all-linear"]
 
     def unrepeatable(self) -> str | None:
         """Return what PEFT itself can't do again when it loads the adapter, as the end of a sentence."""

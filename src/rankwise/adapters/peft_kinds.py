@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rankwise.adapters import peft_config
 from rankwise.errors import RankwiseError
+from rankwise.lora import names
 from rankwise.lora.inject import train_beside
 from rankwise.models import loading
 from rankwise.models.families import body_and_heads
@@ -31,9 +32,12 @@ def load(model: PreTrainedModel, folder: Path) -> nn.Module:
         The model, or PEFT's wrapper of it where the adapter adds virtual tokens.
 
     Raises:
-        RankwiseError: PEFT can't put it onto this model, takes only a part of it, or would compute something else than in training.
+        RankwiseError: a pattern takes too long; PEFT can't put the adapter onto this model, takes only a part of it, or would compute
+            something else than in training.
     """
-    if why := peft_config.read(folder / peft_config.FILE).unrepeatable():
+    config = peft_config.read(folder / peft_config.FILE)
+    names.check_bounded(config.patterns, [path for path, _ in model.named_modules()])
+    if why := config.unrepeatable():
         raise RankwiseError(
             f"{folder} {why}. Save it with PEFT's path_initial_model_for_weight_conversion, which makes plain LoRA of it."
         )

@@ -8,9 +8,12 @@ A pattern may come from a file. Matching has a time limit, because some patterns
 Source: PEFT 0.21, `get_pattern_key`, `check_target_module_exists` and `_set_trainable`.
 """
 
+import json
 import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 import regex
@@ -19,6 +22,8 @@ from rankwise.errors import RankwiseError
 
 SECONDS = 1.0
 """A pattern that takes longer for one path is refused; others take microseconds."""
+PROCESS_SECONDS = 3.0
+"""The same for all paths together, in a process that has to start first."""
 
 
 def anchored(path: str) -> str:
@@ -52,6 +57,36 @@ def matches(pattern: str, path: str, *, anywhere: bool = True) -> bool:
     return _match(expression, pattern, path, whole=True) is not None
 
 
+def check_bounded(patterns: Sequence[str], paths: Sequence[str]) -> None:
+    """Check patterns that PEFT will match by itself, without a limit of time; Python's `re` tries them first in another process.
+
+    Raises:
+        RankwiseError: one is no regular expression, or matching takes too long.
+    """
+    unusual = [pattern for pattern in patterns if re.fullmatch(r"[\w.^$\\-]*", pattern) is None]
+    for pattern in unusual:
+        _compiled(pattern, pattern)
+        try:
+            subprocess.run(
+                [sys.executable, "-I", "-c", AS_PEFT],
+                input=json.dumps([pattern, paths]),
+                text=True,
+                check=True,
+                timeout=PROCESS_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise _endless(pattern, PROCESS_SECONDS, f"the paths of {len(paths)} modules") from None
+
+
+AS_PEFT = """
+import json, re, sys
+pattern, paths = json.load(sys.stdin)
+for path in paths:
+    re.match(rf"(.*\\.)?({pattern})$", path)
+    re.fullmatch(pattern, path)
+"""
+
+
 def index(path: str, before: str = r"[^.]*") -> int | None:
     """Return the number of the layer that a path is in: the first part that is a number, behind a part that matches `before`.
 
@@ -67,9 +102,13 @@ def _match(expression: str, shown: str, path: str, *, whole: bool) -> "regex.Mat
     try:
         return (pattern.fullmatch if whole else pattern.match)(path, timeout=SECONDS)
     except TimeoutError:
-        raise RankwiseError(
-            f"The pattern {shown!r:.80} takes longer than {SECONDS:g} s to match {path}. Write it without nested repetitions."
-        ) from None
+        raise _endless(shown, SECONDS, path) from None
+
+
+def _endless(pattern: str, seconds: float, what: str) -> RankwiseError:
+    return RankwiseError(
+        f"The pattern {pattern!r:.80} takes longer than {seconds:g} s to match {what}. Write it without nested repetitions."
+    )
 
 
 @lru_cache(maxsize=1000)

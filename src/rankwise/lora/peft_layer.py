@@ -8,7 +8,6 @@ and the checkpoints of a Trainer are right at any time. PEFT has no rank 0: such
 """
 
 import math
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import CollectStatistics, lora_layers
 from rankwise.lora.low_rank import LowRankLayer
+from rankwise.lora.names import anchored
 
 BASE = "base_model.model."
 """What PEFT's wrapper puts before the base model's paths."""
@@ -69,7 +69,7 @@ class PeftLayer(LowRankLayer):
         r = max(1, self.rank)
         alpha = self.scaling * (math.sqrt(r) if self.config.use_rslora else r)
         self.module.r[self.adapter], self.module.lora_alpha[self.adapter] = r, alpha
-        pattern = f"^{re.escape(self.path)}"
+        pattern = anchored(self.path)
         for field, value in (("rank_pattern", r), ("alpha_pattern", alpha)):
             others = {
                 key: given for key, given in (getattr(self.config, field) or {}).items() if key != pattern
