@@ -282,7 +282,7 @@ def test_gradients_that_are_never_finite_end_a_training(base):
         rankwise.fit(model, tiny.tokenizer(), TRAIN, options=OPTIONS)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**62])
+@pytest.mark.parametrize("seed", [0, 2**62])
 def test_any_whole_number_is_a_seed(base, seed):
     model = rankwise.adapt(classifier(base), 4, seed=seed)
     options = rankwise.TrainOptions(epochs=1, batch_size=16, patience=1)

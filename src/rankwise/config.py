@@ -20,7 +20,7 @@ UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20
 
 LARGEST = 1e9
 """No setting has a use for a larger number."""
-MOST = {"epochs": 1e6, "threads": 1024, "jobs": 1024, "seeds": 10_000, "seed": 2**63 - 1}
+MOST = {"epochs": 1e6, "lr": 1e40, "threads": 1024, "jobs": 1024, "seeds": 10_000, "seed": 2**63 - 1}
 """Settings whose largest number is another one."""
 
 

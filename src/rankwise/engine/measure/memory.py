@@ -223,9 +223,12 @@ class TensorMemory(TorchDispatchMode):
         device = tensor.device
         if device.type != self.device.type or self.device.index not in (None, device.index):
             return None
+        size = storage.nbytes()
+        if not isinstance(size, int):  # a compiler's symbol, which holds no memory
+            return None
         number = len(self._sizes)
         self._live[address] = number, weakref.ref(storage, partial(self._forget, address))
-        self._sizes.append(storage.nbytes())
+        self._sizes.append(size)
         self._flags.append(0 if backward else _FORWARD)
         self._event(number, self._sizes[number])
         return number
