@@ -298,6 +298,9 @@ def remembered(
     with contextlib.ExitStack() as lock:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_suffix(
+                ".lock"
+            ).touch()  # fails at once where nothing can be written; a lock would be tried again and again
             lock.enter_context(FileLock(file.with_suffix(".lock"), timeout=LOCK_SECONDS))
         known = _numbers(file)
         if not 0 < known.get(key, 0) <= largest:

@@ -148,6 +148,7 @@ def test_what_is_no_fingerprint_says_so(text):
         fingerprint.difference(text, "{}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_what_was_trained_in_half_precision_is_evaluated_and_merged(told, tmp_path, monkeypatch, dtype):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -66,6 +66,7 @@ class Coordinator(io.TextIOWrapper):
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_contender_reports_one_line_per_turn_and_ends_after_the_last(tiny_roberta, tmp_path):
     config = resolve(
         BenchConfig(random_weights=tiny_roberta, batch_size=4, rows=8, repeats=2, lengths="sst2", threads=1)

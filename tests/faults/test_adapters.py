@@ -18,6 +18,8 @@ from faults.harness import INPUTS, SEED, faults
 from rankwise import export
 from rankwise.errors import RankwiseError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

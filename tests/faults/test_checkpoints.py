@@ -18,6 +18,8 @@ from rankwise.cli import main
 from rankwise.files import SUMS, write_sums
 from rankwise.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["--epochs", "2", "--batch-size", "16", "--lr", "1e-3", "--threads", "1", "--dtype", "float32"]
 
 

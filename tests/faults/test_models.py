@@ -12,6 +12,8 @@ import tiny
 from faults import damage
 from faults.harness import faults
 
+pytestmark = pytest.mark.slow
+
 DAMAGE = {
     "config.json": damage.json_file,
     "tokenizer.json": damage.json_file,

@@ -17,6 +17,8 @@ from planted_report import PRUNED, REJECTED, START
 from rankwise.config import CompareConfig, ModelOptions, to_json
 from rankwise.run_folder import RunFolder, run_name, write_grid
 
+pytestmark = pytest.mark.slow
+
 METHODS, SEEDS = ("full", "lora"), 2
 
 

@@ -15,6 +15,8 @@ import pytest
 from faults import damage
 from faults.harness import faults
 
+pytestmark = pytest.mark.slow
+
 ROWS: list[dict[str, Any]] = [{"text": f"a film, {i}", "label": ("bad", "good")[i % 2]} for i in range(40)]
 CELLS = (
     *damage.VALUES,

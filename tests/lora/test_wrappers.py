@@ -160,6 +160,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("wrap", COMPILED)
 def test_ranks_change_under_a_compiled_forward_as_without(wrap):

@@ -237,6 +237,7 @@ def test_merged_layers_are_refused():
         training.steps(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [6, 3])
 def test_a_state_dict_that_is_loaded_while_fit_trains_is_followed(rank):
     """The optimizer of `fit` keeps the weights in flat buffers, which must hold what was loaded."""
@@ -272,6 +273,7 @@ def test_layers_that_were_replaced_are_refused():
         training.steps(STEPS)
 
 
+@pytest.mark.slow
 def test_trainer_loads_a_best_checkpoint_of_other_ranks(tmp_path):
     model = rankwise.adapt(tiny.classifier("bert"))
     tokenizer = tiny.tokenizer()

@@ -65,6 +65,7 @@ def test_held_out_rows_are_trained_on_only_after_the_last_decision():
     assert held & seen[True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["packed", "longest"])
 def test_a_resumed_run_gives_the_same_ranks_and_weights(padding, tmp_path):
     options = {"padding": padding, "targets": ("all-linear",), "epochs": 3.5}
