@@ -1,4 +1,4 @@
-"""What is printed for people: consoles and lines in which text from data is inert."""
+"""What is printed for people: consoles and lines in which text from data is escaped (`inert`)."""
 
 import io
 from typing import Any, Protocol, TextIO, runtime_checkable
@@ -35,12 +35,12 @@ def console(stream: TextIO) -> Console:
 
 
 def text(words: object, style: str = "") -> Text:
-    """Return text for a console, made inert."""
+    """Return text for a console, escaped."""
     return Text(inert.terminal(words), style)
 
 
 def line(words: object, stream: Writable) -> None:
-    """Print a line at once, made inert."""
+    """Print a line at once, escaped."""
     lenient(stream)
     print(inert.terminal(words), file=stream, flush=True)
 

@@ -15,7 +15,9 @@ import platformdirs
 from rankwise.errors import RankwiseError
 
 DEEPEST = 100
-"""Levels of lists and objects in each other that are read. Beyond, Python's own recursion would decide."""
+"""JSON nested deeper than this many levels is refused. Without a limit Python's recursion limit would decide."""
+RERUN = "Remove its folder to run it again."
+"""What to do about a damaged file of a run."""
 
 
 def cache_folder() -> Path:
@@ -80,7 +82,7 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
-def damaged(file: Path, why: object, remedy: str = "Remove its folder to run it again.") -> RankwiseError:
+def damaged(file: Path, why: object, remedy: str = RERUN) -> RankwiseError:
     """Return the error for a file that is missing or isn't what was written there."""
     if not file.exists():
         return RankwiseError(f"{file} is missing. {remedy}")
@@ -146,8 +148,8 @@ def _deeper(value: Any) -> bool:
     return any(isinstance(part, dict | list) for part in level)
 
 
-def read_json(file: Path, remedy: str = "Remove its folder to run it again.") -> dict[str, Any]:
-    """Read a JSON object. What is no number, `NaN` or `Infinity`, is None.
+def read_json(file: Path, remedy: str = RERUN) -> dict[str, Any]:
+    """Read a JSON object. `NaN` and `Infinity` become None.
 
     Raises:
         RankwiseError: the file is missing or damaged; `remedy` ends the message.
@@ -202,7 +204,7 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
     """Write a JSON object as `write` does.
 
     Raises:
-        RankwiseError: a name in it is no text: it holds half of a character.
+        RankwiseError: a string in it isn't Unicode text: it holds half of a surrogate pair.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     try:
@@ -216,7 +218,7 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 
 def is_text(text: str) -> bool:
-    """Return whether UTF-8 can hold a text: halves of characters come from names and data in other encodings."""
+    """Return whether UTF-8 can hold a text. Halves of surrogate pairs come from names and data in other encodings."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -252,7 +254,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Give an `OSError` in a `with` block the name of the file that it is about, which a full disk's has not."""
+    """Give an `OSError` in a `with` block the name of the file that it is about. The error of a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -272,7 +274,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-# ── What was measured once, and whether files are as they were written ────────────────────────
+# ── Measured numbers that are kept, and checksums ─────────────────────────────────────────────
 
 LOCK_SECONDS = 60.0
 """Longest wait for another process that measures the same."""
@@ -281,15 +283,15 @@ LOCK_SECONDS = 60.0
 def remembered(
     file: Path | None, key: str, measure: Callable[[], float], *, largest: float = math.inf
 ) -> float:
-    """Return a number that is measured once and kept in a file, for every process of this user.
+    """Return a number that is measured once and then kept in a file, for every process of this user.
 
     The file only saves time. Where it can't be read, locked or written, or holds no such number, the number is measured anew.
 
     Args:
-        file: JSON, by key; None keeps nothing.
+        file: JSON object, key → number; None keeps nothing.
         key: names the number.
         measure: returns it.
-        largest: what it can be at most; it is above 0.
+        largest: upper limit. A stored number above it, or not above 0, is measured anew.
     """
     if file is None:
         return measure()
@@ -298,9 +300,8 @@ def remembered(
     with contextlib.ExitStack() as lock:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(
-                ".lock"
-            ).touch()  # fails at once where nothing can be written; a lock would be tried again and again
+            # fails at once where nothing can be written; a lock would be tried again and again
+            file.with_suffix(".lock").touch()
             lock.enter_context(FileLock(file.with_suffix(".lock"), timeout=LOCK_SECONDS))
         known = _numbers(file)
         if not 0 < known.get(key, 0) <= largest:
@@ -321,7 +322,7 @@ def _numbers(file: Path) -> dict[str, float]:
 
 
 SUMS = "SHA256SUMS"
-"""Of the other files in a folder, as the command sha256sum writes and checks it."""
+"""Name of the file of checksums in a folder, in the format of the command sha256sum."""
 
 
 def write_sums(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text from data, file names and models, made inert for the place where it is shown: it is read there, and does nothing.
+"""Escape text from data, file names and models for the place where it is shown, so that it is read there and does nothing.
 
 One function each for a terminal, Markdown, a spreadsheet and a plot. The page's template escapes HTML by itself.
 """
@@ -59,7 +59,7 @@ def plot(text: object) -> str:
 
 
 def json(document: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    r"""Write JSON that is also YAML and may be shown anywhere: what acts stands as `\u001b`. The values are the same.
+    r"""Return JSON that is also YAML and may be shown anywhere: control characters are escaped (`\u001b`). The values are the same.
 
     Args:
         document: plain values.

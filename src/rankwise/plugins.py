@@ -18,7 +18,7 @@ _looked = False
 
 
 def load() -> None:
-    """Import every plug-in, the first time it is called.
+    """Import every plug-in; later calls do nothing.
 
     Raises:
         RankwiseError: a plug-in can't be imported.

@@ -1,7 +1,7 @@
-"""What the files of a run folder must hold, checked where they are read.
+"""What the JSON files of a run folder, and the curve beside an adapter, must hold; checked where they are read.
 
-A file may be cut short, changed by hand, or written by another version. What is named here is there and of its kind; other entries are
-carried along unread.
+A file may be cut short, changed by hand, or written by another version. Entries that a class names must be there and of its types. Other
+entries are carried along unread.
 """
 
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ Change = Annotated[list[Rank], Field(min_length=2, max_length=2)]
 
 
 class Record(BaseModel):
-    """Entries that must be of their kinds."""
+    """A JSON object whose named entries must be of the given types."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
@@ -59,7 +59,7 @@ class TaskRecord(Record):
 
 
 class Facts(Record):
-    """How a run computed, as far as its adapter is run in the same way later."""
+    """How a run computed; its adapter is later run in the same way. `runs.facts` reads the entries that a resumed run repeats."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     padding: Literal["packed", "longest", "max_length"] | None = None
@@ -136,7 +136,7 @@ class Curve(Record):
 
 
 def fault(kind: type[Record], document: Any) -> str | None:
-    """Say what makes a document no record of this kind; None where it is one.
+    """Return what makes a document no record of this kind; None where it is one.
 
     Returns:
         `it lacks score, seed`, or `scores.validation.loss is 'x'`.

@@ -1,4 +1,4 @@
-"""The folder of one run. This is the only module that knows its file names.
+"""The folder of one run: every read and write of a run's own files goes through here.
 
 Files are replaced in one step. So a reader finds the old file or the new one, whenever a run is killed.
 
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from rankwise import records
 from rankwise.errors import RankwiseError
 from rankwise.files import (
+    RERUN,
     append_lines,
     damaged,
     flush,
@@ -72,7 +73,7 @@ class RunFolder:
         self._ranks = self.path / "ranks.jsonl"
         self._predictions = self.path / "predictions.parquet"
 
-    # ── The request ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The request ───────────────────────────────────────────────────────────────────────────
 
     @property
     def has_run(self) -> bool:
@@ -119,7 +120,7 @@ class RunFolder:
         """Set entries of run.json."""
         write_json(self._run, {**self.read_run(), **entries})
 
-    # ── Logs and checkpoint ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Logs and checkpoint ───────────────────────────────────────────────────────────────────
 
     def append_steps(self, lines: list[dict[str, Any]]) -> None:
         """Add lines to steps.jsonl."""
@@ -251,7 +252,7 @@ class RunFolder:
                 path.unlink()
             self.path.rmdir()
 
-    # ── Predictions and result ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Predictions and result ────────────────────────────────────────────────────────────────
 
     def write_predictions(
         self, idx: np.ndarray, label: np.ndarray, prediction: np.ndarray, logits: np.ndarray
@@ -276,9 +277,8 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         names = ["idx", "label", "prediction", "logits"]
-        if (
-            self._predictions.exists() and not self._predictions.is_file()
-        ):  # a folder would be read as a data set
+        # a folder would be read as a data set
+        if self._predictions.exists() and not self._predictions.is_file():
             raise damaged(self._predictions, "not a file")
         try:
             table = pq.read_table(self._predictions, columns=names, page_checksum_verification=True)
@@ -302,10 +302,8 @@ class RunFolder:
         return _record(records.Result, self._result)
 
 
-def _record(
-    kind: type[records.Record], file: Path, remedy: str = "Remove its folder to run it again."
-) -> dict[str, Any]:
-    """Read a file that must hold a record of this kind; its other entries are there too.
+def _record(kind: type[records.Record], file: Path, remedy: str = RERUN) -> dict[str, Any]:
+    """Read a file that must hold a record of this kind, other entries included.
 
     Raises:
         RankwiseError: it is missing or damaged.
@@ -318,7 +316,7 @@ def _record(
 
 
 def _odd_column(table: pa.Table) -> str | None:
-    """Say which column of predictions holds something else than its kind; None where all are as written."""
+    """Return what is wrong with a column of predictions; None where all have their types."""
     columns = {name: table[name] for name in table.column_names}
     missing = [name for name in ("idx", "label", "prediction") if name not in columns]
     if missing:
@@ -346,7 +344,7 @@ def _lists(column: pa.ChunkedArray) -> pa.ListArray:
 
 
 def _finite(column: pa.ChunkedArray) -> bool:
-    """Return whether every number in a column of labels is one."""
+    """Return whether a column of labels holds finite numbers only."""
     if not len(column):
         return True
     values = _lists(column).flatten() if pa.types.is_list(column.type) else column

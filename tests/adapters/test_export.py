@@ -94,7 +94,7 @@ def test_truncation_keeps_the_best_update_of_its_size(adapted, tmp_path, rank, p
 
 def test_an_export_without_head_holds_only_lora_matrices(base, adapted, tmp_path):
     _, folder = adapted
-    assert any("vLLM" in note and "--no-head" in note for note in export(folder, tmp_path / "with").notes)
+    assert any("vLLM" in note and "`head=False`" in note for note in export(folder, tmp_path / "with").notes)
     done = export(folder, tmp_path / "without", uniform_rank=4, head=False)
     assert done.notes == ()
     adapter = peft_format.read(tmp_path / "without")

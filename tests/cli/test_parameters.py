@@ -52,6 +52,10 @@ def test_numbers_with_fractions_are_refused_where_whole_ones_belong(line):
         ('Take `memory="fast"`.', "Take --memory fast."),
         ("`batch_size=8` is too much.", "--batch-size 8 is too much."),
         ("Give `no_head=True`.", "Give --no-head."),
+        (
+            "Name it with `base=`; leave the head out with `head=False`.",
+            "Name it with --model; leave the head out with --no-head.",
+        ),
         ("`some_argument=3` is of another program.", "`some_argument=3` is of another program."),
         ("Lower lr= (now 1), or use dtype=float32.", "Lower --lr (now 1), or use --dtype float32."),
         ("lora:rank=4 and `lora` stay.", "lora:rank=4 and `lora` stay."),

@@ -1,4 +1,4 @@
-"""An adapter meets its base model: put onto it, taken from it, and merged into it."""
+"""Put an adapter into its base model, take it from there, and merge it."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ from rankwise.models.families import body_and_heads
 from rankwise.tasks import objectives
 
 OLD_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
-"""Earlier fingerprints, a hash that says nothing about other number types."""
+"""Fingerprints of earlier versions: a hash, which can't be compared across number types, so it isn't checked."""
 
 
 @sees_through
@@ -108,7 +108,7 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
 
 
 def label_names(model: nn.Module) -> list[str]:
-    """Names of a model's classes, in the order of their ids."""
+    """Return the names of a model's classes, in the order of their ids."""
     labels = getattr(getattr(model, "config", None), "id2label", None) or {}
     return [labels[i] for i in sorted(labels)]
 
@@ -165,7 +165,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def _zeros(layer: LoRALinear) -> Factors:
-    """An update of rank 1 that does nothing."""
+    """Return A and B of an update of rank 1 that does nothing."""
     return layer.lora_A.new_zeros(1, layer.in_features), layer.lora_B.new_zeros(layer.out_features, 1)
 
 
@@ -215,7 +215,7 @@ def _check_weights(model: nn.Module, adapter: Adapter) -> None:
         differs = prints.difference(adapter.fingerprint, here) if here else None
     except ValueError as error:
         raise RankwiseError(
-            f"The adapter in {adapter.folder} is damaged: its base_fingerprint is {error}. Copy or train it again."
+            f"The adapter in {adapter.folder} is damaged: its base_fingerprint is {error}. {REMEDY}"
         ) from None
     if differs is not None:
         raise _other_base(adapter, model, f"it was trained on other weights, {differs}")
@@ -241,7 +241,7 @@ def _other_base(adapter: Adapter, model: nn.Module, why: str) -> RankwiseError:
     if adapter.base_model is not None and used in (adapter.base_model, adapter.base_path):
         remedy = f" {used} has changed since then, or another model has taken its place."
     elif adapter.base_model:
-        remedy = f" It was made for {adapter.base_model}: name that with --model (base= in Python)."
+        remedy = f" It was made for {adapter.base_model}: name that with `base=`."
     return RankwiseError(f"The adapter in {adapter.folder} belongs to another base model: {why}.{remedy}")
 
 
@@ -262,7 +262,7 @@ def _saved_whole(model: nn.Module, adapter: Adapter) -> list[str]:
 
 
 def _plain(layer: LoRALinear) -> nn.Module:
-    """An ordinary layer with a LoRA layer's base weight and bias."""
+    """Return an ordinary layer with a LoRA layer's base weight and bias."""
     with torch.device("meta"):
         if layer.fan_in_fan_out:
             plain: nn.Module = Conv1D(layer.out_features, layer.in_features)

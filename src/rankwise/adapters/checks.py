@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.adapter import Factors
+from rankwise.adapters.peft_config import REMEDY
 from rankwise.errors import RankwiseError
-
-REMEDY = "Copy the adapter again, or train it again."
 
 
 def check_factors(file: Path, factors: Mapping[str, Factors]) -> None:
@@ -20,7 +19,7 @@ def check_factors(file: Path, factors: Mapping[str, Factors]) -> None:
         factors: module path → A [r, d_in] and B [d_out, r].
 
     Raises:
-        RankwiseError: their shapes don't belong together, or they hold something else than finite numbers.
+        RankwiseError: their shapes don't fit each other, or they hold something else than finite numbers.
     """
     for path, (A, B) in factors.items():
         fits = A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1] and A.numel() and B.numel()
@@ -38,7 +37,11 @@ def check_factors(file: Path, factors: Mapping[str, Factors]) -> None:
 
 
 def check_values(file: Path, values: Mapping[str, Tensor]) -> None:
-    """Check parameters that are saved whole.
+    """Check parameters that are saved whole (`modules_to_save`).
+
+    Args:
+        file: for the message.
+        values: name → value.
 
     Raises:
         RankwiseError: one holds complex numbers, or something else than finite numbers.

@@ -1,4 +1,4 @@
-"""rank_curve.json beside an adapter: what each smaller size of it costs (`rank.curve`), and how that is shown.
+"""rank_curve.json beside an adapter: the loss increase of each smaller size of it (`rank.curve`), as a file and as a table.
 
 A point says the rank of each layer. The adapter of that size has the first components of each layer, which are stored in order.
 """
@@ -16,7 +16,7 @@ REMEDY = "Remove it to do without the curve."
 
 
 def write(folder: Path, curve: Curve) -> None:
-    """Write a curve beside the adapter that it is of."""
+    """Write a curve into the folder of its adapter."""
     write_json(folder / CURVE, curve.to_json())
 
 
@@ -38,16 +38,16 @@ def read(folder: Path) -> Curve | None:
 def point(
     folder: Path, adapter: Adapter, max_params: int | None, max_loss_increase: float | None
 ) -> CurvePoint | None:
-    """Return the size of an adapter that is asked for, None where there is no curve and the loss doesn't matter.
+    """Return the size of an adapter that is asked for; None where there is no curve and no limit on the loss.
 
     Args:
         folder: of the adapter.
         adapter: what is in it.
-        max_params: entries of A and B at most.
-        max_loss_increase: at most this share of what the adapter gains over none.
+        max_params: limit on the entries of A and B; None for no limit.
+        max_loss_increase: limit on the loss increase, as a share of the gain; None for no limit.
 
     Raises:
-        RankwiseError: the loss matters and there is no curve, the curve is of another adapter, or no size is small enough.
+        RankwiseError: there is a limit on the loss and no curve, the curve is of another adapter, or no size is small enough.
     """
     curve = read(folder)
     if curve is None:

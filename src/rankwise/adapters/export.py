@@ -1,4 +1,4 @@
-"""Writes an adapter in a form that another program reads, truncated or padded where asked for.
+"""Write an adapter in a format that another program reads, truncated or padded where asked for.
 
 folder or .bin ─► Adapter ─► strongest components of s·B·A ─► padded to one rank ─► an `ExportFormat` writes it
 """
@@ -29,7 +29,7 @@ class Exported:
         ranks: module path → rank.
         adapter_params: entries of A and B.
         kept: share of ‖s·B·A‖² over all layers that is kept; 1 where nothing was truncated.
-        notes: what whoever loads it has to know.
+        notes: what one has to know to load it, in sentences.
         measured: the size of the adapter's curve that was taken, None where none was.
     """
 
@@ -53,11 +53,11 @@ def export(
     base: str | None = None,
     alpha: float | None = None,
 ) -> Exported:
-    """Write an adapter in a form that another program reads.
+    """Write an adapter in a format that another program reads.
 
     Args:
         source: a PEFT adapter's folder, or a loralib checkpoint.
-        out: a folder for PEFT's form, a file for loralib's.
+        out: a folder for PEFT's format, a file for loralib's.
         format: a name in `adapters.formats.FORMATS`: `peft` or `loralib`.
         uniform_rank: the same rank for each layer: truncated, or padded with zeros.
         max_params: entries of A and B in all at most. Where the adapter has a curve (`rank_curve.json`), the largest size measured that
@@ -129,7 +129,7 @@ def _check_out(out: Path, source: Path, target: ExportFormat) -> None:
 
 
 def _with_one_scaling(adapter: Adapter) -> Adapter:
-    """The same updates with one s for all layers, B taking the difference.
+    """Return the same updates with one s for all layers; B is scaled by the difference.
 
     loralib has a single alpha, and servers read a single one.
     """
@@ -139,5 +139,5 @@ def _with_one_scaling(adapter: Adapter) -> Adapter:
 
 
 def _with_layers(adapter: Adapter, lora: dict[str, Factors]) -> Adapter:
-    """An adapter of one scaling with other A and B."""
+    """Return an adapter with other A and B; its layers have one s."""
     return replace(adapter, lora=lora, scaling=dict.fromkeys(lora, next(iter(adapter.scaling.values()))))

@@ -1,8 +1,8 @@
-"""A fingerprint of the frozen weights that an adapter was trained on: a few sums of each, by which other weights are told apart.
+"""A fingerprint of the frozen weights that an adapter was trained on: a random projection of each, by which other weights are told apart.
 
     entries of a weight, 4,096 at most ── 8 sums with fixed random signs ──► sketch        |sketch(W) − sketch(W')|² / 8 ≈ |W − W'|²
 
-So a difference can be told from rounding: two number types may each move an entry by half their spacing, and no further.
+A difference is told from rounding by its size: rounding to a number type moves an entry by at most half the spacing of that type.
 Source: Achlioptas 2003, "Database-friendly random projections".
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 SAMPLED = 4096
 """Evenly spaced entries that are read of each weight, at most."""
 SUMS = 8
+"""Random projections of each weight."""
 FACTOR = 2.0
 """How far an estimate from 8 sums may lie above what it estimates."""
 NOISE = 1e-6
@@ -35,7 +36,7 @@ class Sketch:
         dtype: to which the weight may have been rounded: one that holds it exactly.
         shape: of the weight; of several the number of their entries.
         norm: of the entries that were read.
-        rounding: the most by which that moved them, as a norm.
+        rounding: upper limit of the norm of the rounding errors.
         sums: float32 [8].
     """
 
@@ -62,7 +63,7 @@ def take(adapted: Mapping[str, Tensor], linear: Mapping[str, Tensor], others: Ma
 
 
 def difference(there: str, here: str) -> str | None:
-    """Say what differs between two fingerprints beyond rounding, as the end of a sentence; None where nothing does.
+    """Return what differs between two fingerprints beyond rounding, as the end of a sentence; None where nothing does.
 
     Args:
         there: from training.
@@ -89,7 +90,7 @@ def difference(there: str, here: str) -> str | None:
 
 
 def _apart(one: Sketch, other: Sketch) -> tuple[float, float]:
-    """Return how far two sketches are apart, and how far rounding explains, as shares of the norm."""
+    """Return the distance of two sketches, and the distance that rounding explains, as shares of the norm."""
     distance = float(np.linalg.norm(one.sums.astype(np.float64) - other.sums)) / SUMS**0.5
     explained = 0.0 if one.dtype == other.dtype else FACTOR * (one.rounding + other.rounding)
     norm = max(one.norm, other.norm, 1e-30)
@@ -106,7 +107,7 @@ def _sketch(name: str, weight: Tensor) -> Sketch:
 
 
 def _precision(sample: Tensor) -> tuple[str, float]:
-    """Return the number type to which these entries may have been rounded, and by how much that moved them at most, as a norm.
+    """Return the number type to which these entries may have been rounded, and the largest norm that the rounding errors can have.
 
     Of all types that hold the entries exactly it is the one that rounds most. Whole numbers, such as zeros and ones, weren't rounded.
     """
@@ -133,7 +134,7 @@ def _added(sketches: Sequence[Sketch]) -> Sketch:
 
 
 def _signs(name: str) -> np.ndarray:
-    """Return −1 and 1 [8, 4096], other ones for each weight, so that sums can be added up."""
+    """Return random signs −1 and 1 [8, 4096], independent for each weight, so that sketches can be added up."""
     bits = np.frombuffer(hashlib.shake_256(name.encode()).digest(SUMS * SAMPLED // 8), np.uint8)
     return np.unpackbits(bits).reshape(SUMS, SAMPLED).astype(np.float32) * 2 - 1
 

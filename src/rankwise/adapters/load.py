@@ -63,17 +63,11 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.
     check_task(adapter)
     name = base or adapter.base_model
     if name is None:
-        raise RankwiseError(
-            f"The adapter in {folder} doesn't name its base model. Name it with --model (base= in Python)."
-        )
+        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Name it with `base=`.")
     try:
         source = loading.locate(name)
     except RankwiseError as error:
-        why = (
-            ""
-            if base
-            else f" The adapter in {folder} was trained on it. Say where it is now with --model (base= in Python)."
-        )
+        why = "" if base else f" The adapter in {folder} was trained on it. Say where it is now with `base=`."
         raise RankwiseError(f"{error}{why}") from error
     labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     problem_type = objectives.named(adapter.problem or _problem(source.config, labels)).problem_type
@@ -221,7 +215,7 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
                 file.replace(out / file.name)
     except OSError as error:
         raise RankwiseError(
-            f"{out} can't be written: {error.strerror or error}. Name another folder with --out."
+            f"{out} can't be written: {error.strerror or error}. Name another folder with `out=`."
         ) from None
     return merged
 

@@ -1,6 +1,6 @@
 """PEFT's `adapter_config.json`: what each field may hold, and which fields make an adapter something else than W0 + s·B·A.
 
-Fields that aren't named here have no say in what an adapter computes; they are carried along.
+Fields that aren't named here don't change what an adapter computes; they are carried along.
 Source: PEFT 0.21, `LoraConfig` and `PeftConfig`.
 """
 
@@ -13,12 +13,14 @@ from rankwise.errors import RankwiseError
 from rankwise.lora import names
 
 FILE = "adapter_config.json"
+REMEDY = "Copy the adapter again, or train it again."
+"""What to do about a damaged adapter."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` under which PEFT changes W0 at the start."""
 KEEPS_BASE = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
-"""Those under which it doesn't."""
+"""Values under which it doesn't."""
 CHANGES_BASE_ANEW = ("pissa_niter", "lora_ga")
-"""Those among them under which a base can't be changed in the same way again: by random numbers, or by gradients in training."""
+"""Values under which PEFT can't repeat that change when it loads the adapter: it depends on random numbers, or on gradients in training."""
 CHANGES_LAYER = (
     "use_dora",
     "use_qalora",
@@ -66,12 +68,12 @@ class Config(BaseModel):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All fields as the file holds them, those without a meaning here included."""
+        """All fields as the file holds them, those that aren't named here included."""
         return self.model_dump(exclude_unset=True)
 
     @property
     def saved_whole(self) -> Names:
-        """What the paths of modules that are saved whole end in."""
+        """Ends of the paths of modules that are saved whole."""
         implied = IMPLIED if self.task_type == "SEQ_CLS" else ()
         return list(dict.fromkeys([*(self.modules_to_save or []), *implied]))
 
@@ -81,7 +83,7 @@ class Config(BaseModel):
 
     @property
     def patterns(self) -> Names:
-        """The regular expressions that PEFT matches with the paths of modules, in whichever field."""
+        """The regular expressions, of all fields, that PEFT matches with the paths of modules."""
         one = [value for name, value in self.fields.items() if name in PATTERNS and isinstance(value, str)]
         keys = [key for name in ("rank_pattern", "alpha_pattern") for key in self.fields.get(name) or {}]
         return [pattern for pattern in (*one, *keys) if pattern != "all-linear"]
@@ -173,7 +175,7 @@ def read(file: Path) -> Config:
     """Read an `adapter_config.json`.
 
     Raises:
-        RankwiseError: it isn't one, or a field holds what it can't mean.
+        RankwiseError: it isn't one, or a field has a value of a wrong type or out of range.
     """
     try:
         content = file.read_bytes()
@@ -183,9 +185,6 @@ def read(file: Path) -> Config:
         raise RankwiseError(f"{file} can't be read: {error.strerror or error}.") from None
     except ValidationError as error:
         raise RankwiseError(f"{file} is no config of an adapter: {first_problem(error)}. {REMEDY}") from None
-
-
-REMEDY = "Copy the adapter again, or train it again."
 
 
 def first_problem(error: ValidationError) -> str:

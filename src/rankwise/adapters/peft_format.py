@@ -29,7 +29,7 @@ from rankwise.tasks import objectives
 
 CONFIG, WEIGHTS = peft_config.FILE, "adapter_model.safetensors"
 CURVE = "rank_curve.json"
-"""What smaller sizes of an adapter cost (`adapters.curve_file`); another adapter's are others."""
+"""What smaller sizes of an adapter cost (`adapters.curve_file`); removed where another adapter is written."""
 PICKLED = "adapter_model.bin"
 """What PEFT wrote instead of `WEIGHTS` in its early versions, and still reads."""
 PREFIX = "base_model.model."
@@ -62,7 +62,7 @@ def write(adapter: Adapter, folder: str | Path) -> None:
     The config is written last, so that a folder that was written halfway holds no adapter instead of another one.
 
     Raises:
-        RankwiseError: PEFT has no way to say it, or the folder can't be written.
+        RankwiseError: PEFT's format can't express the adapter, or the folder can't be written.
     """
     folder, config = Path(folder), config_of(adapter)
     make_folder(folder)
@@ -92,6 +92,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     Raises:
         RankwiseError: a layer lies in a module that is saved whole, or is called like one; PEFT would then leave its matrices out.
     """
+    _check_apart(adapter)
     ranks = adapter.ranks
     alphas = {path: rounded_alpha(adapter.scaling[path] * rank) for path, rank in ranks.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
@@ -120,8 +121,8 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _task_type(adapter: Adapter) -> str | None:
-    """Return the adapter's `task_type`. None: PEFT adds no copy of a head, which it would look for in the file.
+def _check_apart(adapter: Adapter) -> None:
+    """Check that no LoRA layer lies in a module that is saved whole, or is called like one.
 
     Raises:
         RankwiseError: see `config_of`.
@@ -133,6 +134,10 @@ def _task_type(adapter: Adapter) -> str | None:
                 f"PEFT's format can't hold LoRA matrices of {path} beside a module {whole!r} that is saved whole: PEFT takes "
                 f"whatever ends in {whole!r} for that module. Rename one of them."
             )
+
+
+def _task_type(adapter: Adapter) -> str | None:
+    """Return the adapter's `task_type`. With None PEFT makes no copy of a head, whose weights it would look for in the file."""
     said = adapter.config.get("task_type", "SEQ_CLS")
     if adapter.problem is None and said != "SEQ_CLS":
         return said
@@ -196,7 +201,7 @@ def read(folder: str | Path, *, any_kind: bool = False) -> Adapter:
 
     Args:
         folder: holds it.
-        any_kind: accept what W0 + s·B·A doesn't describe too, and read what it has in common; `Adapter.unsupported` then says what it is.
+        any_kind: also accept an adapter that W0 + s·B·A doesn't describe. `Adapter.unsupported` then says why, and `lora` is empty.
 
     Raises:
         RankwiseError: no adapter there, a damaged file, or an adapter with a part that W0 + s·B·A doesn't describe.

@@ -18,7 +18,7 @@ from rankwise.models import loading
 from rankwise.models.families import body_and_heads
 
 COPIES = (".modules_to_save.", ".original_module.")
-"""In the names of a head's bias that PEFT writes a second and third time under `bias="all"`."""
+"""Parts of names: under `bias="all"` PEFT writes a head's bias again under these."""
 
 
 def load(model: PreTrainedModel, folder: Path) -> nn.Module:
@@ -44,12 +44,10 @@ def load(model: PreTrainedModel, folder: Path) -> nn.Module:
     train_beside(model, body_and_heads(model)[1])
     with peft_errors(folder.name, model):
         wrapper = PeftModel.from_pretrained(model, str(folder))
-        if (
-            config.peft_type != "ADALORA"
-        ):  # whose layers have the ranks of the file by now, so that it can't be loaded again
-            _check_whole(
-                folder, wrapper, wrapper.load_adapter(str(folder), "default")
-            )  # again, for what it returns
+        # It is loaded again, because only `load_adapter` returns which keys had no place. AdaLoRA's layers have the ranks of the file
+        # by now, so that it can't be loaded again.
+        if config.peft_type != "ADALORA":
+            _check_whole(folder, wrapper, wrapper.load_adapter(str(folder), "default"))
     wrapper.eval()
     inside = wrapper if wrapper.active_peft_config.is_prompt_learning else wrapper.get_base_model()
     return cast(nn.Module, inside)
@@ -67,7 +65,7 @@ def _check_whole(folder: Path, wrapper: PeftModel, loaded: Any) -> None:
         )
     if loaded.missing_keys:
         raise RankwiseError(
-            f"The adapter in {folder} is damaged: {min(loaded.missing_keys):.200} is missing. Copy the adapter again, or train it again."
+            f"The adapter in {folder} is damaged: {min(loaded.missing_keys):.200} is missing. {peft_config.REMEDY}"
         )
 
 

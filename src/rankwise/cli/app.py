@@ -59,13 +59,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def command(function: Command) -> Command:
-    """Registers a function as a command: its parameters, dataclasses of options included, become flags."""
+    """Register a function as a command: its parameters, dataclasses of options included, become flags."""
     app.command(with_flags(function))
     return function
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs a command and exits, see `rankwise.cli.main`."""
+    """Run a command and exit; see `rankwise.cli.main`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     # PEFT imports bitsandbytes, which prints advice about kernels to download.
@@ -141,12 +141,12 @@ def people(json: bool) -> TextIO:
 
 
 def say(json: bool, line: str) -> None:
-    """Prints a line for people."""
+    """Print a line for people, with the arguments that it names as flags."""
     console.line(in_flags(line), people(json))
 
 
 def print_json(document: Any) -> None:
-    """Prints the one JSON object of a command. What is no number there, is null: JSON has no word for it."""
+    """Print the one JSON object of a command. NaN and infinity become null, because JSON has neither."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(inert.json(_with_null(document), ascii_only="utf" not in encoding.lower()))
 

@@ -30,10 +30,12 @@ NO_FLAGS = {(TableOptions, "train_file")}
 """Fields that a command fills in itself."""
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`|(?<![^\s(])([a-z_]+)=([\w-]*(?:\.\w+)*)(?!\S*=)")
 """How a message of the library writes an argument, with or without a value: `` `memory=` ``, `` `memory="fast"` ``, `memory=fast`."""
+OTHER_NAMES = {"base=": "--model", "head=False": "--no-head"}
+"""Arguments of the library whose flag is called otherwise."""
 
 
 def with_flags(command: Command) -> Command:
-    """Gives a command's parameters the annotations that cyclopts reads flags from; call it before the command is registered.
+    """Give a command's parameters the annotations that cyclopts reads flags from; call it before the command is registered.
 
     A parameter that is one of the library's dataclasses becomes a flag for each of its fields, groups of fields included.
     """
@@ -44,12 +46,12 @@ def with_flags(command: Command) -> Command:
 
 
 def flag(name: str) -> str:
-    """`batch_size` → `--batch-size`."""
+    """Return a name as a flag: `batch_size` → `--batch-size`."""
     return f"--{name.replace('_', '-')}"
 
 
 def in_flags(message: str) -> str:
-    """Rewrites the arguments that a library's message names as flags: `` `lr=` `` as `--lr`, `` `memory="fast"` `` as `--memory fast`.
+    """Rewrite the arguments that a library's message names as flags: `` `lr=` `` as `--lr`, `` `memory="fast"` `` as `--memory fast`.
 
     Names that no command has as a flag stay as they are.
     """
@@ -58,6 +60,8 @@ def in_flags(message: str) -> str:
         name, value = (
             one or other for one, other in zip(found.groups()[:2], found.groups()[2:], strict=True)
         )
+        if other := OTHER_NAMES.get(f"{name}={value or ''}"):
+            return other
         if name not in _names:
             return found.group()
         value = (value or "").strip("\"'")
@@ -83,7 +87,7 @@ class _CheckItself:
 
 
 def _annotated(hint: Any) -> Any:
-    """A parameter's type with what cyclopts has to know about it."""
+    """Return a parameter's type with what cyclopts has to know about it."""
     if is_dataclass(hint):
         group = HEADINGS.get(cast(type, hint))
         parameter = Parameter(name="*") if group is None else Parameter(name="*", group=group)
@@ -95,7 +99,7 @@ def _annotated(hint: Any) -> Any:
 
 @cache
 def _flags(kind: type) -> type:
-    """A dataclass with the fields of `kind`, annotated for cyclopts; calling it makes a `kind`."""
+    """Return a dataclass with the fields of `kind`, annotated for cyclopts; calling it makes a `kind`."""
     hints = get_type_hints(kind, include_extras=True)
     made = []
     for one in fields(kind):
@@ -109,7 +113,7 @@ def _flags(kind: type) -> type:
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:
-    """Reads a whole number; cyclopts itself would round 4.5 to 4 without a word."""
+    """Read a whole number; cyclopts itself would round 4.5 to 4 without a word."""
     (token,) = tokens
     try:
         return int(token.value)

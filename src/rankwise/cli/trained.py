@@ -102,6 +102,7 @@ def predict(
 
 
 def _open(adapter: Path, rows: TextOptions) -> "Trained":
+    """Open a trained adapter or model with the columns that the flags name."""
     from rankwise.adapters import predict
 
     label = rows.label if isinstance(rows, LabelOptions) else None

@@ -140,11 +140,11 @@ def train(
 
     if tensorboard:
         check_tensorboard()
-    if not files and config.table.dataset is None:
+    by_name = not files and config.table.dataset is None
+    if by_name:
         _refuse_table_options(config)
     if files:
         config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
-    by_name = not files and config.table.dataset is None
     _check_names([config.task] if by_name else [], [config.method], config.train.recipe)
     folder = RunFolder(out)
     _refuse_foreign(folder)
@@ -193,9 +193,8 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
             if folder.checkpoint is None:  # this is a new run, whatever the file of an earlier one says
                 folder.forget_request()
             folder.write_request(request, assigned)
-            from rankwise.runs.run import (
-                execute,
-            )  # slow to import: only once the folder is known to be writable
+            # slow to import: only once the folder is known to be writable
+            from rankwise.runs.run import execute
 
             with RunProgress(people(json)) as progress:
                 return execute(folder, progress)
@@ -218,7 +217,7 @@ def _interrupted(folder: Any, said: str) -> KeyboardInterrupt:
 
 @contextmanager
 def _alone(folder: Any) -> Iterator[None]:
-    """Refuses a folder in which another process is running."""
+    """Refuse a folder in which another process is running."""
     from filelock import FileLock, Timeout
 
     from rankwise.files import make_folder
@@ -241,7 +240,7 @@ def _alone(folder: Any) -> Iterator[None]:
 
 @contextmanager
 def _nothing_half_written(folder: Any) -> Iterator[None]:
-    """Removes a folder that this run made, if it ended before its first step."""
+    """Remove a folder that this run made, if it ended before its first step."""
     new = not folder.path.exists()
     try:
         yield
@@ -252,7 +251,7 @@ def _nothing_half_written(folder: Any) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: Any) -> None:
-    """Refuses a folder that holds a model or an adapter of something else than a run: it would be overwritten."""
+    """Refuse a folder that holds a model or an adapter of something else than a run: it would be overwritten."""
     names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors")
     held = [name for name in names if (folder.path / name).exists()]
     if held and not folder.has_run and not folder.finished:
@@ -283,7 +282,7 @@ def _refuse_table_options(config: RunConfig) -> None:
 
 
 def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
-    """Refuses an unknown task, method or recipe before anything is written or loaded."""
+    """Refuse an unknown task, method or recipe before anything is written or loaded."""
     from rankwise.runs import methods as known_methods
     from rankwise.runs import recipes
     from rankwise.tasks import registry
@@ -296,7 +295,7 @@ def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> N
 
 
 def _find_model(config: CompareConfig | RunConfig) -> str | None:
-    """Refuses a model that doesn't exist. Returns its name, or None if the adapter to start from names it."""
+    """Refuse a model that doesn't exist; return its name, or None if the adapter to start from names it."""
     from rankwise.models import hub
     from rankwise.runs import recipes
 
@@ -309,7 +308,7 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
 
 
 def _fetch(config: CompareConfig) -> None:
-    """Fetches the embedded model and data in this process, so that the download's progress is shown."""
+    """Fetch the embedded model and data in this process, so that the download's progress is shown."""
     from rankwise import downloads
     from rankwise.models import hub
     from rankwise.tasks import registry

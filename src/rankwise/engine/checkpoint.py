@@ -1,4 +1,4 @@
-"""A training's state on disk: trained weights, the optimizer's moments, what ranks and the method keep, and the step number.
+"""A training's state on disk: trained weights, Adam's moments, the state of the rank controller and of the method, and the step number.
 
     training.safetensors   model.NAME   optimizer.KEY.NAME   rank.KEY   method.KEY
     training.json          `Position`: step, seconds, and what the rank controller keeps beside tensors
@@ -57,7 +57,7 @@ class Position(_Read):
     """training.json.
 
     Attributes:
-        request: names what was asked for; a training for another request doesn't take this state.
+        request: names what was asked for; `load` refuses the state for a training with another request.
         step: optimizer steps taken.
         steps: of the whole training.
         seconds: of training so far.
@@ -267,10 +267,11 @@ def _check_hooks(tensors: Mapping[str, Tensor], left: set[str], training: Traini
             value, parameter = tensors[name], parameters.get(name.removeprefix("method.").partition(".")[2])
             if parameter is None:
                 continue
+            # a mask holds one entry for each of the parameter's, in another shape where the matrix has one column
             fits = (
                 value.shape == parameter.shape
                 if value.is_floating_point()
                 else value.numel() == parameter.numel()
             )
-            if not fits:  # a mask of a matrix with one column is a list
+            if not fits:
                 raise ValueError(f"{name} is {_shown(value)}, and the parameter {_shown(parameter)}")

@@ -1,4 +1,4 @@
-"""Checks, before a model is trained or run on rows, that it takes them: its tables have every token, token type and position.
+"""Check, before a model is trained or run on rows, that it takes them: its tables have every token, token type and position.
 
 A table that is too short would stop the run in the middle, on a GPU without saying where.
 """

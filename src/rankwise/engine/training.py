@@ -4,7 +4,7 @@
                     batch_schedule          compute                                                                  optim
 
 A `Training` is the whole state of a run. `autotune.tune` chooses how its batches are run, `profiling` which steps have their memory
-followed, and `checkpoint` writes and reads its state.
+tracked, and `checkpoint` writes and reads its state.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from rankwise.tasks.objectives import Objective, of_config
 WARMUP_STEPS = 3
 """First steps that don't count in rows/s, because they also pay for allocation and kernel selection."""
 MOST_SKIPPED = 10
-"""So many steps in a row without a finite gradient end a training."""
+"""Steps in a row without a finite gradient that end a training."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Training:
 
     @property
     def notes(self) -> list[str]:
-        """What happened so far that a healthy training doesn't have, in sentences."""
+        """A sentence for each kind of event that a healthy training doesn't have."""
         if self.rank is not None:
             return self.rank.notes
         n = self.skipped_steps
@@ -207,7 +207,7 @@ class Training:
         return self.batches.batch(self.step_number, all_rows=self.rank is None or self.rank.done)
 
     def memory(self) -> TensorMemory:
-        """Return what follows memory in a `with` block, knowing of which kind everything is that this training holds."""
+        """Return a context manager that tracks tensor memory, and knows the kind of every tensor that this training holds."""
         memory = TensorMemory(self.compute.device, self.model, self.copies, self.update.optimizer)
         memory.label("gradients", self.update.kept)
         memory.label("optimizer", statistics(self.rank))
@@ -217,7 +217,7 @@ class Training:
         """Take one optimizer step, and decide ranks where that is due. Call it inside `compute.running(model)`.
 
         Args:
-            profile: follow its memory and operations. That makes it slower, so it doesn't count in rows/s. A step after a change
+            profile: track its memory and operations. That makes it slower, so it doesn't count in rows/s. A step after a change
                 of ranks is always profiled. A pass over held-out rows is, too; its peak becomes the step's where it is the
                 highest so far.
 
@@ -245,7 +245,7 @@ class Training:
         return step
 
     def _was_resized(self) -> bool:
-        """Return whether ranks changed since the last step. The bytes that they take come out of the micro-batches' budget."""
+        """Adapt the micro-batches' memory budget to ranks that changed since the last step; return whether any did."""
         numbers = sum(p.numel() for p in self.update.parameters)
         before, self._numbers_then = self._numbers_then, numbers
         if before != numbers:

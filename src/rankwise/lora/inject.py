@@ -1,4 +1,4 @@
-"""Put LoRA layers into a model, and say what is trained besides them: the classification head, and modules that are new.
+"""Put LoRA layers into a model, and find what is trained besides them: the classification head, and modules that are new.
 
 Targets are named as PEFT names them: by the last part of a module's path (`query`), by a whole path, by a pattern
 (`encoder.layer.[0-5].*.value`), or as `all-linear`. The last stands for every linear layer of the pretrained body, BERT's pooler

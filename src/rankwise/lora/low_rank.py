@@ -18,8 +18,8 @@ class LowRankLayer:
         scaling: s.
         statistics: None, or a zero tensor [2·rank + 1, rank]; see `collect_statistics`. Its gradient holds Σ z·zᵀ, below it Σ dz·dzᵀ,
             and in the last row the number of tokens. The sums are over the tokens that the loss depends on.
-        replaced: A and B that others took the place of, by a state dict or by `resize`, since statistics are collected; None where
-            A and B have only been trained.
+        replaced: the A and B that a state dict or `resize` has replaced since statistics are collected; None where A and B have only
+            been trained.
     """
 
     lora_A: nn.Parameter
@@ -56,7 +56,7 @@ class LowRankLayer:
 
     @torch.no_grad()
     def resize(self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"]) -> None:
-        """Take other matrices, of any rank, 0 included; s = alpha/r follows the rank.
+        """Replace A and B by matrices of any rank, 0 included; s = alpha/r follows the rank.
 
         The parameters stay the same objects and lose their gradients.
 
@@ -74,7 +74,7 @@ class LowRankLayer:
             self.replaced = replaced
 
     def replaced_by(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what `replaced` is once A and B have these values; loading the first ones again makes it None."""
+        """Return what `replaced` becomes when A and B are set to these values: the first A and B, or None where these are the first."""
         if self.statistics is None or self.lora_A.is_meta:
             return None
         first = self.replaced or (self.lora_A.detach().clone(), self.lora_B.detach().clone())

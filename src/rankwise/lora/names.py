@@ -4,7 +4,7 @@ r"""How modules are named: by the end of a path, by a whole path, or by a patter
     `encoder.*\.query`    every module whose path, or a part of it from a point on, matches
     `anchored(path)`      this module and no other: `^encoder\.layer\.0\.query`
 
-A pattern may come from a file. Matching has a time limit, because some patterns take longer than anybody lives.
+A pattern may come from a file. Matching has a time limit, because some patterns take exponential time.
 Source: PEFT 0.21, `get_pattern_key`, `check_target_module_exists` and `_set_trainable`.
 """
 
@@ -23,7 +23,7 @@ from rankwise.errors import RankwiseError
 SECONDS = 1.0
 """A pattern that takes longer for one path is refused; others take microseconds."""
 PROCESS_SECONDS = 3.0
-"""The same for all paths together, in a process that has to start first."""
+"""Limit for one pattern and all paths together, the start of a process included."""
 
 
 def anchored(path: str) -> str:
@@ -78,6 +78,7 @@ def check_bounded(patterns: Sequence[str], paths: Sequence[str]) -> None:
             raise _endless(pattern, PROCESS_SECONDS, f"the paths of {len(paths)} modules") from None
 
 
+# the program of that process
 AS_PEFT = """
 import json, re, sys
 pattern, paths = json.load(sys.stdin)

@@ -3,8 +3,8 @@
     base layer(x) + s·lora_B(lora_A(dropout(x)))        lora_A, lora_B: nn.Linear of a named adapter
                               └─► z: statistics are collected here
 
-Whatever is done to a layer's rank is written to the adapter's config at once (`rank_pattern`, `alpha_pattern`). So `save_pretrained`
-and the checkpoints of a Trainer are right at any time. PEFT has no rank 0: such a layer is saved with one component of zeros.
+A change of a layer's rank is written to the adapter's config at once (`rank_pattern`, `alpha_pattern`). So `save_pretrained` and the
+checkpoints of a Trainer are right at any time. PEFT has no rank 0: such a layer is saved with one component of zeros.
 """
 
 import math
@@ -86,9 +86,8 @@ class PeftLayer(LowRankLayer):
         A, B = (state_dict.get(name) for name in names)
         if A is None or B is None:
             return
-        if (
-            A.ndim == B.ndim == 2 and A.shape[0] == 1 and not A.any() and not B.any()
-        ):  # as `_no_rank_0` writes it
+        # rank 0, as `_no_rank_0` writes it
+        if A.ndim == B.ndim == 2 and A.shape[0] == 1 and not A.any() and not B.any():
             A, B = A[:0], B[:, :0]
             state_dict |= zip(names, (A, B), strict=True)
         self.check_unmerged()
@@ -122,7 +121,7 @@ def peft_layers(model: nn.Module) -> dict[str, PeftLayer]:
     """Return the layers of the active LoRA adapter that PEFT has put into a model, by their paths in the base model.
 
     Args:
-        model: a `PeftModel`, or a model that `add_adapter` was called on; none of them where it is neither.
+        model: a `PeftModel`, or a model that `add_adapter` was called on. Other models have none.
 
     Raises:
         RankwiseError: the adapter isn't LoRA, is merged, isn't trained, or is of a kind whose rank can't be changed; several are

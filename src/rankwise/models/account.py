@@ -1,4 +1,4 @@
-"""Accounts for every key of a checkpoint and for every weight of the model that it was read into.
+"""Account for every key of a checkpoint and for every weight of the model that it was loaded into.
 
     a key of the file       taken │ of a head or pooler that this classifier doesn't have: unused │ else the checkpoint is refused
     a weight of the model   there │ of the head, or of a pooler that isn't there at all: new      │ else the checkpoint is refused
@@ -24,13 +24,13 @@ OLD_BUFFERS = re.compile(
 )
 """Constants that earlier versions of Transformers wrote beside the weights."""
 LORA = ("lora_A", "lora_B", "lora_scaling")
-"""What `lora.layer.LoRALinear` writes into a state dict, beside the weight and bias that the layer had before."""
+"""Entries that `lora.layer.LoRALinear` adds to a state dict, beside weight and bias."""
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a checkpoint and a model don't have in common, after everything that would be wrong was refused.
+    """How a checkpoint and a model differ, in ways that training may begin with; `account` refuses all others.
 
     Attributes:
         new: weights that were drawn, because the checkpoint doesn't have them or has them in another size.
@@ -49,7 +49,7 @@ class Account:
     adapted: tuple[str, ...] = ()
 
     def in_words(self) -> str:
-        """Return what training begins with that isn't pretrained, and what isn't used; empty where there is nothing to say."""
+        """Return sentences on which weights aren't pretrained and which aren't used; empty where there are none."""
         sentences = []
         if head := sorted(self.new - set(self._inside(self.new))):
             sentences.append(f"The head is new ({listed(head)}): {self._why_new(head)}.")

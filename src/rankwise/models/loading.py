@@ -36,9 +36,9 @@ CLASSIFIER = "single_label_classification"
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Number types of weights, as safetensors calls them."""
 LAYERS = 10_000
-"""More than any model has."""
+"""Configs with more layers than this are refused; no model has as many."""
 MARGIN = 100_000_000
-"""Parameters of a head that a checkpoint doesn't have, at most."""
+"""Parameters that a model may have beyond its checkpoint, for a new head."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _check_types(model: PreTrainedModel, path: str) -> None:
 
 
 def _without_other_head(model: PreTrainedModel, config: Any, found: Account) -> Account:
-    """Count a whole head as new that was trained for something else than whole texts, such as classes of tokens."""
+    """Count a whole head as new if it was trained for another task than classifying texts, such as classifying tokens."""
     heads = tuple(f"{path}." for path in body_and_heads(model)[1])
     weights = {name for name, _ in model.named_parameters() if name.startswith(heads or "\0")}
     names = config.architectures or []

@@ -64,7 +64,7 @@ class RankController:
     Attributes:
         layers: the LoRA layers that are trained, by module path. A layer whose A and B have `requires_grad=False` stays as it is.
         decisions: so far.
-        guard: notes, counts and refuses what a healthy training doesn't have.
+        guard: see `Guard`.
 
     Raises:
         ValueError: the model has no LoRA layers that are trained, or no rule has this name.
@@ -117,7 +117,7 @@ class RankController:
 
     @property
     def notes(self) -> list[str]:
-        """What happened that a healthy training doesn't have, in sentences."""
+        """A sentence for each kind of event that a healthy training doesn't have."""
         return self.guard.notes(self.steps_taken)
 
     @property
@@ -174,7 +174,7 @@ class RankController:
         gain_is_sure = gain.mean > self.config.confidence * gain.error
         scale = gain.mean if gain_is_sure else without_adapters.mean().item()  # what tolerances are shares of
         noise_tolerance = min(mean_and_error(losses)[1], self.config.noise_cap * scale)
-        if gain_is_sure:  # training has to learn again most of what a prune takes
+        if gain_is_sure:  # with few steps left, training can't make up for what a prune takes
             noise_tolerance *= min(1.0, (self.steps - self.steps_taken) / self.config.memory)
         limit = max(tolerance * scale, noise_tolerance)
         if self.resizer.pruned:

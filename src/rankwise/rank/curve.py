@@ -21,7 +21,7 @@ from rankwise.rank.pruning_rule import ranks_without
 STEP = 2**-0.5
 """Each size is this share of the one before it."""
 SIZES = 12
-"""Sizes below the whole; the last is none."""
+"""Sizes smaller than the whole adapter, at most; the last has no component."""
 
 Judge = Callable[[], tuple[Tensor, Mapping[str, float]]]
 """Returns the loss of each row with the model as it is, and its scores by metric."""
@@ -61,7 +61,7 @@ class Curve:
     rows: int
 
     def within_params(self, most: int) -> CurvePoint:
-        """Return the largest size of at most so many parameters.
+        """Return the largest size of at most `most` parameters.
 
         Raises:
             RankwiseError: no size with a component has so few.
@@ -75,7 +75,7 @@ class Curve:
         return fitting[0]
 
     def within_loss(self, share: float) -> CurvePoint:
-        """Return the smallest size whose loss increase is at most a share of the gain, and no larger size's is above it.
+        """Return the smallest size before the first whose loss increase is above a share of the gain.
 
         Args:
             share: of the gain, 0.01 for 1 %.
@@ -88,7 +88,7 @@ class Curve:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return the curve as plain values for JSON."""
         return {"rows": self.rows, "gain": self.gain, "points": [vars(point) for point in self.points]}
 
     @classmethod
@@ -109,7 +109,7 @@ def measure(controller: RankController, judge: Judge) -> Curve:
     order = controller.order(bases)
     whole, scores = judge()
     points = [CurvePoint(_params(controller, controller.ranks), controller.ranks, 0.0, 0.0, dict(scores))]
-    without = whole
+    without = whole  # losses of the last size, which has no component
     for kept in _sizes(len(order)):
         smaller = ranks_without(bases, order[: len(order) - kept])
         ranks = controller.ranks | smaller

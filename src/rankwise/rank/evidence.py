@@ -22,7 +22,7 @@ Losses = Callable[[], Float[Tensor, " examples"]]
 Matrices = dict[str, tuple[Tensor, Tensor]]
 """Module path → A [rank, d_in] and B [d_out, rank]."""
 LEVEL = 0.95
-"""Of the upper bound in `factor_bound`."""
+"""Level of the upper bound in `factor_bound`."""
 
 
 class HeldOutTest:
@@ -169,12 +169,14 @@ def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float
 
 
 def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:
-    """Return whether rows and statistics together allow a prune: neither the measured loss increase nor the bound on the expected one
-    is above the limit."""
+    """Return whether rows and statistics together allow a prune.
+
+    Neither the measured loss increase nor the bound on the expected one may be above the limit.
+    """
     bound = expected * factor_bound(increase.mean, increase.error, expected, prior_sd)
     return max(increase.mean, bound) <= limit
 
 
 def accept_prune_after_trial(increase: LossIncrease, limit: float) -> bool:
-    """Return whether a prune is carried out whose size a trial pruning has bounded already: its own loss increase is within the limit."""
+    """Return whether a prune that follows a trial pruning is carried out: its own loss increase is within the limit."""
     return increase.mean <= limit

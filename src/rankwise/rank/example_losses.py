@@ -29,7 +29,7 @@ class Examples(Protocol):
     def __getitem__(self, i: int, /) -> Any: ...
 
 
-def speaks(model: nn.Module) -> bool:
+def is_language_model(model: nn.Module) -> bool:
     """Return whether a model's outputs are tokens of its vocabulary."""
     base = _base(model)
     return _causal(base) or bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
@@ -64,7 +64,7 @@ def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _of_one_row(logits: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-    """Return the losses of examples that follow each other in one row; each begins at position 0."""
+    """Return the losses of examples that are packed into one row; each begins at position 0."""
     starts = (positions == 0).nonzero().flatten().tolist()
     sizes = [stop - start for start, stop in zip([0, *starts], [*starts, len(positions)], strict=True)]
     parts = zip(logits[0].split(sizes), labels[0].split(sizes), strict=True)

@@ -1,6 +1,6 @@
-"""What keeps rank decisions sound where a training isn't: numbers that aren't finite, ranks or layers that somebody else changed.
+"""Keep rank decisions sound in a training that isn't: numbers that aren't finite, ranks or layers that other code changed.
 
-A healthy training never gets here. Everything else is said in a sentence, counted, or refused.
+Each such event gets a note, is counted, or raises an error. In a healthy training none occurs.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from rankwise.rank.torch_optimizer import TorchOptimizer
 
 
 class Guard:
-    """Watches over the layers and the numbers of a `RankController`.
+    """Checks the layers and the numbers of a `RankController`.
 
     Args:
         model: without its wrappers.
@@ -44,7 +44,11 @@ class Guard:
         self._said: list[str] = []
 
     def notes(self, steps: int) -> list[str]:
-        """Return what happened in so many steps that a healthy training doesn't have, in sentences."""
+        """Return a sentence for each kind of event that a healthy training doesn't have.
+
+        Args:
+            steps: taken so far.
+        """
         found = list(self._said)
         if self.skipped_steps:
             found.append(
@@ -80,15 +84,15 @@ class Guard:
             return
         if scale is not None and not self._has_stepped:
             self._has_stepped = True
-            if scale != 1.0:  # what steps left that were skipped before has a scale that isn't known
+            if scale != 1.0:  # the statistics of steps skipped before this one have an unknown scale
                 statistics.sums = {}
         finite = statistics.update(1.0 if scale is None else scale)
         self._skipped = self._skipped + (~finite if isinstance(finite, Tensor) else 0)  # stays on the device
 
     def follow_layers(self, step: int) -> None:
-        """Begin anew where others gave layers other matrices: a state dict was loaded, for example.
+        """Discard what belongs to other weights, where layers got other matrices from outside, by a state dict for example.
 
-        Statistics and what was pruned are of other weights then, in all layers. Optimizer state is, in the layers that changed.
+        That is the statistics and the pruned components of all layers, and the optimizer state of the layers that changed.
 
         Raises:
             RankwiseError: the matrices are other parameters than the optimizer trains.
@@ -118,10 +122,10 @@ class Guard:
         )
 
     def check_layers(self) -> None:
-        """Refuse a model that has other LoRA layers by now, or merged ones.
+        """Check that the model still has the same LoRA layers, and that none is merged.
 
         Raises:
-            RankwiseError: it has.
+            RankwiseError: it has others, or one is merged.
         """
         with bare(self.model, peft=True) as plain:
             now = list(low_rank_layers(plain).values())
@@ -134,10 +138,10 @@ class Guard:
             layer.check_unmerged()
 
     def begin_check(self, held_out: HeldOutTest, step: int, kind: str) -> tuple[Tensor, Tensor] | None:
-        """Begin a check.
+        """Check the layers and evaluate held-out rows, at the start of a check.
 
         Returns:
-            The held-out losses with adapters and without, or None, and a note, where they say nothing.
+            The held-out losses [examples] with adapters and without. None where fewer than two are finite; a note then says so.
         """
         self.check_layers()
         whole, none = held_out.begin()

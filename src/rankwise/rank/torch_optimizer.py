@@ -43,8 +43,8 @@ class TorchOptimizer:
 
     Args:
         optimizer: may be wrapped.
-        layers: by module path; their ranks change. State of theirs that doesn't fit a new shape, or belongs to weights that others took
-            the place of, is forgotten before the next step.
+        layers: by module path; their ranks change. State that doesn't fit a new shape, or belongs to weights that were replaced, is
+            forgotten before the next step.
 
     Raises:
         RankwiseError: the optimizer is one of `REFUSED`, or doesn't train one of the matrices.
@@ -97,7 +97,7 @@ class TorchOptimizer:
                 self.optimizer.state[parameter].update(state)
 
     def follow_layers(self) -> None:
-        """Forget state of matrices that others took the place of, unless state was loaded with them, and state of another shape."""
+        """Forget the state of matrices that were replaced, unless state was loaded with them, and state of another shape."""
         for path, layer in self.layers.items():
             if layer.replaced is not None and layer.replaced is not self._followed.get(path):
                 self._followed[path] = layer.replaced

@@ -1,7 +1,7 @@
 """Adaptive rank in your own script around a Transformers `Trainer`, or one of TRL's trainers.
 
-rankwise.adapt(model)                                                              our layers, or PEFT's:
-model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
+rankwise.adapt(model)                                                              either our layers
+model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))       or PEFT's
 
 trainer = Trainer(model, …, eval_dataset=held_out)
 rankwise.find_ranks(trainer)
@@ -29,15 +29,14 @@ from rankwise.lora.wrappers import bare
 from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
-from rankwise.rank.example_losses import ExampleLosses, Examples, outputs_of, speaks
+from rankwise.rank.example_losses import ExampleLosses, Examples, is_language_model, outputs_of
 from rankwise.rank.pruning_rule import PruningRule
+from rankwise.tasks.losses import IGNORED
 from rankwise.tasks.objectives import of_config
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"
 DIGEST = "adapter_digest"
 """Key of `digest` among the values: a checkpoint belongs to the weights that it was written with."""
-NO_LABEL = -100
-"""Label of a row that has none, as in Transformers."""
 
 
 class RankCallback(TrainerCallback):
@@ -110,7 +109,7 @@ class RankCallback(TrainerCallback):
                 layer.collect_statistics(False)
             return
         collate = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
-        size = self.batch_size or (8 if speaks(model) else 64)
+        size = self.batch_size or (8 if is_language_model(model) else 64)
         loader = DataLoader(cast(Dataset[Any], self.held_out), size, collate_fn=collate)
         self._check_held_out(model, loader)
         self.controller = RankController(
@@ -297,12 +296,12 @@ def _to(value: Any, device: torch.device) -> Any:
 
 def has_label(labels: Tensor) -> Tensor:
     """Return for each row whether it has a label: bool [rows]."""
-    known = labels.isfinite() if labels.is_floating_point() else labels != NO_LABEL
+    known = labels.isfinite() if labels.is_floating_point() else labels != IGNORED
     return known.reshape(len(labels), -1).all(dim=1)
 
 
 def digest(layers: Mapping[str, LowRankLayer]) -> str:
-    """Identify the weights of adapters."""
+    """Return a SHA-256 of the matrices of layers, as 32 hexadecimal digits."""
     found = hashlib.sha256()
     for layer in layers.values():
         for matrix in (layer.lora_A, layer.lora_B):

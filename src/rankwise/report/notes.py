@@ -50,7 +50,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _wins(row: Row) -> bool:
-    """Whether a method is right on more rows than full fine-tuning."""
+    """Return whether a method is right on more rows than full fine-tuning."""
     return (row.only_this or 0) > (row.only_full or 0)
 
 

@@ -119,12 +119,12 @@ def _scores(runs: Mapping[int, Run]) -> dict[int, float]:
 
 
 def _headline(result: dict[str, Any]) -> dict[str, float]:
-    """The scores on the first validation split."""
+    """Return the scores on the first validation split."""
     return next(iter(result["scores"].values()), {})
 
 
 def _memory(results: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Peak tensor memory by kind in MB, of the run with the median total, so that the kinds still sum to it.
+    """Return the peak tensor memory by kind in MB, of the run with the median total, so that the kinds still sum to it.
 
     None where a run has none.
     """
@@ -136,6 +136,6 @@ def _memory(results: list[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    """The median, or None as soon as one run has no value: a median over some of them would mislead."""
+    """Return the median, or None as soon as one run has no value: a median over some of them would mislead."""
     values = list(values)
     return None if any(v is None for v in values) else statistics.median(v for v in values if v is not None)

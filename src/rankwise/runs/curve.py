@@ -1,4 +1,4 @@
-"""The curve of a run's adapter: its sizes, measured on validation rows once the training is over."""
+"""The curve of a run's adapter: the loss increase of its smaller sizes on validation rows, measured after training."""
 
 from typing import cast
 
@@ -11,7 +11,7 @@ from rankwise.runs.evaluation import labels
 from rankwise.runs.prepare import Prepared
 
 LEAST, ROWS_TRAINED_ON_PER_ROW = 200, 96
-"""Rows that sizes are evaluated on: so many, or one for so many that were trained on over all epochs, where there are more."""
+"""Sizes are evaluated on this many validation rows, or on one for every 96 rows trained on (over all epochs) where that is more."""
 
 
 def measure(run: Prepared) -> curve.Curve | None:

@@ -1,6 +1,6 @@
 """What a run reports while it works: events, plain dicts with the key `event` (start, step, rank, evaluate, note, result, error).
 
-What a run does beside training, for people, must never end it: `optional` reports a failure there, and the run goes on.
+Some of what a run writes is for people only. A failure there must not end the run: `optional` reports it and goes on.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def optional(what: str, emit: Emit) -> Iterator[None]:
     """Report an error in a `with` block and go on behind it.
 
     Args:
-        what: is missing then: `The model card`.
+        what: the subject of the note: `The model card`.
         emit: gets a `note`.
     """
     try:

@@ -1,7 +1,4 @@
-"""What run.json holds beside the request, checked where it is read: `facts`, which a resumed run repeats, and what a grid assigns.
-
-A file on disk may have been cut short, edited, or written by another version.
-"""
+"""Entries of run.json that a run itself reads: `facts`, which a resumed run repeats, and what a grid assigns; checked on reading."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -42,7 +39,7 @@ class EngineFacts(_Read):
 
 
 class Facts(_Read):
-    """Choices of a run when it began. What is only for people may be there, too."""
+    """What a run chose when it began. Entries that only people read may be there, too."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP: work ends at once, a training after its step, when its state can be saved.
 
-signal ─► `Interrupted` is raised ─► the command says what is so, and exits with 128 + the signal's number
-       └► in `deferred()`: kept until the work looks; a second signal is raised all the same
+signal ─► `Interrupted` is raised ─► the command says what was saved, and exits with 128 + the signal's number
+       └► in `deferred()`: kept until the work asks for it; a second signal raises `Interrupted` at once
 """
 
 import contextlib
@@ -24,19 +24,19 @@ _deferred = False
 
 @contextlib.contextmanager
 def listening(signals: Sequence[signal.Signals] = SIGNALS, *, to_the_end: bool = False) -> Iterator[None]:
-    """Have signals raise `Interrupted` in a `with` block. Those that the process was started deaf to stay unheard.
+    """Have signals raise `Interrupted` in a `with` block. Signals that the process was started to ignore stay ignored.
 
     Outside the main thread, which alone may set handlers, nothing changes.
 
     Args:
-        signals: to hear.
+        signals: to handle.
         to_the_end: the process ends with the block, so nothing is put back.
     """
     global _heard
     _heard = None
     main = threading.current_thread() is threading.main_thread()
-    heard = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN] if main else []
-    before = [(one, signal.signal(one, _hear)) for one in heard]
+    handled = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN] if main else []
+    before = [(one, signal.signal(one, _hear)) for one in handled]
     try:
         yield
     finally:
@@ -46,7 +46,7 @@ def listening(signals: Sequence[signal.Signals] = SIGNALS, *, to_the_end: bool =
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Keep a first signal in a `with` block, which asks the function that it gets whether there was one."""
+    """Keep a first signal from raising in a `with` block; yield a function that returns whether there was one."""
     global _deferred
     _deferred = True
     try:

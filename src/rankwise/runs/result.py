@@ -69,7 +69,7 @@ def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> Scores:
 
 
 def _save(run: Prepared, folder: RunFolder, *, keep_model: bool) -> None:
-    """Writes the adapter, or the whole model if no base stays as it was."""
+    """Write the adapter, or the whole model where the base was trained, too."""
     if run.adapted is not None:
         run.adapted.save(folder.path, run.source.name)
     elif run.method.frozen_base:

@@ -125,14 +125,14 @@ def _train(
     emit: Emit,
     interrupted: Callable[[], bool],
 ) -> None:
-    """Trains to the last step, or until early stopping ends the run.
+    """Train to the last step, or until early stopping ends the run.
 
     Raises:
         Interrupted: after a step, where `interrupted` says so.
     """
     training = run.training
     profiled = profiled_steps(training.batches, training.rows, training.compute)
-    pace = _Pace()  # after that: a checkpoint would save nothing of the time it takes
+    pace = _Pace()  # its clock starts here: a checkpoint wouldn't save the time of what comes before
     logged = len(training.decisions)
     if training.rank is not None and not folder.read_ranks():
         folder.append_ranks([start_line(training.rank.ranks)])
@@ -178,7 +178,7 @@ def _line(step: Step) -> dict[str, Any]:
 
 
 def _evaluate(run: Prepared, line: dict[str, Any], stopping: EarlyStopping, emit: Emit) -> None:
-    """Adds to a step's line what is evaluated after it: validation rows if asked for, held-out rows at the end of an epoch."""
+    """Add to a step's line what is evaluated after it: validation rows if asked for, held-out rows at the end of an epoch."""
     training, rows, every = run.training, run.rows, run.config.train.evaluate_every
     if every and line["step"] % every == 0:
         _, line["validation"] = evaluate(
@@ -250,6 +250,6 @@ class _Pace:
         return self._begun - self._written >= self._interval
 
     def wrote(self) -> None:
-        """Take note that a checkpoint was written since it was due; slow ones are written less often."""
+        """Record that the checkpoint that was due is written; slow ones are written less often."""
         self._written = time.perf_counter()
         self._interval = max(CHECKPOINT_SECONDS, (self._written - self._begun) / CHECKPOINT_SHARE)

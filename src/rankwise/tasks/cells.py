@@ -14,7 +14,7 @@ import numpy as np
 MISSING_WORDS = frozenset(
     ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "NONE", "#NA")
 )
-"""Words that other programs write, or read, where a value is missing. Here they are words."""
+"""Words that other programs write, or read, where a value is missing. Here they are ordinary text."""
 
 
 class OddCell(ValueError):
@@ -48,7 +48,7 @@ def _scalar(value: Any) -> Any:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a plain value is missing: nothing, or nothing but white space."""
+    """Return whether a plain value is missing: nothing, or nothing but white space."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
@@ -97,9 +97,8 @@ def class_name(value: Any, names: Sequence[str] = (), *, ids: bool = False) -> s
         if named or not names:
             return named or str(value)
         value = int(value)
-    if (
-        isinstance(value, float | Decimal) and is_whole(value) and abs(value) < 1e16
-    ):  # text has an exponent beyond
+    # from 1e16 on Python writes an exponent
+    if isinstance(value, float | Decimal) and is_whole(value) and abs(value) < 1e16:
         value = int(value)
     if isinstance(value, int) and ids and all(number(name) is None for name in names):
         return names[value] if 0 <= value < len(names) else _digits(value)
@@ -145,7 +144,7 @@ def whole_numbers(cells: Sequence[Any], names: Sequence[str]) -> list[Any]:
 
 
 def is_whole(value: float | Decimal) -> bool:
-    """Whether a number is finite and has no fraction."""
+    """Return whether a number is finite and has no fraction."""
     return bool(np.isfinite(float(value))) and value == int(value)
 
 

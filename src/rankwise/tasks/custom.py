@@ -1,4 +1,4 @@
-"""Your own table: what is to be learned from it, and which of its rows are kept for validation.
+"""Your own table: the task that is inferred from it, and which of its rows are kept for validation.
 
 reviews.csv | part-*.csv | owner/name on the hub ─► Table ─► Task (columns, problem, label names) ─► Dataset
 """
@@ -23,10 +23,11 @@ from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
 
 VALIDATION = 0.2
+"""Share of a table's rows that are split off for validation if none are given."""
 VALIDATION_ROWS = 2000
-"""Validation rows if none are given: this share of a table's rows, and about this many at most."""
+"""About the most that are."""
 FEW = 10
-"""Rows of a table in which each may have a label of its own."""
+"""In tables of fewer labelled rows, each row may have a class of its own."""
 LARGE = 100.0
 """Numbers beyond this are far from what a new head predicts at first."""
 

@@ -1,4 +1,4 @@
-"""CSV and TSV: the rule for quotes is found from the file as a whole, and what is malformed or can be read in two ways is refused."""
+"""CSV and TSV, read strictly. Whether quotes enclose cells is found from the whole file; what is malformed or ambiguous is refused."""
 
 import csv
 import re
@@ -106,10 +106,10 @@ def _records(name: str, text: str, delimiter: str) -> tuple[list[Record], tuple[
 
 
 def _refuse_swallowed(name: str, quoted: Sequence[Record], plain: Sequence[Record], delimiter: str) -> None:
-    """Refuse a row on several lines that may be a row on each: not all its cells have quotes, and each line has all fields, one of them a
-    cell that other rows have too.
+    """Refuse a row on several lines that may be one row a line.
 
-    So texts that begin and end with a bare quote are told from texts with line breaks, where other cells do have quotes.
+    It may be where some of its cells have no quotes, every line has all fields, and in one column the lines hold cells that rows on one
+    line have there, too. Texts that merely begin and end with a quote look like that.
     """
     width, by_line = len(quoted[0].fields), {record.begins: record.fields for record in plain}
     for record in quoted[1:]:
@@ -127,7 +127,7 @@ def _refuse_swallowed(name: str, quoted: Sequence[Record], plain: Sequence[Recor
 
 
 def _stands(cell: str, column: int, records: Sequence[Record]) -> bool:
-    """Whether a row on one line has this cell in that column."""
+    """Return whether a row on one line has this cell in that column."""
     rows = (record.fields for record in records[1:] if record.begins == record.ends)
     return bool(cell.strip()) and any(
         len(row) > column and row[column].strip() == cell.strip() for row in rows
@@ -135,7 +135,7 @@ def _stands(cell: str, column: int, records: Sequence[Record]) -> bool:
 
 
 def _even(records: Sequence[Record]) -> bool:
-    """Whether every row has as many fields as the header."""
+    """Return whether every row has as many fields as the header."""
     return all(len(record.fields) == len(records[0].fields) for record in records)
 
 

@@ -57,7 +57,7 @@ SAVED_DATASET = ("dataset_dict.json", "state.json")
 
 @dataclass(frozen=True)
 class OnDemand(Mapping[str, Sequence[Any]]):
-    """Columns that are made when they are asked for: there may be thousands, or some that can't be read.
+    """Columns that are made when they are asked for: there may be thousands, and some may be unreadable.
 
     Attributes:
         names: of the columns, in order.
@@ -111,7 +111,7 @@ class Table:
 
         Args:
             name: of the column.
-            argument: of the library that names the column, for the message.
+            argument: the library's argument that gives the column, for the message.
 
         Raises:
             RankwiseError: there is no such column, or Python has no value for one of its cells.
@@ -123,9 +123,8 @@ class Table:
         try:
             values = self.columns[name]
             return values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)  # pyright: ignore[reportAttributeAccessIssue]
-        except (
-            Exception
-        ) as error:  # damaged bytes, dates beyond Python's, unknown time zones: each raises its own
+        # damaged bytes, dates beyond Python's, unknown time zones: each raises its own
+        except Exception as error:
             raise RankwiseError(
                 f"{self.name}: column {name!r} can't be read ({_first_line(error)}). Write it as text or numbers."
             ) from error
@@ -206,7 +205,7 @@ def join(tables: Sequence[Table]) -> Table:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of the `datasets` library."""
+    """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
     return any(os.path.isfile(path / name) for name in SAVED_DATASET)  # noqa: PTH113 (takes names of any length)
 
 
@@ -260,7 +259,11 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _kind(path: Path, content: bytes) -> str:
-    """Return the kind that its name says, unless the first bytes contradict it."""
+    """Return the kind of a file by its suffix.
+
+    Raises:
+        RankwiseError: the first bytes contradict it.
+    """
     foreign = next((kind for start, kind in FOREIGN.items() if content.startswith(start)), None)
     foreign = "a bzip2 file" if BZIP2.match(content) else foreign
     if foreign is not None:

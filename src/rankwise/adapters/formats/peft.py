@@ -21,7 +21,7 @@ def notes(adapter: Adapter) -> tuple[str, ...]:
     if len(ranks) > 1:
         lines.append(
             f"Ranks go from {min(ranks)} to {highest}. PEFT reads that; vLLM takes one rank and alpha for all layers: "
-            f"--uniform-rank {highest} fills up with zeros."
+            f"`uniform_rank={highest}` pads with zeros."
         )
     elif highest > MAX_RANK:
         lines.append(
@@ -32,7 +32,7 @@ def notes(adapter: Adapter) -> tuple[str, ...]:
         served = set(adapter.modules_to_save) <= SERVED_HEADS
         lines.append(
             f"The file holds trained modules ({heads}). vLLM {'serves them only in later versions' if served else 'never serves them'}: "
-            "leave them out with --no-head, or serve the merged model (rankwise merge)."
+            "leave them out with `head=False`, or serve the merged model (rankwise merge)."
         )
     return tuple(lines)
 
