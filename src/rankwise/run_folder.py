@@ -238,7 +238,7 @@ class RunFolder:
         """Remove run.json, so that a run without a checkpoint begins anew and chooses anew."""
         self._run.unlink(missing_ok=True)
 
-    def remove_request(self) -> None:
+    def remove_unstarted(self) -> None:
         """Remove the folder, if it holds nothing but a request and logs without a step; otherwise it stays as it is."""
         begun = {self._run.name, self._steps.name, self._ranks.name, ".lock"}
         with contextlib.suppress(OSError):

@@ -67,9 +67,9 @@ def report(
     if not watch:
         _report(out, json)
         return
-    console = people(json)
-    document = report.watch(out, lambda document: report.show_progress(document, console))
-    report.show(document, console)
+    stream = people(json)
+    document = report.watch(out, lambda document: report.show_progress(document, stream))
+    report.show(document, stream)
     if json:
         print_json(report.to_json(document))
 
@@ -246,7 +246,7 @@ def _nothing_half_written(folder: Any) -> Iterator[None]:
         yield
     except BaseException:
         if new:
-            folder.remove_request()
+            folder.remove_unstarted()
         raise
 
 

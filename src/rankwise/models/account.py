@@ -51,7 +51,7 @@ class Account:
     def in_words(self) -> str:
         """Return sentences on which weights aren't pretrained and which aren't used; empty where there are none."""
         sentences = []
-        if head := sorted(self.new - set(self._inside(self.new))):
+        if head := sorted(self.new - set(self.inside(self.new))):
             sentences.append(f"The head is new ({listed(head)}): {self._why_new(head)}.")
         if self.modules:
             sentences.append(f"Also new: {listed(self.modules)}, which the checkpoint doesn't have.")
@@ -59,7 +59,8 @@ class Account:
             sentences.append(f"Not used of the checkpoint: {listed(self.unused)}.")
         return " ".join(sentences)
 
-    def _inside(self, names: Iterable[str]) -> list[str]:
+    def inside(self, names: Iterable[str]) -> list[str]:
+        """Return those of some weights that are in `modules`."""
         return [name for name in names if name.startswith(tuple(f"{path}." for path in self.modules))]
 
     def _why_new(self, head: Sequence[str]) -> str:
@@ -176,7 +177,7 @@ def check_whole(account: Account, given: Iterable[str], what: str) -> None:
         RankwiseError: some were.
     """
     if lacking := sorted(account.new - set(given)):
-        head = [name for name in lacking if name not in account._inside(lacking)]
+        head = [name for name in lacking if name not in account.inside(lacking)]
         part = "no head" if head else "no pooler"
         sizes = next((account.resized[name] for name in lacking if name in account.resized), None)
         why = (

@@ -33,12 +33,12 @@ def compress(controller: RankController) -> list[Decision]:
     config, made = controller.config, len(controller.decisions)
     bases = controller.bases()
     order = controller.order(bases)
-    whole, none = controller.held_out.begin()
+    whole, without_adapters = controller.held_out.begin()
     if len(whole) < 2:
         raise RankwiseError(
             "The adapter can't be compressed: fewer than two held-out rows have a finite loss with it."
         )
-    gain = LossIncrease.of(none - whole)
+    gain = LossIncrease.of(without_adapters - whole)
     limit, total = config.tolerance * max(gain.mean, 0.0), sum(importance for importance, _ in order)
 
     def decide(kept: int) -> Decision:

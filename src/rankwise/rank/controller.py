@@ -188,14 +188,14 @@ class RankController:
             self._prune_all(bases, order, gain, limit)
 
     def _prune_after_trials(
-        self, bases: dict[str, Basis], order: Order, whole: Tensor, limit: float, allowance: Allowance
+        self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float, allowance: Allowance
     ) -> None:
         """Evaluate a trial pruning, bolder than the prune that follows from it; evaluate that prune, and make it if it passes."""
         config, share = self.config, limit / allowance.gain
         evaluated: tuple[Proposal, LossIncrease] | None = None
         for _ in range(config.trials):
             if evaluated is None:
-                evaluated = self._evaluate(bases, self.propose(bases, order, share), whole)
+                evaluated = self._evaluate(bases, self.propose(bases, order, share), losses)
             trial, increase = evaluated
             if not increase.finite:
                 self._not_finite(f"without {trial.components} components")
@@ -209,7 +209,7 @@ class RankController:
             proposal = self.propose(bases, order, share)
             if proposal.components < config.smallest_prune * len(order):
                 return
-            evaluated = self._evaluate(bases, proposal, whole)
+            evaluated = self._evaluate(bases, proposal, losses)
             increase, expected = evaluated[1], proposal.share * allowance.gain
             if not increase.finite:
                 continue
@@ -244,37 +244,37 @@ class RankController:
         evidence = self.guard.begin_check(self.held_out, self.steps_taken, "grow")
         if evidence is None:
             return
-        whole, none = evidence
-        gain = (none - whole).mean().item()
+        losses, without_adapters = evidence
+        gain = (without_adapters - losses).mean().item()
         layers = {path: self.layers[path] for path in short}
         shorter = {path: layer.rank - 1 for path, layer in layers.items()}
-        lack = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, shorter)) - whole)
-        if not lack.finite:
+        increase = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, shorter)) - losses)
+        if not increase.finite:
             self._not_finite("without the last component of some layers")
             return
         limit = tolerance * max(gain, 0.0)
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
-        accepted = accept_addition(lack, limit, self.config.confidence)
-        self._carry_out(self.decision("grow", accepted, lack, limit, twice))
+        accepted = accept_addition(increase, limit, self.config.confidence)
+        self._carry_out(self.decision("grow", accepted, increase, limit, twice))
 
-    def _restore(self, whole: Tensor, limit: float) -> Tensor:
+    def _restore(self, losses: Tensor, limit: float) -> Tensor:
         """Bring back what the last prune removed, where held-out rows miss it by now; return the losses after that."""
         both: Matrices = {}
         for path, pruned in self.resizer.pruned.items():
             layer = self.layers[path]
             both[path] = torch.cat([layer.lora_A, pruned.A]), torch.cat([layer.lora_B, pruned.B], dim=1)
-        with_it = self.held_out.losses_with(both)
-        lack = LossIncrease.of(whole - with_it)
-        if not lack.finite:
+        restored = self.held_out.losses_with(both)
+        increase = LossIncrease.of(losses - restored)
+        if not increase.finite:
             self._not_finite("with what the last prune removed")
             self.resizer.pruned = {}
-            return whole
+            return losses
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
-        accepted = accept_addition(lack, limit, self.config.confidence)
-        decision = self.decision("restore", accepted, lack, limit, ranks)
+        accepted = accept_addition(increase, limit, self.config.confidence)
+        decision = self.decision("restore", accepted, increase, limit, ranks)
         self._carry_out(decision)
         self.resizer.pruned = {}
-        return with_it if decision.accepted else whole
+        return restored if decision.accepted else losses
 
     def _not_finite(self, where: str) -> None:
         self.guard.say(self.steps_taken, f"held-out losses aren't finite {where}.")
@@ -322,11 +322,11 @@ class RankController:
         return Decision(self.steps_taken, kind, accepted, changes, before, *increase, limit, expected, factor)
 
     def _evaluate(
-        self, bases: Mapping[str, Basis], proposal: Proposal, whole: Tensor
+        self, bases: Mapping[str, Basis], proposal: Proposal, losses: Tensor
     ) -> tuple[Proposal, LossIncrease]:
-        """Evaluate a prune on held-out rows, against their losses `whole`."""
-        losses = self.held_out.losses_with(self.matrices(bases, proposal.ranks))
-        return proposal, LossIncrease.of(losses - whole)
+        """Evaluate a prune on held-out rows, against their `losses` as the model is."""
+        pruned = self.held_out.losses_with(self.matrices(bases, proposal.ranks))
+        return proposal, LossIncrease.of(pruned - losses)
 
     def _carry_out(self, decision: Decision) -> None:
         """Record a decision, and resize the layers where the proposal was accepted."""

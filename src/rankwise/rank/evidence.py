@@ -45,12 +45,12 @@ class HeldOutTest:
         Examples for which one of the two isn't finite are left out of the whole check.
         """
         self.compared = None
-        whole, none = self.losses_with({}), self.losses_without_adapters()
-        finite = whole.isfinite() & none.isfinite()
+        losses, without_adapters = self.losses_with({}), self.losses_without_adapters()
+        finite = losses.isfinite() & without_adapters.isfinite()
         if finite.all():
-            return whole, none
+            return losses, without_adapters
         self.compared = finite
-        return whole[finite], none[finite]
+        return losses[finite], without_adapters[finite]
 
     @contextmanager
     def replaced(self, matrices: Matrices) -> Iterator[None]:
@@ -158,9 +158,9 @@ def factor_bound(increase: float, error: float, expected: float, prior_sd: float
 # Acceptance rules: is a proposal carried out?
 
 
-def accept_addition(lack: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:
+def accept_addition(increase: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:
     """Return whether components are to be added: the lower bound of the loss increase without them is above the limit."""
-    return lack.mean - confidence * lack.error > limit
+    return increase.mean - confidence * increase.error > limit
 
 
 def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:

@@ -144,11 +144,11 @@ class Guard:
             The held-out losses [examples] with adapters and without. None where fewer than two are finite; a note then says so.
         """
         self.check_layers()
-        whole, none = held_out.begin()
+        losses, without_adapters = held_out.begin()
         left_out = 0 if held_out.compared is None else int((~held_out.compared).sum())
-        few = f"no decision whether to {kind}" if len(whole) < 2 else "they are left out"
+        few = f"no decision whether to {kind}" if len(losses) < 2 else "they are left out"
         if left_out:
             self.say(step, f"the losses of {left_out} held-out rows aren't finite; {few}.")
-        elif len(whole) < 2:
+        elif len(losses) < 2:
             self.say(step, f"there are fewer than two held-out rows; {few}.")
-        return None if len(whole) < 2 else (whole, none)
+        return None if len(losses) < 2 else (losses, without_adapters)

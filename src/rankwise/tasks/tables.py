@@ -132,9 +132,9 @@ class Table:
     def where(self, rows: Sequence[int]) -> str:
         """Return `line 7` or `lines 7, 9, 12 and 40 more`, for a message."""
         unit = "row" if self.lines is None else "line"
-        shown = [str(row + 1 if self.lines is None else self.lines[row]) for row in rows[:5]]
+        places = [str(row + 1 if self.lines is None else self.lines[row]) for row in rows[:5]]
         more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-        return f"{unit}{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
+        return f"{unit}{'s' if len(rows) > 1 else ''} {', '.join(places)}{more}"
 
 
 def shown(names: Iterable[str], most: int = 10) -> str:
