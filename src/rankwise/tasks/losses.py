@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 IGNORED = -100
-"""Transformers' label of a token that has none."""
+"""Transformers' label of a token or row that has none."""
 
 
 def cross_entropy(
