@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A deadline would fail a test because the machine is busy. `--hypothesis-profile thorough` searches longer.
 settings.register_profile("quick", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=200)
-settings.register_profile("exhaustive", deadline=None, max_examples=1000)
+settings.register_profile("exhaustive", deadline=None, max_examples=2000)
 settings.load_profile("quick")
 
 runtime_types.install("rankwise")

@@ -111,7 +111,9 @@ def test_a_damaged_adapter_that_is_read_computes_what_peft_computes(whole, tmp_p
         with warnings.catch_warnings(), contextlib.suppress(RankwiseError):
             warnings.simplefilter("ignore")
             ours = rankwise.load(folder, base=str(whole / "base")).eval()(ids).logits
-            if not ours.isfinite().all():  # a number so large that sums overflow; `evaluate` refuses such logits
+            if (
+                not ours.isfinite().all()
+            ):  # a number so large that sums overflow; `evaluate` refuses such logits
                 continue
             try:
                 peft = PeftModel.from_pretrained(kind.from_pretrained(whole / "base"), str(folder))

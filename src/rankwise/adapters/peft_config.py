@@ -128,7 +128,7 @@ class LoraConfig(Config):
         if any(names.ends_in(part, self.saved_whole) for part in names.parts(path)):
             return False
         targets = self.target_modules
-        if targets is None or targets == "all-linear" or path in targets:
+        if targets is None or targets == "all-linear" or (isinstance(targets, list) and path in targets):
             return True
         return _named(targets, path) and self._in_layers(path)
 
