@@ -15,6 +15,8 @@ from rankwise.rank.components import (
     find_basis,
     identity_basis,
 )
+from rankwise.rank.controller import RankController
+from rankwise.rank.statistics import all_finite
 from rankwise.rank.torch_optimizer import TorchOptimizer
 
 
@@ -242,3 +244,76 @@ def test_a_basis_of_a_padded_layer_or_one_of_a_higher_rank_than_it_can_use_is_fi
     torch.testing.assert_close(B @ A, adapted.lora_B @ adapted.lora_A)
     used = min(rank - empty, 10)
     assert (basis.importance[used:] <= 1e-9 * basis.importance[0]).all()
+
+
+EXTREMES = {
+    torch.float16: (0.0, 6e-8, 1.0, 6e4),
+    torch.float32: (0.0, 1e-45, 1e-30, 1.0, 1e30, 3e38),
+    torch.float64: (0.0, 5e-324, 1e-160, 1.0, 1e160, 1e308),
+}
+EVENTS = ("sort", 2, 7, 0, "restore", "sort", 3, "restore")
+
+
+def extreme(dtype: torch.dtype, generator: torch.Generator, *shape: int) -> torch.Tensor:
+    """Numbers of one magnitude or two."""
+    ends = torch.tensor(EXTREMES[dtype], dtype=dtype)
+    two = ends[torch.randint(len(ends), (2,), generator=generator)]
+    return two[torch.randint(2, shape, generator=generator)] * torch.rand(shape, generator=generator).to(
+        dtype
+    )
+
+
+def extreme_controller(dtype: torch.dtype, seed: int) -> tuple[RankController, LoRALinear]:
+    """A, B, their statistics and Adam's moments at the ends of what their dtype holds."""
+    generator, adapted = torch.Generator().manual_seed(seed), layer(d_in=6, d_out=5, dtype=dtype)
+    optimizer = torch.optim.AdamW([adapted.lora_A, adapted.lora_B])
+    controller = RankController(adapted, lambda: torch.zeros(2), 100, optimizer)
+    for matrix in (adapted.lora_A, adapted.lora_B):
+        value, mean, squares = (extreme(dtype, generator, *matrix.shape) for _ in range(3))
+        matrix.data.copy_(value)
+        optimizer.state[matrix] = {"step": torch.tensor(1.0), "exp_avg": mean, "exp_avg_sq": squares}
+    z, dz = (extreme(dtype, generator, 20, 4) for _ in range(2))
+    tokens = torch.full((1, 4), 20.0, dtype=dtype)
+    controller.statistics.sums[""] = torch.cat([z.t() @ z, dz.t() @ dz, tokens]).nan_to_num()
+    return controller, adapted
+
+
+@pytest.mark.parametrize("dtype", EXTREMES, ids=str)
+@torch.no_grad()
+def test_no_resize_writes_a_number_that_is_not_finite(dtype):
+    for seed in range(100):
+        controller, adapted = extreme_controller(dtype, seed)
+        for event in EVENTS:
+            if event == "sort":
+                controller.sort()
+            elif event == "restore":
+                controller.resizer.restore(controller.bases())
+            else:
+                controller.resizer.resize({"": (adapted.rank, event)}, controller.bases(), 1)
+            states = [controller.optimizer.state(matrix) for matrix in (adapted.lora_A, adapted.lora_B)]
+            assert all_finite(value for state in states for value in state.values()), (seed, event)
+            assert all_finite([adapted.lora_A, adapted.lora_B, controller.statistics.of("")]), (seed, event)
+
+
+@pytest.mark.parametrize("zero", ["lora_A", "lora_B", "z", "less than zero"])
+def test_a_layer_that_does_nothing_has_a_finite_basis(zero):
+    adapted = layer()
+    moments, *_ = passed(adapted)
+    with torch.no_grad():
+        if zero in ("lora_A", "lora_B"):
+            getattr(adapted, zero).zero_()
+        else:
+            moments[:4] = 0.0 if zero == "z" else -1e-30 * torch.eye(4)
+    basis = find_basis(adapted, moments)
+    assert all_finite((basis.T, basis.inverse, *basis.matrices(adapted)))
+    assert not basis.importance.any()
+
+
+def test_squares_that_overflowed_are_the_largest_number_in_another_basis():
+    adapted, optimizer, _ = stepped()
+    moments = torch.cat([torch.eye(4), torch.eye(4), torch.full((1, 4), 7.0)])
+    optimizer.state[adapted.lora_A]["exp_avg_sq"][0, 0] = torch.inf
+    resized, _ = change(adapted, moments, identity_basis(adapted), None, TorchOptimizer(optimizer))
+    largest = torch.finfo(adapted.lora_A.dtype).max
+    assert resized[adapted.lora_A][1]["exp_avg_sq"][0, 0] == pytest.approx(largest)
+    assert all_finite(resized[adapted.lora_A][1].values())

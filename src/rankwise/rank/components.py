@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.lora.low_rank import LowRankLayer, replace_value
+from rankwise.rank.statistics import all_finite
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Basis:
         """Return the second moments of z' and dz', from those of z and dz."""
         rank = self.T.shape[1]
         zz, dd = precise(statistics[:rank]), precise(statistics[rank : 2 * rank])
-        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse]).to(statistics)
+        rows = torch.cat([self.T @ zz @ self.T.t(), self.inverse.t() @ dd @ self.inverse])
+        rows = rows.to(statistics).nan_to_num()  # what the dtype can't hold is its largest number
         tokens = statistics[-1:, :1].expand(1, rows.shape[1])  # of rank 0 there is no entry to hold them
         return torch.cat([rows, tokens])
 
@@ -69,6 +71,8 @@ def find_basis(layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]
     columns of B orthogonal. The diagonal D gives each component the layer's own ratio ‖A‖ / ‖B‖, so that neither factor learns faster
     than before. The importance of component i is tokens · E[z'_i²] · E[dz'_i²].
 
+    Everything returned is finite. Where A, B or z are zero, or too small or too large to compute with, that is `identity_basis`.
+
     Args:
         layer: left as it is.
         statistics: second moments of its z and dz; statistics = 2·rank + 1.
@@ -77,12 +81,17 @@ def find_basis(layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]
     tokens = statistics[-1, 0].clamp_min(1.0)
     zz, dd = statistics[:rank] / tokens, statistics[rank : 2 * rank] / tokens
     A, B = precise(layer.lora_A), precise(layer.lora_B)
-    if not B.any() or not zz.any():
+    if not zz.any() or not all(matrix.norm() > 0 for matrix in (A, B)):
         return identity_basis(layer)
     values, vectors = torch.linalg.eigh(zz)
+    if values[-1] < SMALLEST:  # rounding leaves less than nothing where z is zero
+        return identity_basis(layer)
     values = values.clamp_min(1e-6 * values[-1])  # directions that z never takes must not divide by zero
     root, unroot = (vectors * values ** (0.5 * sign) @ vectors.t() for sign in (1, -1))
-    V = torch.linalg.svd(B @ root, full_matrices=rank > B.shape[0]).Vh  # of a high rank, all directions
+    outputs = B @ root
+    if not all_finite([outputs]):
+        return identity_basis(layer)
+    V = torch.linalg.svd(outputs, full_matrices=rank > B.shape[0]).Vh  # of a high rank, all directions
     T, inverse = V @ unroot, root @ V.t()
     a, b = (T @ A).norm(dim=1), (B @ inverse).norm(dim=0)
     # components that do nothing, as in a padded layer, must not divide by zero
@@ -92,7 +101,12 @@ def find_basis(layer: LowRankLayer, statistics: Float[Tensor, "statistics rank"]
         tokens * torch.einsum("ij,jk,ik->i", T, zz, T) * torch.einsum("ji,jk,ki->i", inverse, dd, inverse)
     )
     order = importance.argsort(descending=True, stable=True)
-    return Basis(T[order], inverse[:, order], importance[order])
+    basis = Basis(T[order], inverse[:, order], importance[order])
+    return basis if all_finite((basis.T, basis.inverse, basis.importance)) else identity_basis(layer)
+
+
+SMALLEST = 1e-290
+"""E[z²] that can be divided by, after it is multiplied by 1e-6."""
 
 
 class Components(NamedTuple):
@@ -112,7 +126,7 @@ class Components(NamedTuple):
         """Return the same function for a layer whose s is divided by c²: z grows with A, and dz = s·dy·B falls."""
         rank = self.A.shape[0]
         zz, dd, tokens = self.statistics[:rank], self.statistics[rank : 2 * rank], self.statistics[2 * rank :]
-        return Components(c * self.A, c * self.B, torch.cat([c**2 * zz, dd / c**2, tokens]))
+        return Components(c * self.A, c * self.B, torch.cat([c**2 * zz, dd / c**2, tokens]).nan_to_num())
 
 
 @runtime_checkable
@@ -159,7 +173,7 @@ def change(
         c: factor on A and B, for a layer whose scaling becomes s / c²; the function then stays as it is.
 
     Returns:
-        A and B with their optimizer state, for `OptimizerState.resize`; and the new statistics.
+        A and B with their optimizer state, for `OptimizerState.resize`; and the new statistics. State and statistics are finite.
     """
     rank = layer.rank
     zz, dd = precise(statistics[:rank]), precise(statistics[rank : 2 * rank])
@@ -189,21 +203,25 @@ def _carry(
     """Return the optimizer's state of a parameter whose gradient G [rank, d] becomes P·G.
 
     First moments change as gradients do. Second moments become E[(Σₖ Pᵢₖ·Gₖ)²]. The correlations over k in it are those of `products`,
-    the sums of products of z, or of dz. State that isn't in the parameter's shape stays.
+    the sums of products of z, or of dz. State that isn't in the parameter's shape stays. What is carried is finite, even if `state` isn't.
     """
-    spread = products.diagonal().sqrt().clamp_min(1e-30)
+    # Of components whose z or dz is zero, rounding leaves squares below zero, and products too large for their squares.
+    spread = products.diagonal().clamp_min(0.0).sqrt().clamp_min(1e-30)
     correlation = products / (spread[:, None] * spread)
+    correlation = torch.where(correlation.abs() < 1.01, correlation, 0.0)  # NaN is not below it, either
     correlation.fill_diagonal_(1.0)
     carried: dict[str, Tensor] = {}
     for key, value in state.items():
         if value.shape != shape:
             carried[key] = value
-        elif key in SQUARES:
-            terms = P[:, :, None] * precise(value).sqrt()  # [new, rank, d]
-            squares = torch.einsum("ikd,kl,ild->id", terms, correlation, terms)
-            carried[key] = squares.clamp_min(0.0).to(value)
+            continue
+        finite = precise(value.nan_to_num())
+        if key in SQUARES:
+            terms = P[:, :, None] * finite.sqrt()  # [new, rank, d]
+            rows = torch.einsum("ikd,kl,ild->id", terms, correlation, terms).clamp_min(0.0)
         else:
-            carried[key] = (P @ precise(value)).to(value)
+            rows = P @ finite
+        carried[key] = rows.to(value).nan_to_num()
     return carried
 
 
@@ -213,7 +231,7 @@ def _extend(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
     for key, value in state.items():
         if value.ndim == 2:
             usual = (
-                value.mean(dim=0, keepdim=True)
+                value.mean(dim=0, keepdim=True).nan_to_num()
                 if key in SQUARES and len(value)
                 else value.new_zeros(1, value.shape[1])
             )

@@ -10,7 +10,7 @@ from rankwise.lora.low_rank import LowRankLayer
 from rankwise.lora.scaling import rank_change_factor
 from rankwise.rank.components import Basis, Components, OptimizerState, change, identity_basis
 from rankwise.rank.pruning_rule import PruningRule
-from rankwise.rank.statistics import Statistics
+from rankwise.rank.statistics import Statistics, all_finite
 
 Change = tuple[Basis, Components | None, float]
 """Of a layer: what stays, what comes beside it, and the factor on A and B."""
@@ -58,7 +58,7 @@ class Resizer:
         """Prune layers, or let them grow.
 
         A lower rank keeps the most important components; the others can be restored. A higher one adds components that change nothing
-        yet, and what was pruned before is forgotten.
+        yet, and what was pruned before is forgotten. A layer stays as it is where its dtype can't hold the new matrices.
 
         Args:
             changes: module path → (rank before, rank after).
@@ -96,13 +96,17 @@ class Resizer:
 
     def _apply(self, changed: Mapping[str, Change]) -> None:
         new: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
+        fitting: dict[str, Change] = {}
         for path, (basis, added, c) in changed.items():
-            resized, self.statistics.sums[path] = change(
-                self.layers[path], self.statistics.of(path), basis, added, self.optimizer, c
-            )
-            new |= resized
+            layer = self.layers[path]
+            resized, sums = change(layer, self.statistics.of(path), basis, added, self.optimizer, c)
+            if all_finite(matrix for matrix, _ in resized.values()):
+                self.statistics.sums[path], fitting[path] = sums, changed[path]
+                new |= resized
+            else:
+                self.pruned.pop(path, None)
         self.optimizer.resize(new)
-        for path, (basis, added, c) in changed.items():
+        for path, (basis, added, c) in fitting.items():
             self.layers[path].scaling /= c**2
             self.layers[path].collect_statistics()
             self.ranks[path] = self.layers[path].rank
