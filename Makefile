@@ -70,7 +70,7 @@ $(VENV)/.installed-docs: $(STAMP)
 
 # What --help says, as a page.
 docs/reference/commands.md: $(VENV)/.installed-docs $(wildcard src/rankwise/cli/*.py) src/rankwise/config.py
-	@$(BIN)/python -c 'from rankwise.cli import app; print(app.generate_docs())' > $@
+	@$(BIN)/python -c 'from rankwise.cli.commands import app; print(app.generate_docs())' > $@
 
 docs: docs/reference/commands.md  ## the documentation site in site/; a warning is an error
 	@$(BIN)/zensical build --clean --strict
