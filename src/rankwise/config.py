@@ -222,7 +222,8 @@ def _require(holds: Callable[[float], bool], what: str, settings: dict[str, floa
             raise RankwiseError(f"`{name}=` must be {what}; it is {value}.")
         most = MOST.get(name, LARGEST)
         if value is not None and value > most:
-            raise RankwiseError(f"`{name}=` must be {most:,.0f} at most; it is {value}.")
+            shown = f"{most:,.0f}" if most < 1e15 else f"{most:g}"
+            raise RankwiseError(f"`{name}=` must be {shown} at most; it is {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)

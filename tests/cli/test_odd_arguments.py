@@ -13,7 +13,7 @@ from rankwise.cli import main
         ("train --seed -1", "--seed must be a number, 0 or more; it is -1"),
         ("train --epochs 1e300", "--epochs must be 1,000,000 at most; it is 1e+300"),
         ("train --threads 100000", "--threads must be 1,024 at most"),
-        ("train --lr 1e300", "--lr must be 1,000,000,000 at most"),
+        ("train --lr 1e300", "--lr must be 1e+40 at most"),
         (f"train --batch-size {10**20}", "--batch-size must be 1,000,000,000 at most"),
         ("compare --seeds 1000000000", "--seeds must be 10,000 at most"),
         ("train --method lora --device meta", "This machine has no device 'meta'"),
