@@ -156,6 +156,16 @@ def test_names_that_end_alike_mean_different_layers(tmp_path_factory, paths, ran
     same(attach.attach(copy.deepcopy(base), adapter).eval()(x), model(x))
 
 
+def test_a_module_saved_whole_within_one_of_its_name_is_refused(tmp_path):
+    model = Leaves(["fc", "my_fc", "classifier.classifier.fc"])
+    insert(model, {"my_fc": 1}, {"my_fc": 0.5})
+    model.get_submodule("classifier.classifier.fc").requires_grad_(True)
+    with pytest.raises(
+        RankwiseError, match=r"can't hold classifier\.classifier, which is saved whole, in classifier:"
+    ):
+        peft_format.save(model, tmp_path)
+
+
 def test_a_layer_and_a_nested_layer_of_its_name_keep_their_ranks(tmp_path):
     base = Leaves(["fc", "block.fc"])
     model = copy.deepcopy(base)

@@ -122,7 +122,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
 
 
 def _check_apart(adapter: Adapter) -> None:
-    """Check that no LoRA layer lies in a module that is saved whole, or is called like one.
+    """Check that no LoRA layer lies in a module that is saved whole, or is called like one, and that none of these lies in another.
 
     Raises:
         RankwiseError: see `config_of`.
@@ -133,6 +133,14 @@ def _check_apart(adapter: Adapter) -> None:
             raise RankwiseError(
                 f"PEFT's format can't hold LoRA matrices of {path} beside a module {whole!r} that is saved whole: PEFT takes "
                 f"whatever ends in {whole!r} for that module. Rename one of them."
+            )
+    ends = (*adapter.modules_to_save, *peft_config.IMPLIED)
+    for name in adapter.trained:
+        around = [part for part in names.parts(name.rpartition(".")[0]) if part.endswith(ends)]
+        if len(around) > 1:
+            raise RankwiseError(
+                f"PEFT's format can't hold {around[-1]}, which is saved whole, in {around[0]}: PEFT would save both whole and can't load "
+                "that. Rename one of them."
             )
 
 
