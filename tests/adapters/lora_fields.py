@@ -3,14 +3,11 @@
 `python tests/adapters/lora_fields.py` writes the page.
 """
 
-import contextlib
 import copy
 import dataclasses
 import json
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
+from quiet import quiet
 from rankwise import export, load, merge
 from rankwise.adapters.inspect import inspect
 from rankwise.errors import RankwiseError
@@ -242,19 +240,10 @@ def page(folder: Path) -> str:
         tiny.tokenizer().save_pretrained(place)
     lines = ["| field | value | `inspect`, `export`, `merge` | `evaluate`, `predict` |", "|---|---|---|---|"]
     for number, trial in enumerate(trials()):
-        with _quiet():
+        with quiet():
             described, evaluated = outcome(trial, bases[trial.family], folder / str(number))
         lines.append(f"| `{trial.field}` | {' | '.join(map(_cell, (trial.shown, described, evaluated)))} |")
     return INTRODUCTION + "\n".join(lines) + "\n"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        yield
-    logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

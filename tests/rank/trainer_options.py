@@ -3,13 +3,9 @@
 `python tests/rank/trainer_options.py` writes the page.
 """
 
-import contextlib
 import copy
-import logging
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ if __name__ == "__main__":
 
 import rankwise
 import tiny
+from quiet import quiet
 from rankwise.errors import RankwiseError
 from rankwise.lora.layer import lora_layers
 from rankwise.rank.config import RankConfig
@@ -166,23 +163,14 @@ def _first_sentence(error: Exception) -> str:
 def page(folder: Path) -> str:
     """Run every training and return the page."""
     lines = ["| option | outcome |", "|---|---|"]
-    with _quiet():
+    with quiet():
         plain = train(folder / "plain", SGD)
     for number, options in enumerate(OPTIONS):
-        with _quiet():
+        with quiet():
             found = outcome(folder / str(number), options, plain)
         shown = ", ".join(f"`{name}={value}`" for name, value in options.items()) or "none"
         lines.append(f"| {shown} | {found} |")
     return INTRODUCTION + "\n".join(lines) + "\n"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        yield
-    logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

@@ -269,12 +269,18 @@ def export(
     low, high = min(done.ranks.values()), max(done.ranks.values())
     ranks = str(low) if low == high else f"{low} to {high}"
     say(json, f"{len(done.ranks)} layers of rank {ranks}, {done.adapter_params:,} parameters in {out}.")
-    if done.measured is not None:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in done.measured.scores.items())
+    if done.measured is not None and done.kept == 1:
         say(
             json,
-            f"When it was measured, its loss was {done.measured.loss_increase:+.4f} ± {done.measured.error:.4f} higher; {scores}.",
+            "No smaller size that was measured is asked for or costs so little: this is the whole adapter.",
         )
+    elif done.measured is not None:
+        size, scores = (
+            done.measured,
+            ", ".join(f"{name} {value:.4f}" for name, value in done.measured.scores.items()),
+        )
+        increase = f"{size.loss_increase:+.4f} ± {size.error:.4f}"
+        say(json, f"When it was measured, its loss was {increase} against the whole adapter's; {scores}.")
     elif done.kept < 1:
         say(json, f"{100 * done.kept:.2f} % of the update's energy is kept.")
     for note in done.notes:

@@ -4,12 +4,14 @@ LoRALinear (lora/layer.py)         rankwise.adapt(model)
 PeftLayer (lora/peft_layer.py)     get_peft_model(model, LoraConfig(...)), or model.add_adapter(LoraConfig(...))
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class LowRankLayer:
+class LowRankLayer(ABC):
     """A layer with an update s·B·A whose rank can change. A and B are the same parameters at every rank.
 
     Attributes:
@@ -44,9 +46,9 @@ class LowRankLayer:
     def is_trained(self) -> bool:
         return self.lora_A.requires_grad or self.lora_B.requires_grad
 
+    @abstractmethod
     def check_unmerged(self) -> None:
         """Raise a RankwiseError where the base weight holds the update: other matrices would leave the old update in it."""
-        raise NotImplementedError
 
     def collect_statistics(self, on: bool = True) -> None:
         """Have backward leave second moments in `statistics.grad`, or return them where `torch.autograd.grad` asks for `statistics`."""
