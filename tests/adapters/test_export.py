@@ -1,13 +1,15 @@
 """Exported adapters, against what other programs or plain linear algebra make of them."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, RobertaConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, RobertaConfig
 
 import tiny
 from rankwise import export, plugins
@@ -63,6 +65,83 @@ def test_padding_to_a_uniform_rank_leaves_the_logits_unchanged(base, adapted, tm
     (config,) = peft.peft_config.values()
     assert (config.rank_pattern, config.alpha_pattern, config.r, config.lora_alpha) == ({}, {}, 4, 8)
     torch.testing.assert_close(peft(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def read_by_a_server(folder: Path) -> dict[str, torch.Tensor]:
+    """ΔW of each layer as a server has it that reads r and lora_alpha alone."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    return {
+        name: config["lora_alpha"] / config["r"] * tensors[name.replace(".lora_A.", ".lora_B.")] @ A
+        for name, A in tensors.items()
+        if ".lora_A." in name
+    }
+
+
+@pytest.mark.parametrize("rank", [None, 4, 20])
+def test_a_served_adapter_has_one_rank_and_one_scale_and_equal_logits(base, adapted, tmp_path, rank):
+    model, folder = adapted
+    done = export(folder, tmp_path / "out", serve=True, uniform_rank=rank)
+    peft = in_peft(base, tmp_path / "out")
+    (config,) = peft.peft_config.values()
+    assert (config.rank_pattern, config.alpha_pattern) == ({}, {})
+    assert config.r == config.lora_alpha == (rank or 4)
+    assert f"--max-lora-rank {32 if rank == 20 else 8} or more" in done.notes[0]
+    torch.testing.assert_close(peft(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+    for (_, layer), delta in zip(
+        sorted(lora_layers(model).items()),
+        dict(sorted(read_by_a_server(tmp_path / "out").items())).values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(delta, layer.delta())
+
+
+def test_a_served_adapter_of_a_language_model_has_equal_logits(tmp_path):
+    """PEFT's own adapter of several ranks and alphas, rank-stabilised."""
+    torch.manual_seed(0)
+    llama = AutoModelForCausalLM.from_config(tiny.CONFIGS["llama"])
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=3, lora_alpha=5, use_rslora=True, target_modules="all-linear", init_lora_weights=False,
+        rank_pattern={"q_proj": 6, "layers.1.mlp.down_proj": 1}, alpha_pattern={"q_proj": 1, "k_proj": 9},
+    )  # fmt: skip
+    trained = get_peft_model(copy.deepcopy(llama), config).eval()
+    trained.save_pretrained(tmp_path / "adapter")
+    done = export(tmp_path / "adapter", tmp_path / "out", serve=True)
+    served = in_peft(llama, tmp_path / "out")
+    (config,) = served.peft_config.values()
+    assert (config.r, config.lora_alpha, config.use_rslora) == (6, 6, False)
+    assert (config.rank_pattern, config.alpha_pattern, config.task_type) == ({}, {}, "CAUSAL_LM")
+    torch.testing.assert_close(served(IDS).logits, trained(IDS).logits, rtol=1e-4, atol=1e-5)
+    assert len(done.notes) == 1
+
+
+def test_the_command_says_which_rank_a_server_needs(adapted, tmp_path, capfd):
+    _, folder = adapted
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(folder), "--out", str(tmp_path / "out"), "--serve"])
+    assert stopped.value.code == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "vLLM needs --max-lora-rank 8 or more; its default is 16." in said
+    assert "leave them out with --no-head" in said
+
+
+def test_a_size_that_padding_exceeds_is_refused(adapted, tmp_path):
+    _, folder = adapted
+    for options in ({"serve": True}, {"format": "loralib"}):
+        with pytest.raises(RankwiseError, match=r"Padded to one rank \(\d\).*`uniform_rank=`"):
+            export(folder, tmp_path / "out", max_params=64 * 5, **options)
+    assert (
+        export(folder, tmp_path / "out", serve=True, uniform_rank=1, max_params=64 * 4).adapter_params
+        <= 64 * 4
+    )
+
+
+def test_settings_that_exclude_each_other_are_refused(adapted, tmp_path):
+    _, folder = adapted
+    with pytest.raises(RankwiseError, match="writes PEFT's format, which servers read, not loralib"):
+        export(folder, tmp_path / "out", serve=True, format="loralib")
+    with pytest.raises(RankwiseError, match="Give one of them"):
+        export(folder, tmp_path / "out", uniform_rank=2, max_loss_increase=0.1)
 
 
 @pytest.mark.parametrize(("rank", "params"), [(2, None), (None, 64 * 5), (2, 64 * 2 * 3)])

@@ -1,6 +1,9 @@
 """Write an adapter in a format that another program reads, truncated or padded where asked for.
 
 folder or .bin ─► Adapter ─► strongest components of s·B·A ─► padded to one rank ─► an `ExportFormat` writes it
+
+For servers (`serve`) s is folded into B, so that alpha = r, and all layers have one rank. Then the config has neither `rank_pattern` nor
+`alpha_pattern`, which some servers don't read.
 """
 
 from collections import Counter
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from rankwise.adapters import curve_file, formats, peft_format
 from rankwise.adapters.adapter import Adapter, Factors
-from rankwise.adapters.formats import ExportFormat, loralib
+from rankwise.adapters.formats import ExportFormat, loralib, peft
 from rankwise.adapters.truncate import padded, truncate
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder
@@ -49,6 +52,7 @@ def export(
     uniform_rank: int | None = None,
     max_params: int | None = None,
     max_loss_increase: float | None = None,
+    serve: bool = False,
     head: bool = True,
     base: str | None = None,
     alpha: float | None = None,
@@ -63,19 +67,26 @@ def export(
         max_params: entries of A and B in all at most. Where the adapter has a curve (`rank_curve.json`), the largest size measured that
             fits; else the components with the least energy are left out.
         max_loss_increase: the smallest size of the curve whose loss increase is at most this share of the gain: 0.01 for 1 %.
+        serve: for a server of LoRA adapters: PEFT's format with alpha = r and one rank in all layers, the highest or `uniform_rank`.
         head: keep the classification head.
         base: the base model's name, which a loralib checkpoint doesn't hold.
         alpha: s = alpha/r of a loralib checkpoint, which doesn't hold it either.
 
     Raises:
-        RankwiseError: nothing to export, an unknown format, or `out` can't be written.
+        RankwiseError: nothing to export, an unknown format, settings that exclude each other, or `out` can't be written.
     """
     source, out, target = Path(source), Path(out), formats.named(format)
+    if serve and target is not peft.FORMAT:
+        raise RankwiseError(f"`serve=True` writes PEFT's format, which servers read, not {target.name}.")
+    if uniform_rank is not None and max_loss_increase is not None:
+        raise RankwiseError(
+            "`max_loss_increase=` takes a size that was measured; `uniform_rank=` truncates it again, which wasn't. Give one of them."
+        )
     adapter = loralib.read(source, base, alpha) if source.is_file() else peft_format.read(source)
     _check_out(out, source, target)
-    adapter, kept = replace(_with_one_scaling(adapter), fingerprint=None), 1.0
+    adapter, kept = replace(_with_one_scaling(adapter, 1.0 if serve else None), fingerprint=None), 1.0
     size = None
-    if uniform_rank is None and (max_params, max_loss_increase) != (None, None):
+    if uniform_rank is None and (max_params is not None or max_loss_increase is not None):
         size = curve_file.point(source, adapter, max_params, max_loss_increase)
     if size is not None:
         whole, adapter = adapter, _with_layers(adapter, _of_size(adapter.lora, size.ranks))
@@ -83,13 +94,21 @@ def export(
     elif uniform_rank is not None or max_params is not None:
         lora, kept = truncate(adapter.lora, uniform_rank, max_params)
         adapter = _with_layers(adapter, lora)
-    rank = max(adapter.ranks.values()) if target.equal_ranks else uniform_rank
+    rank = uniform_rank
+    if rank is None and (serve or target.equal_ranks):
+        rank = max(adapter.ranks.values())
     if rank is not None:
         adapter = _with_layers(adapter, {path: padded(A, B, rank) for path, (A, B) in adapter.lora.items()})
+    if max_params is not None and adapter.size > max_params:
+        raise RankwiseError(
+            f"Padded to one rank ({rank}), what fits in `max_params={max_params}` takes {adapter.size:,} parameters. "
+            "Say the rank, too: `uniform_rank=`."
+        )
     if not head:
         adapter = adapter.with_trained({})
     target.write(adapter, out)
-    return Exported(out, adapter.ranks, adapter.size, kept, target.notes(adapter), size)
+    notes = (peft.served_with if serve else target.notes)(adapter)
+    return Exported(out, adapter.ranks, adapter.size, kept, notes, size)
 
 
 def _of_size(lora: dict[str, Factors], ranks: dict[str, int]) -> dict[str, Factors]:
@@ -128,12 +147,17 @@ def _check_out(out: Path, source: Path, target: ExportFormat) -> None:
         raise RankwiseError(f"{out} holds something else than an adapter. Name another file with `out=`.")
 
 
-def _with_one_scaling(adapter: Adapter) -> Adapter:
+def _with_one_scaling(adapter: Adapter, scaling: float | None = None) -> Adapter:
     """Return the same updates with one s for all layers; B is scaled by the difference.
 
     loralib has a single alpha, and servers read a single one.
+
+    Args:
+        adapter: may have several.
+        scaling: the s. Default: that of most layers.
     """
-    scaling = next((s for s, _ in Counter(adapter.scaling.values()).most_common() if s), 1.0)
+    if scaling is None:
+        scaling = next((s for s, _ in Counter(adapter.scaling.values()).most_common() if s), 1.0)
     lora = {path: (A, B * (adapter.scaling[path] / scaling)) for path, (A, B) in adapter.lora.items()}
     return replace(adapter, lora=lora, scaling=dict.fromkeys(lora, scaling))
 

@@ -231,6 +231,7 @@ def export(
     uniform_rank: int | None = None,
     max_params: Annotated[int | None, Parameter(converter=_count)] = None,
     max_loss_increase: Annotated[float | None, Parameter(converter=_share)] = None,
+    serve: bool = False,
     no_head: bool = False,
     model: Base = None,
     alpha: float | None = None,
@@ -238,19 +239,22 @@ def export(
 ) -> None:
     """Write an adapter in another program's format: PEFT, a server of LoRA adapters, or loralib.
 
-    Example: rankwise export my-adapter --uniform-rank 8 --no-head --out served
+    Example: rankwise export my-adapter --serve --no-head --out served
 
     Parameters
     ----------
     format
         peft or loralib, or one that a plug-in adds.
     uniform_rank
-        The same rank for each layer, as servers want it: truncated by singular values, or padded with zeros.
+        The same rank for each layer: truncated by singular values, or padded with zeros.
     max_params
         Most parameters of the adapter (50k, 1.5M). Where adaptive rank measured sizes, the largest that fits; else the components with
         the least energy are left out.
     max_loss_increase
         The smallest size measured that costs at most this share of what the adapter gains (1%).
+    serve
+        For a server of LoRA adapters: the highest rank (or --uniform-rank) and alpha = r in all layers, so that nothing stands in
+        rank_pattern and alpha_pattern, which some servers ignore. Says which --max-lora-rank vLLM needs.
     no_head
         Leave out the classification head, which most servers can't load.
     alpha
@@ -264,7 +268,7 @@ def export(
         )
     done = export.export(
         adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params,
-        max_loss_increase=max_loss_increase, head=not no_head, base=model, alpha=alpha,
+        max_loss_increase=max_loss_increase, serve=serve, head=not no_head, base=model, alpha=alpha,
     )  # fmt: skip
     low, high = min(done.ranks.values()), max(done.ranks.values())
     ranks = str(low) if low == high else f"{low} to {high}"
