@@ -1,5 +1,6 @@
 """Tiny models of every family with random weights, and a word-level tokenizer: what tests train in seconds."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,23 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "gemma": hf.GemmaConfig(**_LLAMA),
     "mistral": hf.MistralConfig(**_LLAMA, sliding_window=4),
 }  # fmt: skip
+
+_SHORT_LLAMA = {key: value for key, value in _LLAMA.items() if key != "head_dim"}
+LANGUAGE_MODELS: dict[str, hf.PreTrainedConfig] = {
+    **{family: CONFIGS[family] for family in ("llama", "gemma", "mistral", "gpt2", "opt")},
+    "qwen3": hf.Qwen3Config(**_LLAMA, tie_word_embeddings=True),
+    "phi": hf.PhiConfig(**_SHORT_LLAMA),
+}
+
+
+def language_model(family: str, seed: int = 0) -> hf.PreTrainedModel:
+    """A causal language model of a family, in eval mode, with every weight random."""
+    torch.manual_seed(seed)
+    model = hf.AutoModelForCausalLM.from_config(copy.deepcopy(LANGUAGE_MODELS[family]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
 
 
 def classifier(family: str, num_labels: int = 2, seed: int = 0, **settings: Any) -> hf.PreTrainedModel:

@@ -33,8 +33,8 @@ from rankwise.rank.statistics import all_finite
 from rankwise.runs import early_stopping, methods, recipes
 from rankwise.tasks import mappings, objectives
 from rankwise.tasks.encoding import Encoded, encode
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.mappings import Columns, Table
-from rankwise.tasks.objectives import Labels
 
 __all__ = ["Columns", "FitResult", "Table", "evaluate", "fit", "predict"]
 

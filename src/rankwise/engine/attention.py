@@ -29,6 +29,7 @@ from rankwise.engine.dropout import Key, dropout, keep_mask, rounded
 from rankwise.engine.packing import Layout, pack
 from rankwise.engine.pooling import packed_logits, pool_rows
 from rankwise.errors import RankwiseError
+from rankwise.models.families import PER_TOKEN, task_type
 
 NAME = "rankwise_packed"
 SOFTMAX_BLOCK = 1 << 18
@@ -116,9 +117,11 @@ def packed(model: nn.Module) -> Iterator[None]:
         for module in dropouts:
             undo.callback(module.__dict__.pop, "forward")
             setattr(module, "forward", partial(mode.dropout, module))  # noqa: B010 (a method, as types see it)
-        undo.callback(
-            cast(Any, model).base_model.register_forward_pre_hook(mode.enter, with_kwargs=True).remove
-        )
+        hf = cast(Any, model)
+        # OPT's language model calls its decoder, past the body that is around it.
+        called = {hf.base_model, hf.get_decoder()} if task_type(model) == "CAUSAL_LM" else {hf.base_model}
+        for module in called:
+            undo.callback(module.register_forward_pre_hook(mode.enter, with_kwargs=True).remove)
         if pooling := pool_rows(model, lambda: mode.layout):
             undo.callback(pooling.remove)
         yield
@@ -155,6 +158,7 @@ class _Probe:
     offsets: np.ndarray
     token_type_ids: None = None
     labels: None = None
+    token_labels: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -164,21 +168,30 @@ def _self_check(model: nn.Module) -> tuple[bool, str]:
     parameter = next(model.parameters())
     rows = _probe_rows(model)
 
+    per_token = task_type(model) in PER_TOKEN
+    first = slice(0, len(rows[0]) if per_token else 1)
+    second = slice(first.stop, None)
+
     def together(*pair: np.ndarray) -> Tensor:
         ids = np.concatenate(pair).astype(np.int32)
-        probe = _Probe(ids, np.cumsum([0, *map(len, pair)]))
+        probe = _Probe(
+            ids,
+            np.cumsum([0, *map(len, pair)]),
+            token_labels=np.zeros(len(ids), np.int64) if per_token else None,
+        )
         with packed(model):
             batch = pack(probe, np.arange(2), model=model, key=(0,))
             return packed_logits(model, batch.to(parameter.device)).double()
 
     def alone(row: np.ndarray) -> Tensor:
         ids = torch.from_numpy(row)[None].to(parameter.device)
-        return hf(ids, attention_mask=torch.ones_like(ids)).logits.double()
+        logits = hf(ids, attention_mask=torch.ones_like(ids)).logits.double()
+        return logits[0] if per_token else logits
 
     ours = together(*rows)
     leak = max(
-        float((together(rows[0], rows[1][::-1])[0] - ours[0]).norm()),
-        float((together(rows[0][::-1], rows[1])[1] - ours[1]).norm()),
+        float((together(rows[0], rows[1][::-1])[first] - ours[first]).norm()),
+        float((together(rows[0][::-1], rows[1])[second] - ours[second]).norm()),
     )
     norm, eps = float(ours.norm()), torch.finfo(parameter.dtype).eps
     if not leak <= eps * norm:

@@ -70,11 +70,12 @@ def fixed_bytes(training: Training) -> float:
 def _compute_gradients(training: Training, engine: Engine, rows: np.ndarray) -> None:
     """Compute the gradients of some rows with an engine, and forget them."""
     compute, model, copies = replace(training.compute, engine=engine), training.model.train(), training.copies
+    labels = training.rows.count_labels(rows)
     with compute.running(model), copies.in_place():
         copies.refresh()
         batches = compute.batches(model, training.rows, rows, key=(0, 0))
         for _, gradients in compute.micro_batch_threads.map(
-            lambda micro_batch: training.gradients(micro_batch, len(rows), compute=compute), batches
+            lambda micro_batch: training.gradients(micro_batch, labels, compute=compute), batches
         ):
             training.update.add(gradients[: len(training.update.parameters)])
     training.update.forget()

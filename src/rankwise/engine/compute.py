@@ -23,12 +23,13 @@ from rankwise.engine.attention import can_pack, packed
 from rankwise.engine.dropout import Key
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
-from rankwise.engine.packing import PackedBatch, pack, pad, token_batches
+from rankwise.engine.packing import LabelledTokens, PackedBatch, pack, pad, token_batches
 from rankwise.engine.pooling import packed_logits, padded_logits
 from rankwise.engine.row_check import refused_by_name
 from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Encoded
+from rankwise.tasks.labels import IGNORED
 
 Padding = Literal["packed", "longest", "max_length"]
 FORWARD_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -43,13 +44,15 @@ class PaddedBatch:
 
     Attributes:
         inputs: `input_ids`, `attention_mask` and where there are any `token_type_ids`, int64 [rows, length].
-        labels: of the rows, or None.
+        labels: of the rows, or of `labelled`, or None.
         rows: their numbers.
+        labelled: the tokens that have a label; None where rows have.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
     rows: np.ndarray
+    labelled: LabelledTokens | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +147,9 @@ class Compute:
             ]
         to = self.max_length if self.padding == "max_length" else "longest"
         asked = max(micro_batches, self.engine.least_micro_batches(self.lengths(rows, which)))
+        of_tokens = rows.token_labels is not None
         return [
-            self._padded(pad(rows, some, self.pad_id, to), some)
+            self._padded(pad(rows, some, self.pad_id, to), some, of_tokens=of_tokens)
             for some in np.array_split(which, min(asked, len(which)))
         ]
 
@@ -156,12 +160,17 @@ class Compute:
             return lengths
         return np.full_like(lengths, self.max_length if self.padding == "max_length" else lengths.max())
 
-    def _padded(self, batch: dict[str, Tensor], rows: np.ndarray) -> PaddedBatch:
+    def _padded(self, batch: dict[str, Tensor], rows: np.ndarray, *, of_tokens: bool) -> PaddedBatch:
+        labelled = None
+        if of_tokens:
+            row, place = (batch["labels"] != IGNORED).nonzero(as_tuple=True)
+            labelled = LabelledTokens(row * batch["labels"].shape[1] + place, row).to(self.device)
+            batch = batch | {"labels": batch["labels"][row, place]}
         moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows)
+        return PaddedBatch(labels=moved.pop("labels", None), inputs=moved, rows=rows, labelled=labelled)
 
-    def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Float[Tensor, "rows outputs"]:
-        """Return logits in float32 (float64 of a float64 model), in the order of the batch's rows and labels.
+    def logits(self, model: nn.Module, batch: PackedBatch | PaddedBatch) -> Float[Tensor, "labels outputs"]:
+        """Return logits in float32 (float64 of a float64 model), in the order of the batch's labels, or of its rows.
 
         Call it inside `running(model)`.
 
@@ -170,8 +179,11 @@ class Compute:
         """
         autocast = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
         with refused_by_name(model), autocast:
-            packed = isinstance(batch, PackedBatch)
-            logits = packed_logits(model, batch) if packed else padded_logits(model, batch.inputs)
+            logits = (
+                packed_logits(model, batch)
+                if isinstance(batch, PackedBatch)
+                else padded_logits(model, batch.inputs, batch.labelled)
+            )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @contextlib.contextmanager

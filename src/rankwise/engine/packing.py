@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rankwise.engine.dropout import Key
 from rankwise.models.families import first_position
+from rankwise.tasks.labels import IGNORED
 
 GROUP_COST = 8000
 HEAD_COST = 64
@@ -38,6 +39,8 @@ class Rows(Protocol):
     def token_type_ids(self) -> np.ndarray | None: ...
     @property
     def labels(self) -> np.ndarray | None: ...
+    @property
+    def token_labels(self) -> np.ndarray | None: ...
 
 
 class Group(NamedTuple):
@@ -244,6 +247,23 @@ def length_groups(lengths: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows
 
 
 @dataclass(frozen=True)
+class LabelledTokens:
+    """Which tokens of a batch have a label, where labels are of tokens. Logits and labels are in this order.
+
+    Attributes:
+        places: of these tokens in the packed tokens, or in padded rows laid end to end.
+        rows: for each token, the place of its row in the batch's `rows`.
+    """
+
+    places: Int64[Tensor, "labels"]
+    rows: Int64[Tensor, "labels"]
+
+    def to(self, device: torch.device) -> "LabelledTokens":
+        """Return the same on another device."""
+        return LabelledTokens(self.places.to(device), self.rows.to(device))
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Rows of a batch as one sequence of tokens, and their boundaries.
 
@@ -254,7 +274,8 @@ class PackedBatch:
         order: place of each row in packed order, in the order of `rows`.
         by_length: the inverse of `order`: which of the rows is at each place.
         rows: numbers of the rows; labels and logits are in this order.
-        labels: of the rows, in the form of their objective (see `tasks.objectives`).
+        labels: of the rows, in the form of their objective (see `tasks.objectives`), or of `labelled`.
+        labelled: the tokens that have a label; None where rows have.
     """
 
     input_ids: Int64[Tensor, "1 tokens"]
@@ -264,7 +285,8 @@ class PackedBatch:
     order: Int64[Tensor, "rows"]
     by_length: Int64[np.ndarray, "rows"]
     rows: Int64[np.ndarray, "rows"]
-    labels: Int64[Tensor, "rows"] | Float[Tensor, "rows"] | Float[Tensor, "rows labels"] | None
+    labels: Int64[Tensor, "labels"] | Float[Tensor, "rows"] | Float[Tensor, "rows outputs"] | None
+    labelled: LabelledTokens | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -302,7 +324,8 @@ class PackedBatch:
             name: None if (value := getattr(self, name)) is None else value.to(device)
             for name in ("input_ids", "position_ids", "token_type_ids", "order", "labels")
         }
-        return replace(self, layout=self.layout.to(device), **moved)
+        labelled = None if self.labelled is None else self.labelled.to(device)
+        return replace(self, layout=self.layout.to(device), labelled=labelled, **moved)
 
     def divide(self, count: int) -> list["PackedBatch"]:
         """Return `count` micro-batches with about equal tokens, shortest rows first; fewer where there are fewer rows.
@@ -336,7 +359,13 @@ class PackedBatch:
 
     def _section(self, first: int, last: int, which: Int64[np.ndarray, "some"]) -> "PackedBatch":
         tokens = slice(int(self.layout.offsets[first]), int(self.layout.offsets[last]))
-        chosen = torch.from_numpy(which).to(self.order.device)
+        chosen, labels, labelled = torch.from_numpy(which).to(self.order.device), self.labels, self.labelled
+        if labelled is not None and labels is not None:
+            here = (labelled.places >= tokens.start) & (labelled.places < tokens.stop)
+            labels, places = labels[here], labelled.places[here] - tokens.start
+            labelled = LabelledTokens(places, self.order[labelled.rows[here]] - first)
+        elif labels is not None:
+            labels = labels[chosen]
         return PackedBatch(
             input_ids=self.input_ids[:, tokens],
             position_ids=self.position_ids[:, tokens],
@@ -345,7 +374,8 @@ class PackedBatch:
             order=torch.arange(last - first, device=self.order.device),
             by_length=np.arange(last - first),
             rows=self.rows[which],
-            labels=None if self.labels is None else self.labels[chosen],
+            labels=labels,
+            labelled=labelled,
         )
 
 
@@ -378,7 +408,13 @@ def pack(
     token = np.repeat(encoded.offsets[rows[by_length]], lengths) + place
     ids = encoded.input_ids[token]
     start = first_position(model) if model is not None else 0
-    types, labels = encoded.token_type_ids, encoded.labels
+    types, labels = encoded.token_type_ids, None if encoded.labels is None else encoded.labels[rows]
+    labelled = None
+    if encoded.token_labels is not None:
+        labels = encoded.token_labels[token]
+        places = np.flatnonzero(labels != IGNORED)
+        labels, of_token = labels[places], np.repeat(by_length, lengths)
+        labelled = LabelledTokens(_long(places), _long(of_token[places]))
     return PackedBatch(
         input_ids=_long(ids)[None],
         position_ids=_long(_positions(ids, layout, start) if start else place)[None],
@@ -387,7 +423,8 @@ def pack(
         order=_long(order),
         by_length=by_length,
         rows=rows,
-        labels=None if labels is None else _as_stored(labels[rows]),
+        labels=None if labels is None else _as_stored(labels),
+        labelled=labelled,
     )
 
 
@@ -414,7 +451,8 @@ def pad(
         padding: to the longest of these rows, or to this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask` and where there are any `token_type_ids`, int64 [rows, length]; and `labels`.
+        `input_ids`, `attention_mask` and where there are any `token_type_ids`, int64 [rows, length]; and `labels` of rows, or
+        of tokens [rows, length] with -100 where there is none.
 
     Raises:
         ValueError: a row is longer than the length asked for.
@@ -431,6 +469,8 @@ def pad(
     if encoded.token_type_ids is not None:
         batch["token_type_ids"] = np.where(real, encoded.token_type_ids[token], 0)
     inputs = {name: _long(values) for name, values in batch.items()}
+    if encoded.token_labels is not None:
+        return inputs | {"labels": _long(np.where(real, encoded.token_labels[token], IGNORED))}
     return inputs if encoded.labels is None else inputs | {"labels": _as_stored(encoded.labels[rows])}
 
 

@@ -15,18 +15,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.engine.packing import Layout, PackedBatch
+from rankwise.engine.packing import LabelledTokens, Layout, PackedBatch
 from rankwise.errors import RankwiseError
+from rankwise.models.families import PER_TOKEN, task_type
 
 END_POOLED = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
 """Families that pool at the last end-of-text token of a text, by their `model_type`."""
 
 
-def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows classes"]:
-    """Return logits of a packed batch, in the order of `batch.rows`. Call it inside `attention.packed(model)`.
+def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "labels outputs"]:
+    """Return logits of a packed batch, in the order of `batch.rows`, or of its labelled tokens.
+
+    Call it inside `attention.packed(model)`.
 
     Args:
-        model: a Transformers sequence classifier.
+        model: a Transformers sequence classifier, or a model with logits of each token where tokens are labelled.
         batch: on the model's device.
     """
     hf = cast(Any, model)
@@ -39,6 +42,8 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows c
         inputs["token_type_ids"] = batch.token_type_ids
     if "use_cache" in inspect.signature(hf.base_model.forward).parameters:
         inputs["use_cache"] = False
+    if batch.labelled is not None:
+        return _token_logits(hf, inputs, batch.labelled.places)
     if hasattr(model, "score"):
         hidden = hf.base_model(**inputs).last_hidden_state[0]
         logits = hf.score(hidden[_last(batch, hf.config.get_text_config().pad_token_id)])
@@ -47,8 +52,17 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "rows c
     return logits[batch.order]
 
 
-def padded_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Float[Tensor, "rows classes"]:
-    """Return logits of a padded batch, in the order of its rows.
+def _token_logits(hf: Any, inputs: dict[str, Any], places: Tensor) -> Float[Tensor, "labels outputs"]:
+    """Return the logits of some tokens of one sequence. A language model's are computed for these tokens alone."""
+    if "logits_to_keep" in inspect.signature(hf.forward).parameters:
+        return hf(**inputs, logits_to_keep=places).logits[0]
+    return hf(**inputs).logits[0, places]
+
+
+def padded_logits(
+    model: nn.Module, inputs: dict[str, Tensor], labelled: LabelledTokens | None = None
+) -> Float[Tensor, "labels outputs"]:
+    """Return logits of a padded batch, in the order of its rows, or of its labelled tokens.
 
     Models in `END_POOLED` take only batches in which all rows have as many end-of-text tokens, and pool at the last. A text may hold one
     itself (`</s>`), so rows with as many run together.
@@ -56,12 +70,31 @@ def padded_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Float[Tensor, 
     Args:
         model: a Transformers sequence classifier.
         inputs: `input_ids`, `attention_mask` …, int64 [rows, length].
+        labelled: the tokens whose logits are wanted.
     """
+    if labelled is not None:
+        return _padded_token_logits(model, inputs, labelled)
     groups = _rows_with_as_many_ends(model, inputs["input_ids"])
     if len(groups) == 1:
         return model(**inputs).logits
     logits = [model(**{name: values[rows] for name, values in inputs.items()}).logits for rows in groups]
     return torch.cat(logits)[torch.cat(groups).argsort()]
+
+
+def _padded_token_logits(
+    model: nn.Module, inputs: dict[str, Tensor], labelled: LabelledTokens
+) -> Float[Tensor, "labels outputs"]:
+    """Return the logits of some tokens. A language model's are computed from the first column on that has one of them.
+
+    Columns are counted from the end, because PEFT's prompt methods put virtual tokens before the first.
+    """
+    length = inputs["input_ids"].shape[1]
+    columns = labelled.places % length
+    kept = length - int(columns.min())
+    forward = getattr(model, "get_base_model", lambda: model)().forward
+    some = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(forward).parameters else {}
+    logits = model(**inputs, **some).logits[:, -kept:]
+    return logits[labelled.places // length, columns - (length - kept)]
 
 
 def _rows_with_as_many_ends(model: nn.Module, ids: Tensor) -> list[Tensor]:
@@ -92,9 +125,10 @@ def pool_rows(model: nn.Module, layout: Callable[[], Layout]) -> RemovableHandle
         layout: returns the layout of the current batch.
 
     Returns:
-        A handle whose `remove` undoes it; None for causal models, whose rows `packed_logits` pools.
+        A handle whose `remove` undoes it; None for causal models, whose rows `packed_logits` pools, and for models with logits of
+        each token.
     """
-    if hasattr(model, "score"):
+    if hasattr(model, "score") or task_type(model) in PER_TOKEN:
         return None
     hf = cast(Any, model)
     # ModernBERT's config says how its head pools. In other families the pooler is behind the `encoder`.

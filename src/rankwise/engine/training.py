@@ -304,14 +304,14 @@ class Training:
                 key=(self.seed % 2**64, self.step_number),
                 micro_batches=self.options.accumulate,
             )
-        threads, losses = self.compute.micro_batch_threads, []
+        threads, losses, labels = self.compute.micro_batch_threads, [], self.rows.count_labels(batch)
         side_by_side = min(threads.count, len(micro_batches))
         with self.speed.share("optimizer"):
             self.copies.refresh()
         trained = len(self.update.parameters)
         with self.copies.in_place():
             for loss, gradients in threads.map(
-                lambda one: self.gradients(one, len(batch), side_by_side=side_by_side), micro_batches
+                lambda one: self.gradients(one, labels, side_by_side=side_by_side), micro_batches
             ):
                 losses.append(loss)
                 with self.speed.share("optimizer"):
@@ -327,16 +327,16 @@ class Training:
     def gradients(
         self,
         micro_batch: PackedBatch | PaddedBatch,
-        rows: int,
+        labels: int,
         *,
         compute: Compute | None = None,
         side_by_side: int = 1,
     ) -> tuple[float, tuple[Tensor | None, ...]]:
-        """Return a micro-batch's share of the mean loss over `rows` rows, and its gradients.
+        """Return a micro-batch's share of the mean loss over `labels` labels, and its gradients.
 
         Args:
             micro_batch: on the device.
-            rows: of the whole batch.
+            labels: of the whole batch: its rows, or their labelled tokens.
             compute: how the model is run. Default: the training's own.
             side_by_side: micro-batches that run at the same time, so that their time counts once.
 
@@ -349,7 +349,7 @@ class Training:
             losses = self.objective.example_losses(
                 logits, cast(Tensor, micro_batch.labels), self.class_weights
             )
-            loss = losses.sum() / rows
+            loss = losses.sum() / labels
             value = loss.item()  # on a GPU this waits for what forward has queued
         with self.speed.share("backward", side_by_side):
             wanted = [*self.copies.leaves(self.update.parameters), *collectors(self.rank)]

@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.models.auto import modeling_auto as auto
 
 from rankwise.errors import RankwiseError
 
 SHORT = 512
 """Tokens a text may have where nobody asks for more, in models that take more."""
+
+CLASSES: dict[str, set[str]] = {
+    "SEQ_CLS": set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
+    "TOKEN_CLS": set(auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()),
+    "CAUSAL_LM": set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()),
+    "SEQ_2_SEQ_LM": set(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()),
+    "QUESTION_ANS": set(auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()),
+}
+"""The classes of Transformers for each of PEFT's task types."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,21 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": Family(("query", "value")),
 }
 """By the `model_type` of a family's config."""
+
+
+PER_TOKEN = ("CAUSAL_LM", "TOKEN_CLS")
+"""Tasks, by PEFT's names, whose models have logits of each token."""
+
+
+def task_type(model: nn.Module) -> str | None:
+    """Return what a Transformers model is for, by PEFT's name: `SEQ_CLS`, `CAUSAL_LM`, `TOKEN_CLS` …; None where its class doesn't say.
+
+    Args:
+        model: in PEFT's wrapper, too.
+    """
+    inner = getattr(model, "get_base_model", None)
+    classes = {kind.__name__ for kind in type(inner() if callable(inner) else model).__mro__}
+    return next((name for name, known in CLASSES.items() if not classes.isdisjoint(known)), None)
 
 
 def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:

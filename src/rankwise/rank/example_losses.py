@@ -10,10 +10,11 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.losses import IGNORED, token_cross_entropy
+from rankwise.models.families import task_type
+from rankwise.tasks.labels import IGNORED
+from rankwise.tasks.losses import token_cross_entropy
 
 ExampleLosses = Callable[[nn.Module, dict[str, Any]], Tensor]
 """(model, a collated batch on its device) → the loss of each example."""
@@ -31,8 +32,8 @@ class Examples(Protocol):
 
 def is_language_model(model: nn.Module) -> bool:
     """Return whether a model's outputs are tokens of its vocabulary."""
-    base = _base(model)
-    return _causal(base) or bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+    encoder_decoder = getattr(getattr(_base(model), "config", None), "is_encoder_decoder", False)
+    return task_type(model) == "CAUSAL_LM" or bool(encoder_decoder)
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
@@ -51,7 +52,7 @@ def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     if logits.ndim != 3:
         return logits.float(), labels
-    if _causal(_base(model)):
+    if task_type(model) == "CAUSAL_LM":
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.shape[:2] != labels.shape:
         raise RankwiseError(
@@ -76,8 +77,3 @@ def _base(model: nn.Module) -> nn.Module:
     """Return the model inside PEFT's wrapper."""
     inner = getattr(model, "get_base_model", None)
     return cast(nn.Module, inner()) if callable(inner) else model
-
-
-def _causal(base: nn.Module) -> bool:
-    names = {kind.__name__ for kind in type(base).__mro__}
-    return not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

@@ -31,7 +31,7 @@ from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.rank.example_losses import ExampleLosses, Examples, is_language_model, outputs_of
 from rankwise.rank.pruning_rule import PruningRule
-from rankwise.tasks.losses import IGNORED
+from rankwise.tasks.labels import IGNORED
 from rankwise.tasks.objectives import of_config
 
 TENSORS, VALUES = "rank_controller.safetensors", "rank_controller.json"

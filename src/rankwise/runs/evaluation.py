@@ -10,7 +10,7 @@ from rankwise.errors import RankwiseError
 from rankwise.runs.events import Emit
 from rankwise.tasks import objectives
 from rankwise.tasks.encoding import Encoded
-from rankwise.tasks.objectives import Labels
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.task import Task
 
 

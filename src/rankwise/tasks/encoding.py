@@ -1,7 +1,9 @@
 """Rows to token ids, as flat arrays that are cached on disk.
 
-    Rows ─► tokenizer ─► Encoded:   input_ids  [a a a b b c c c c]    int32 [tokens]
-                                    offsets    [0     3   5       9]  int64 [rows + 1]
+    Rows ─► tokenizer ─► Encoded:   input_ids     [a a a b b c c c c]    int32 [tokens]
+                                    offsets       [0     3   5       9]  int64 [rows + 1]
+                                    labels        [1     0   1]          of rows, or
+                                    token_labels  [· a · b · · c c c]    int64 [tokens], -100 where there is none
 
 Nothing is padded; row i is `input_ids[offsets[i]:offsets[i + 1]]`.
 """
@@ -11,6 +13,7 @@ import json
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks.objectives import Labels
+from rankwise.tasks.labels import IGNORED, Labels
 
 if TYPE_CHECKING:
     import transformers  # for its types alone: the grid's own process reads tasks and needs no tokenizer
@@ -69,9 +72,11 @@ class Encoded:
         input_ids: row i is input_ids[offsets[i]:offsets[i + 1]].
         offsets: where each row begins, and where the last one ends.
         token_type_ids: which text of a pair a token belongs to; None if the tokenizer doesn't make them.
-        labels: in the form of their objective (see `objectives`), or None for prediction.
+        labels: of rows, in the form of their objective (see `objectives`); None for prediction, or where tokens have labels.
         idx: the numbers that identify the rows.
         n_truncated: texts (or pairs) that were longer than the limit when the split was encoded.
+        token_labels: what the model's output at each token has to be, -100 where that doesn't count; None where rows have labels. A
+            language model's output at a token is the next one, so its labels are its tokens, one place to the left.
     """
 
     input_ids: Int32[np.ndarray, "tokens"]
@@ -80,6 +85,7 @@ class Encoded:
     labels: Labels | None
     idx: Int64[np.ndarray, "rows"]
     n_truncated: int
+    token_labels: Int64[np.ndarray, "tokens"] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -88,6 +94,15 @@ class Encoded:
     def lengths(self) -> Int64[np.ndarray, "rows"]:
         """Number of tokens of each row."""
         return np.diff(self.offsets)
+
+    def count_labels(self, rows: Int64[np.ndarray, "chosen"]) -> int:
+        """Return the number of labels of some rows, which a mean loss divides by: one a row, or those of their tokens."""
+        return len(rows) if self.token_labels is None else int(self._labels_a_row[rows].sum())
+
+    @cached_property
+    def _labels_a_row(self) -> Int64[np.ndarray, "rows"]:
+        before = np.concatenate([[0], np.cumsum(self.token_labels != IGNORED)])
+        return np.diff(before[self.offsets])
 
     def select(self, rows: Int64[np.ndarray, "chosen"]) -> "Encoded":
         """Return the rows of these numbers, in this order."""
@@ -101,6 +116,7 @@ class Encoded:
             token_type_ids=None if self.token_type_ids is None else self.token_type_ids[tokens],
             labels=None if self.labels is None else self.labels[rows],
             idx=self.idx[rows],
+            token_labels=None if self.token_labels is None else self.token_labels[tokens],
         )
 
 

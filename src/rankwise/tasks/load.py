@@ -17,7 +17,7 @@ from rankwise.tasks import registry
 from rankwise.tasks.custom import load_table
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_split
-from rankwise.tasks.objectives import Labels
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.rows import rows_of
 from rankwise.tasks.splits import Dataset
 from rankwise.tasks.tables import Table, join, read_table

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-IGNORED = -100
-"""Transformers' label of a token or row that has none."""
+from rankwise.tasks.labels import IGNORED
 
 
 def cross_entropy(

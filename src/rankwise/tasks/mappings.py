@@ -11,7 +11,8 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import by_name, class_names
-from rankwise.tasks.objectives import Labels, Objective, default_names
+from rankwise.tasks.labels import Labels
+from rankwise.tasks.objectives import Objective, default_names
 from rankwise.tasks.tables import refuse_repeated, shown
 
 

@@ -15,15 +15,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from rankwise.errors import RankwiseError, nearest
 from rankwise.tasks.cells import OddCell, class_name, is_empty, is_whole, number, plain, whole_numbers
+from rankwise.tasks.labels import Labels
 
 if TYPE_CHECKING:
     import torch  # for its types alone: the grid's own process reads tasks and needs no torch
 
-Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
 LARGEST = 1e18
 """The largest number of a regression: the mean of squares must be one too, in float32."""
 

@@ -15,7 +15,7 @@ from rankwise.tasks import objectives
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, number, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.objectives import Labels
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task

@@ -1,0 +1,9 @@
+"""Labels as numbers: of rows, in the form of their objective, or of tokens."""
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
+"""Of rows: class ids, numbers, or a 0 or 1 for each label."""
+IGNORED = -100
+"""Transformers' label of a token or row that has none."""
