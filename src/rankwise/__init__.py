@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rankwise.api import Columns, FitResult, evaluate, fit, predict
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
-    from rankwise.lora.inject import adapt
+    from rankwise.lora.inject import adapt, trained
     from rankwise.rank.controller import RankController
     from rankwise.rank.trainer_callback import RankCallback, find_ranks
 
@@ -36,6 +36,7 @@ _HOME = {
     "merge": "adapters.load",
     "predict": "api",
     "save": "adapters.peft_format",
+    "trained": "lora.inject",
 }
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "merge",
     "predict",
     "save",
+    "trained",
 ]
 
 

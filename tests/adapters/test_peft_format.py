@@ -43,6 +43,21 @@ def test_peft_loads_what_is_saved_with_equal_logits(family, targets, tmp_path):
         assert relative(peft(IDS).logits, model(IDS).logits) <= 1e-5
 
 
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+def test_peft_loads_a_language_models_adapter_with_equal_logits(family, tmp_path):
+    base = tiny.language_model(family)
+    model = trained(copy.deepcopy(base), targets=["all-linear"])
+    peft_format.save(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+    assert config["modules_to_save"] is None
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert all("lora_" in name for name in names)
+    peft = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path)).eval()
+    with torch.no_grad():
+        assert relative(peft(IDS).logits, model(IDS).logits) <= 1e-5
+
+
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"rank_pattern": True, "alpha_pattern": True}, {}])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_what_peft_saves_loads_here_with_equal_logits(family, options, tmp_path):

@@ -1,7 +1,10 @@
 """Which layers get an adapter, and what is trained beside them."""
 
+import copy
+
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -11,6 +14,7 @@ from rankwise.lora.inject import (
     adapt,
     adapt_at_start_rank,
     find_targets,
+    trained,
     trained_beside,
 )
 from rankwise.lora.layer import lora_layers
@@ -34,6 +38,33 @@ def test_all_linear_layers_are_those_that_peft_takes(family):
     wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
     taken = {name for name, module in wrapped.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert set(found) == {name for name in taken if not f"{name}.".startswith(heads)}
+
+
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+def test_a_language_models_head_stays_frozen_and_gets_no_adapter(family):
+    model = tiny.language_model(family)
+    wrapped = get_peft_model(
+        copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    )
+    taken = {name for name, module in wrapped.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    adapt(model, 2, targets=["all-linear"])
+    assert set(lora_layers(model)) == taken
+    assert trained_beside(model) == []
+    adapters = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in lora_layers(model).values())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == adapters
+    assert trained(model).endswith(f"in {len(lora_layers(model))} layers; nothing else.")
+
+
+def test_a_model_whose_head_cannot_be_told_is_refused():
+    config = tiny.CONFIGS["gpt2"]
+    with pytest.raises(RankwiseError, match="lm_head.*multiple_choice_head"):
+        adapt(hf.GPT2DoubleHeadsModel(config))
+    model = tiny.classifier("bert")
+    model.base_model_prefix = "body"
+    with pytest.raises(
+        RankwiseError, match="The head of BertForSequenceClassification can't be told from its body"
+    ):
+        adapt(model)
 
 
 def test_a_pooler_that_is_trained_whole_gets_no_adapter():

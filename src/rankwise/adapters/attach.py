@@ -19,7 +19,7 @@ from rankwise.lora.inject import insert, train_beside, trained_beside, whole_hea
 from rankwise.lora.layer import LoRALinear, lora_layers
 from rankwise.lora.quantized import QuantizedWeight
 from rankwise.lora.wrappers import sees_through
-from rankwise.models.families import body_and_heads
+from rankwise.models.families import body_and_heads, language_head, task_type
 from rankwise.tasks import objectives
 
 OLD_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
@@ -89,6 +89,10 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
     }
     config = getattr(model, "config", None)
     base_path = getattr(config, "_name_or_path", None) or None
+    classifies = config is not None and task_type(model) in (
+        None,
+        "SEQ_CLS",
+    )  # PEFT's classifiers have a config
     return Adapter(
         folder=None,
         base_model=base_model or base_path,
@@ -98,12 +102,12 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         dropout=dropout,
         trained=trained,
         modules_to_save=saved,
-        label_names=label_names(model),
+        label_names=None if language_head(model) else label_names(model),
         fingerprint=fingerprint(model, adapted, trained),
-        problem=None if config is None else objectives.of_config(config).name,
+        problem=objectives.of_config(config).name if classifies else None,
         target_modules=_names(model, list(adapted)),
         fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
-        config={"task_type": None} if config is None else {},  # PEFT's classifiers have a config
+        config={} if classifies else {"task_type": task_type(model)},
     )
 
 

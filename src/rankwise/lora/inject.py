@@ -2,7 +2,7 @@
 
 Targets are named as PEFT names them: by the last part of a module's path (`query`), by a whole path, by a pattern
 (`encoder.layer.[0-5].*.value`), or as `all-linear`. The last stands for every linear layer of the pretrained body, BERT's pooler
-included.
+included. The head of a language model is pretrained, too: it stays frozen and gets no adapter, as in PEFT.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from rankwise.lora import names
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
 from rankwise.lora.scaling import ALPHA, START_RANK, rank_change_factor, scale
 from rankwise.lora.wrappers import bare
-from rankwise.models.families import FAMILIES, body_and_heads
+from rankwise.models.families import FAMILIES, body_and_heads, check_heads, language_head
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
@@ -30,7 +30,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] = ()) -> list[str]:
     Raises:
         RankwiseError: the family is unknown and no targets are given, or a target names no linear layer.
     """
-    _, heads = body_and_heads(model)
+    heads = [*body_and_heads(model)[1], *filter(None, [language_head(model)])]
     linear = {
         name: module
         for name, module in model.named_modules()
@@ -68,7 +68,9 @@ def adapt(
     also_train: Sequence[str] = (),
     seed: int = 0,
 ) -> nn.Module:
-    """Put LoRA layers into a model, in place; they, the head and `also_train` are trained, everything else is frozen.
+    """Put LoRA layers into a model, in place; they, a classifier's head and `also_train` are trained, everything else is frozen.
+
+    `print(rankwise.trained(model))` says what that is.
 
     Args:
         model: a Transformers model (or any module, with `targets`).
@@ -85,14 +87,15 @@ def adapt(
         The same model; a compiled one stays compiled.
 
     Raises:
-        RankwiseError: the model has LoRA layers or a wrapper that can't be seen through, a target isn't there, or a rank is larger
-            than a layer.
+        RankwiseError: the model has LoRA layers, a wrapper that can't be seen through, or a head that can't be told; a target isn't
+            there; or a rank is larger than a layer.
     """
     with bare(model) as plain:
         if lora_layers(plain):
             raise RankwiseError(
                 "This model has LoRA layers already. Load the base model again, or merge them first."
             )
+        check_heads(plain)
         if rank is None:
             adapt_at_start_rank(
                 plain, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
@@ -281,6 +284,22 @@ def trained_beside(model: nn.Module) -> list[str]:
         whole = next((h for h in heads if name.startswith(f"{h}.")), name.rsplit(".", 1)[0])
         paths.append(whole)
     return list(dict.fromkeys(paths))
+
+
+def trained(model: nn.Module) -> str:
+    """Return what of a model is trained, in a sentence."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    layers = lora_layers(model).values()
+    ranks = sorted({layer.rank for layer in layers})
+    if not parameters:
+        return "Nothing is trained."
+    if not layers:
+        return f"{parameters:,} of {sum(p.numel() for p in model.parameters()):,} parameters are trained."
+    shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    adapters = f"LoRA matrices of rank {shown} in {len(layers)} layer{'s' * (len(layers) > 1)}"
+    whole = trained_beside(model)
+    beside = f", and whole: {', '.join(whole)}" if whole else "; nothing else"
+    return f"{parameters:,} parameters are trained: {adapters}{beside}."
 
 
 def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -5,9 +5,10 @@ positions start) is found from the model itself.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 from rankwise.errors import RankwiseError
@@ -53,6 +54,7 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(("Wqkv",)),
     "mpnet": Family(("attn.q", "attn.v")),
     "opt": Family(("q_proj", "v_proj")),
+    "phi": Family(("q_proj", "v_proj")),
     "phi3": Family(("qkv_proj",)),
     "qwen2": Family(("q_proj", "v_proj")),
     "qwen3": Family(("q_proj", "v_proj")),
@@ -78,20 +80,52 @@ def task_type(model: nn.Module) -> str | None:
 
 
 def body_and_heads(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Return the pretrained body of a classifier and the names of the modules on top of it.
+    """Return the pretrained body of a model and the names of the modules on top of it that are trained for a task.
 
-    For RoBERTa these are `model.roberta` and `["classifier"]`. A module without Transformers' `base_model_prefix` is all body.
+    For RoBERTa's classifier these are `model.roberta` and `["classifier"]`. A language model's head is pretrained and often shares its
+    matrix with the embeddings, so it isn't among them. A module without Transformers' `base_model_prefix` is all body.
     """
     prefix = getattr(model, "base_model_prefix", "")
     body = getattr(model, prefix, None) if prefix else None
     if not isinstance(body, nn.Module):
         return model, []
+    pretrained = (language_head(model) or "").split(".")[0]
     heads = [
         n
         for n, child in model.named_children()
-        if child is not body and any(True for _ in child.parameters())
+        if child is not body and n != pretrained and any(True for _ in child.parameters())
     ]
     return body, heads
+
+
+def language_head(model: nn.Module) -> str | None:
+    """Return the path of the layer that gives a language model's logits; None where there is none."""
+    layer = cast(Any, model).get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return next((path for path, module in model.named_modules() if module is layer), None)
+
+
+def check_heads(model: nn.Module) -> None:
+    """Check that a Transformers model shows which of its parts are to be trained for a task.
+
+    Raises:
+        RankwiseError: it has a language model's head and other heads, or it is made for a task, and its head can't be told from its body.
+    """
+    name, (body, heads) = type(model).__name__, body_and_heads(model)
+    if heads and (pretrained := language_head(model)):
+        raise RankwiseError(
+            f"{name} has a language model's head ({pretrained}) and others ({', '.join(heads)}), so it can't be told what is trained. "
+            "Take a model with one head."
+        )
+    if (
+        body is model
+        and isinstance(model, PreTrainedModel)
+        and "For" in name
+        and language_head(model) is None
+    ):
+        raise RankwiseError(
+            f"The head of {name} can't be told from its body, which Transformers calls {model.base_model_prefix!r}: it has "
+            f"{', '.join(path for path, _ in model.named_children())}."
+        )
 
 
 def first_position(model: nn.Module) -> int:
