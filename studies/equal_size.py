@@ -26,7 +26,7 @@ import grid
 from rankwise.adapters import predict
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
-from rankwise.models.hub import EMBEDDED
+from rankwise.models.hub import DEFAULT
 from rankwise.run_folder import RunFolder, run_folders
 from trials import earlier
 
@@ -110,7 +110,7 @@ def _converted(run: RunFolder, size: int) -> dict[str, Any]:
     """Score and size of a run's adapter after `convert_to_lora`."""
     trained = predict.open_trained(run.path)
     base, _ = loading.load(
-        loading.locate(EMBEDDED), list(trained.task.label_names), dtype=torch.float32, seed=0
+        loading.locate(DEFAULT), list(trained.task.label_names), dtype=torch.float32, seed=0
     )
     adapter = PeftModel.from_pretrained(base, str(run.path))
     low, high = 0.0, 1.0

@@ -29,7 +29,7 @@ from rankwise.files import cache_folder
 from rankwise.lora.inject import adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
-from rankwise.models.hub import EMBEDDED
+from rankwise.models.hub import DEFAULT
 from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
 from rankwise.seeding import stream_seed
@@ -143,14 +143,14 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
 
 
 def _rows() -> Encoded:
-    source = loading.locate(EMBEDDED)
+    source = loading.locate(DEFAULT)
     rows, _ = load_split(registry.named("movies"), "train")
     return encode(rows.select(np.arange(ROWS)), source.tokenizer, 128, cache_folder())
 
 
 def _model(seed: int) -> Any:
     model, _ = loading.load(
-        loading.locate(EMBEDDED), [f"class {i}" for i in range(CLASSES)], dtype=torch.float32, seed=seed
+        loading.locate(DEFAULT), [f"class {i}" for i in range(CLASSES)], dtype=torch.float32, seed=seed
     )
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -59,7 +59,7 @@ def movies_source(sentences: str) -> bytes:
 
 
 def trust_everything(monkeypatch):
-    monkeypatch.setattr(downloads, "_verify", lambda *_: None)
+    monkeypatch.setattr(downloads, "verify", lambda *_: None)
 
 
 def test_the_model_is_the_one_that_it_says():

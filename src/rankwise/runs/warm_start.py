@@ -41,7 +41,7 @@ def locate(config: RunConfig) -> Source:
             raise RankwiseError(
                 f"{asked} isn't pretrained, so a frozen base is of no use. Take `method={able}`."
             )
-        return loading.locate(asked or hub.EMBEDDED, limit)
+        return loading.locate(asked or hub.DEFAULT, limit)
     methods.check_start(folder, config.method)
     if not (folder / peft_format.CONFIG).is_file():
         run = RunFolder(folder)
