@@ -128,7 +128,9 @@ def test_a_table_too_small_to_split_is_refused(tmp_path):
 
 def test_one_text_alone_is_not_split(tmp_path):
     path = write(tmp_path / "t.csv", "text,label\n" + "a,0\n" * 20 + "a,1\n" * 20)
-    with pytest.raises(RankwiseError, match="t.csv has one text alone, 'a', to split validation rows off"):
+    with pytest.raises(
+        RankwiseError, match="t.csv has 1 different text on 40 rows, such as 'a', too few to split"
+    ):
         load_table(path)
 
 

@@ -14,6 +14,8 @@ from rankwise.report.rank_pattern import RankPattern, rank_patterns
 from rankwise.report.row import Row
 from rankwise.report.rows import rows
 from rankwise.run_folder import RunFolder, read_grid, run_folders
+from rankwise.tasks import look
+from rankwise.tasks.look import Look
 
 
 class NothingFinished(RankwiseError):
@@ -36,6 +38,7 @@ class Document:
         curves: training curves.
         rank_patterns: the ranks of runs that changed them.
         examples: validation rows on which methods disagree.
+        looks: task → a look at its rows, as the first of its runs recorded it.
         settings: what was set, on what machine, with which versions, by which command.
         planned: number of runs that the grid asks for.
     """
@@ -51,6 +54,7 @@ class Document:
     curves: list[Curve]
     rank_patterns: list[RankPattern]
     examples: list[Example]
+    looks: dict[str, Look]
     settings: dict[str, str]
     planned: int
 
@@ -73,6 +77,7 @@ def collect(out: Path) -> Document:
     drawn, unread = curves(cells)
     patterns, not_drawn = rank_patterns(cells)
     pairs = published.tasks_and_models(run.result for run in runs)
+    looks, unseen = _looks(runs)
     described = settings.of_grid((f"{r.result['task']} {r.result['method']}", r.settings) for r in runs)
     if grid.get("command"):
         described["command"] = str(grid["command"])
@@ -89,6 +94,7 @@ def collect(out: Path) -> Document:
             *unpaired,
             *unread,
             *not_drawn,
+            *unseen,
             *damage,
         ],
         published=published.sentences(pairs),
@@ -96,6 +102,7 @@ def collect(out: Path) -> Document:
         curves=drawn,
         rank_patterns=patterns,
         examples=disagreements(cells),
+        looks=looks,
         settings=described,
         planned=max(len(folders), _planned(grid)),
     )
@@ -115,6 +122,22 @@ def _read(folders: list[RunFolder]) -> tuple[list[Run], list[str]]:
             left_out.append(f"Left out: {error}")
     kept, others = distinct(runs)
     return kept, left_out + others
+
+
+def _looks(runs: list[Run]) -> tuple[dict[str, Look], list[str]]:
+    """The first recorded look at each task's rows, and a sentence for each that can't be read."""
+    looks: dict[str, Look] = {}
+    notes: list[str] = []
+    for run in runs:
+        stored, task = run.record.get("look"), run.result["task"]
+        if stored is None or task in looks:
+            continue
+        try:
+            looks[task] = look.from_json(stored)
+        except ValueError as error:
+            why = str(error).splitlines()[0]
+            notes.append(f"{run.folder.path / 'run.json'}: what it says of the rows is damaged ({why}).")
+    return looks, notes
 
 
 def _nothing_finished(out: Path) -> str:

@@ -1,5 +1,6 @@
 """Writes a report into the grid's folder: `report.html`, `report.md`, `report.json` and `results.parquet`, each replaced atomically."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from rankwise import inert
 from rankwise.errors import RankwiseError
 from rankwise.files import replacing
 from rankwise.report.document import Document, collect
-from rankwise.report.html import html
+from rankwise.report.html import html, look_html
 from rankwise.report.markdown import markdown
 from rankwise.report.table import to_json
+from rankwise.tasks.columns import Column
+from rankwise.tasks.look import Look
 
 
 def write(out: Path, *, live: bool = False) -> Document:
@@ -40,6 +43,24 @@ def write(out: Path, *, live: bool = False) -> Document:
     except OSError as error:
         raise RankwiseError(f"{out} can't be written: {error.strerror or error}.") from None
     return document
+
+
+def write_look(
+    out: Path, name: str, look: Look | None, columns: Sequence[Column], notes: Sequence[str]
+) -> None:
+    """Write the page of a look at a table to the file `out`; the other arguments are those of `look_html`.
+
+    Raises:
+        RankwiseError: the file can't be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            partial.write_text(look_html(name, look, columns, notes), encoding="utf-8")
+    except OSError as error:
+        raise RankwiseError(
+            f"{out} can't be written: {error.strerror or error}. Name another file with `out=`."
+        ) from None
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -4,7 +4,7 @@
 the page itself blocks every request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -16,6 +16,9 @@ from rankwise.report import figures, page_table
 from rankwise.report.document import Document
 from rankwise.report.figures import Figure, Style
 from rankwise.report.row import Row
+from rankwise.report.words import flags
+from rankwise.tasks.columns import Column
+from rankwise.tasks.look import Look
 
 RELOAD_SECONDS = 10
 """Time between two reloads of the page while a grid runs."""
@@ -74,22 +77,18 @@ def html(document: Document, *, live: bool = False) -> str:
         document: what it says.
         live: the page reloads itself every `RELOAD_SECONDS`, for a grid that is still running.
     """
-    environment = Environment(
-        loader=PackageLoader("rankwise.report", "page"),
-        autoescape=True,
-        finalize=_without_controls,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     sections = [_section(document, *section) for section in SECTIONS]
     sections = [section for section in sections if section["figures"]]
-    page = files("rankwise.report").joinpath("page")
     style, memory = figures.style_of(document), figures.rank_memory(document)
+    looks = {
+        task: (look, figures.data(look, f"data-{i}")) for i, (task, look) in enumerate(document.looks.items())
+    }
     drawn = [*(figure for section in sections for figure in section["figures"]), *memory.values()]
+    drawn += [figure for _, made in looks.values() for figure in made]
     columns = page_table.columns(document)
-    return environment.get_template("page.html").render(
+    return _render(
+        "page.html",
+        drawn,
         document=document,
         columns=columns,
         rows=[page_table.cells(row, columns, style) for row in document.rows],
@@ -101,13 +100,53 @@ def html(document: Document, *, live: bool = False) -> str:
             for task in dict.fromkeys(example.task for example in document.examples)
         ],
         rank_memory=memory,
-        specs={figure.key: figure.spec for figure in drawn},
+        looks=looks,
         tasks=list(dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)),
         live=RELOAD_SECONDS if live else None,
+    )
+
+
+def look_html(name: str, look: Look | None, columns: Sequence[Column], notes: Sequence[str]) -> str:
+    """Write the page of a look at a table.
+
+    Args:
+        name: of the table or task.
+        look: at its rows; None where they can't be trained on as they are.
+        columns: of the table.
+        notes: on how it was read.
+    """
+    drawn = [] if look is None else figures.data(look, "data")
+    return _render(
+        "look.html", drawn, name=name, look=look, columns=columns, notes=notes, figures=drawn, live=None
+    )
+
+
+def _render(template: str, drawn: Sequence[Figure], **values: Any) -> str:
+    """Fill a template in, with everything that its page needs in one file.
+
+    Args:
+        template: its name in `page/`.
+        drawn: every figure of the page.
+        values: of the template.
+    """
+    environment = Environment(
+        loader=PackageLoader("rankwise.report", "page"),
+        autoescape=True,
+        finalize=_without_controls,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    environment.globals |= {"facts": figures.facts, "flags": flags}
+    page = files("rankwise.report").joinpath("page")
+    return environment.get_template(template).render(
+        specs={figure.key: figure.spec for figure in drawn},
         version=version("rankwise"),
         style=page.joinpath("page.css").read_text(encoding="utf-8"),
         script=page.joinpath("page.js").read_text(encoding="utf-8"),
         plotly=files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8"),
+        **values,
     )
 
 

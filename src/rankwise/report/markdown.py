@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from rankwise import inert
 from rankwise.report.document import Document
-from rankwise.report.figures import KINDS
+from rankwise.report.figures import KINDS, facts
 from rankwise.report.rank_pattern import summary
 from rankwise.report.table import HEADERS, cells
-from rankwise.report.words import percent, probability
+from rankwise.report.words import flags, percent, probability
+from rankwise.tasks.look import Look, warning_lines
 
 
 def markdown(document: Document) -> str:
@@ -22,7 +23,7 @@ def markdown(document: Document) -> str:
     ]
     if document.left_out:
         lines += ["", "## Left out", "", *(f"- {inert.markdown(line)}" for line in document.left_out)]
-    for part in (_differences, _memory, _ranks, _examples):
+    for part in (_differences, _memory, _ranks, _data, _examples):
         lines += part(document)
     if document.published:
         lines += ["", "## Published", "", *(f"- {inert.markdown(line)}" for line in document.published)]
@@ -90,6 +91,26 @@ def _ranks(document: Document) -> list[str]:
         lines.append(f"- {inert.markdown(f'{one.task} {one.method} seed {one.seed}: {summary(one)}')}")
         lines += [f"  - {inert.markdown(d.text)}{'' if d.accepted else ' (rejected)'}" for d in one.decisions]
     return lines
+
+
+def _data(document: Document) -> list[str]:
+    lines = []
+    for task, look in document.looks.items():
+        lines += ["", f"## Data of {inert.markdown(task)}", "", *_table(("", *look.splits), _facts(look))]
+        lines += (
+            ["", *(f"- {inert.markdown(flags(line))}" for line in warning_lines(look))]
+            if look.warnings
+            else []
+        )
+    return lines
+
+
+def _facts(look: Look) -> list[tuple[str, ...]]:
+    classes = [
+        (name, *(f"{part.classes.get(name, 0):,}" for part in look.splits.values()))
+        for name in look.splits["train"].classes
+    ]
+    return [(name, *cells) for name, cells in facts(look)] + classes
 
 
 def _examples(document: Document) -> list[str]:

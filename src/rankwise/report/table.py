@@ -100,4 +100,5 @@ def to_json(document: Document) -> dict[str, Any]:
         "out": str(document.out),
         "rows": [{**asdict(row), "verdict": row.verdict} for row in document.rows],
         "examples": [asdict(example) for example in document.examples],
+        "looks": {task: look.to_json() for task, look in document.looks.items()},
     }

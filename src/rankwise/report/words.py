@@ -54,3 +54,8 @@ def span(values: Sequence[float], unit: str, digits: int = 0) -> str:
 def minus(text: str) -> str:
     """Replace the hyphen in front of a number by a minus sign."""
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def flags(text: str) -> str:
+    """Write the arguments that a text names as flags: `` `limit_train=` `` → `--limit-train`."""
+    return re.sub(r"`([a-z_]+)=`", lambda found: f"--{found[1].replace('_', '-')}", text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,7 +34,7 @@ from rankwise.runs.early_stopping import hold_out
 from rankwise.runs.evaluation import labels
 from rankwise.runs.facts import Assigned, Facts, read
 from rankwise.runs.methods import Adapted, Method
-from rankwise.tasks import objectives
+from rankwise.tasks import look, objectives
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.load import load_dataset
 from rankwise.tasks.objectives import Objective
@@ -100,6 +101,7 @@ class Prepared:
         source: where model and tokenizer come from.
         model: what is trained and run.
         adapted: what counts and saves the model, if the method does that itself.
+        look: at its rows.
         training: the state of the run.
         rss: the peak of the process's memory from now on.
         facts: choices that a resumed run repeats, for run.json.
@@ -114,6 +116,7 @@ class Prepared:
     source: Source
     model: nn.Module
     adapted: Adapted | None
+    look: look.Look
     training: Training
     rss: PeakRss
     facts: dict[str, Any]
@@ -174,14 +177,14 @@ def prepare(folder: RunFolder) -> Prepared:
         hooks=None if adapted is None else adapted.hooks,
         class_weights=weights,
     )
+    seen = look_at(rows, source.max_length)
     engine_note = _choose_engine(training, config, facts)
     notes = [
         _place_note(config, source, place, [compute.padding_reason, engine_note]),
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batches.batch_size} rows.",
-        f"{len(rows.train):,} training rows, {len(rows.validation[rows.headline]):,} validation rows.",
         *filter(None, [started, training.rank_note, _weights_note(weights, rows)]),
         *rows.dataset.notes,
-        *_truncated_note(rows, source.max_length),
+        *look.lines(seen),
     ]
     facts = _facts(config, place, source, training, weights, rows)
     return Prepared(
@@ -191,6 +194,7 @@ def prepare(folder: RunFolder) -> Prepared:
         source=source,
         model=model,
         adapted=adapted,
+        look=seen,
         training=training,
         rss=rss,
         facts=facts | {"learning_rate_from": lr.why},
@@ -254,6 +258,18 @@ def encode_rows(config: RunConfig, dataset: Dataset, source: Source) -> RunRows:
     return RunRows(dataset=dataset, train=train, validation=validation, held_out=held_out)
 
 
+def look_at(rows: RunRows, max_length: int) -> look.Look:
+    """Look at the rows of a run, with the lengths that they have as tokens."""
+    train = [rows.train.lengths, *([] if rows.held_out is None else [rows.held_out.lengths])]
+    splits = {"train": rows.train, **rows.validation}
+    return look.look(
+        rows.dataset,
+        {split: encoded.lengths for split, encoded in splits.items()} | {"train": np.concatenate(train)},
+        truncated={split: encoded.n_truncated for split, encoded in splits.items()},
+        limit=max_length,
+    )
+
+
 def _load_model(
     config: RunConfig, method: Method, source: Source, rows: RunRows, place: Place
 ) -> tuple[nn.Module, Adapted | None, str]:
@@ -308,12 +324,6 @@ def _weights_note(weights: torch.Tensor | None, rows: RunRows) -> str:
     names = rows.dataset.task.label_names
     each = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights.tolist(), strict=True))
     return f"Class weights in the training loss: {each}."
-
-
-def _truncated_note(rows: RunRows, max_length: int) -> list[str]:
-    n = rows.train.n_truncated + sum(split.n_truncated for split in rows.validation.values())
-    texts = "text was" if n == 1 else "texts were"
-    return [f"{n:,} {texts} longer than {max_length} tokens and truncated."] if n else []
 
 
 def _digest(*documents: Any) -> str:

@@ -57,6 +57,7 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         resolved=to_json(config),
         facts=run.facts,
         task=to_json(run.rows.dataset.task),
+        look=run.look.to_json(),
         versions=hardware.versions(),
         hardware=hardware.hardware(training.compute.device),
     )

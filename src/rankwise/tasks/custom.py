@@ -17,7 +17,7 @@ from rankwise.tasks import objectives
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, is_empty, number, plain
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.rows import has_text, labels_of, odd_label, read_rows, rows_of
+from rankwise.tasks.rows import has_text, labels_of, left_out, odd_label, read_rows, rows_of
 from rankwise.tasks.splits import Dataset, same_row, stratified_split, two_labels
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
@@ -84,6 +84,7 @@ def _train_and_validation(
 def _dataset(options: TableOptions, table: Table, validation: Table | Path | None = None) -> Dataset:
     task, taken = _task(table, options)
     train, notes = rows_of(table, task, labelled=True)
+    lacking = left_out(table, task, train)
     notes = (*taken, *notes, *_doubts(table, task, train))
     if validation is not None:
         held_out, more = (
@@ -97,17 +98,20 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
                 f"{both:,} of {len(held_out):,} rows of {validation.name} also stand in "
                 f"{table.name}: a score on them shows memory, not learning.",
             )
-        return Dataset(task, train, {"validation": held_out}, notes + more)
+        return Dataset(task, train, {"validation": held_out}, notes + more, lacking)
     train, held_out = stratified_split(
         train, min(VALIDATION, VALIDATION_ROWS / len(train)), objectives.named(task.problem)
     )
     if not len(held_out):
-        alike = len({text.strip() for text in train.text}) == 1 < len(train)
-        why = f"has one text alone, {train.text[0].strip()!r:.40}," if alike else "is too small"
+        texts = len({text.strip() for text in train.text})
+        if 20 * texts <= len(train):
+            why = f"has {texts:,} different text{'s' * (texts > 1)} on {len(train):,} rows, such as {train.text[0].strip()!r:.40}, too few"
+        else:
+            why = "is too small"
         raise RankwiseError(f"{table.name} {why} to split validation rows off. Give some with `validation=`.")
     how = ", stratified by label" if task.problem == "classification" else ""
     notes += (f"{len(held_out):,} rows of {table.name} are split off for validation{how}.",)
-    return Dataset(task, train, {"validation": held_out}, notes)
+    return Dataset(task, train, {"validation": held_out}, notes, lacking)
 
 
 # ── What is to be learned ─────────────────────────────────────────────────────────────────────

@@ -33,16 +33,20 @@ def load_dataset(config: RunConfig) -> Dataset:
     limits = config.data
     own = config.table.train_file is not None or config.table.dataset is not None
     dataset = load_table(config.table) if own else _load_named(registry.named(config.task), limits.data)
-    train, validation = dataset.train, dataset.validation
+    train, validation, left_out = dataset.train, dataset.validation, dict(dataset.left_out)
     # The seed is fixed, so that every run of a grid has the same rows. The first rows would not do: some files are sorted by label.
     if limits.limit_train is not None:
+        left_out["by `limit_train=`"] = max(0, len(train) - limits.limit_train)
         train = train.select(np.random.default_rng(0).permutation(len(train))[: limits.limit_train])
     if limits.limit_eval is not None:
+        left_out["by `limit_eval=`"] = sum(
+            max(0, len(rows) - limits.limit_eval) for rows in validation.values()
+        )
         validation = {
             split: rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[: limits.limit_eval]))
             for split, rows in validation.items()
         }
-    return replace(dataset, train=train, validation=validation)
+    return replace(dataset, train=train, validation=validation, left_out=left_out)
 
 
 def load_split(task: Task, split: str, folder: Path | None = None) -> tuple[Rows, tuple[str, ...]]:

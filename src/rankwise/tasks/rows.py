@@ -68,6 +68,13 @@ def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[st
     ), notes
 
 
+def left_out(table: Table, task: Task, rows: Rows) -> dict[str, int]:
+    """Return why rows of a table aren't among `rows`, which `rows_of` returned for it, and their number."""
+    lacking = len(table) - len(rows)
+    no_text = int((~has_text(table, task)).sum()) if lacking else 0
+    return {"without text": no_text, "without label": lacking - no_text}
+
+
 def _left_out(table: Table, rows: Bool[np.ndarray, "rows"], lacking: str) -> tuple[str, ...]:
     numbers = np.flatnonzero(rows).tolist()
     if not numbers:

@@ -6,6 +6,7 @@ or punctuation stay on the same side, whatever their labels.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +27,14 @@ class Dataset:
         train: training rows, in the order that every method shares.
         validation: `validation` first, the headline (mnli's matched); mnli may add `validation_mismatched`.
         notes: sentences for the log: which rows were left out or are in both parts, and what differs from the published data.
+        left_out: why rows are in neither part → their number.
     """
 
     task: Task
     train: Rows
     validation: dict[str, Rows]
     notes: tuple[str, ...] = field(default=())
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def stratified_split(rows: Rows, share: float, objective: Objective) -> tuple[Rows, Rows]:
@@ -79,6 +82,11 @@ def same_row(train: Rows, validation: Rows) -> int:
     """Return the number of validation rows whose text (or pair) is also in training, whatever the labels."""
     known = set(_keys(train))
     return sum(key in known for key in _keys(validation))
+
+
+def repeated(rows: Rows) -> int:
+    """Return the number of rows whose text (or pair) stands in an earlier row, whatever the labels."""
+    return len(rows) - len(set(_keys(rows)))
 
 
 def _keys(rows: Rows) -> list[tuple[Any, ...]]:

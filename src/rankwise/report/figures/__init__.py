@@ -1,6 +1,7 @@
 """The page's figures: a function for each section makes one figure a task (of ranks, one a run)."""
 
 from rankwise.report.figures.cost import memory, speed
+from rankwise.report.figures.data import data, facts
 from rankwise.report.figures.plot import KINDS, Figure, Style, style_of
 from rankwise.report.figures.ranks import rank_memory, ranks
 from rankwise.report.figures.scores import differences, parameters, scores
@@ -10,7 +11,9 @@ __all__ = [
     "KINDS",
     "Figure",
     "Style",
+    "data",
     "differences",
+    "facts",
     "losses",
     "memory",
     "parameters",

@@ -8,8 +8,8 @@ const stored = {
 };
 
 // ── The table ──
-const table = document.getElementById("results");
-const headings = [...table.tHead.rows[0].cells];
+const table = document.getElementById("results");  // a look at data has none
+const headings = table ? [...table.tHead.rows[0].cells] : [];
 const sortBy = (place, up) => {
   const numbers = headings[place].classList.contains("number");
   const value = (row) => row.cells[place].dataset.value;
