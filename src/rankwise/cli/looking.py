@@ -98,11 +98,11 @@ def _tokens(dataset: Any, model: str | None, max_length: int | None) -> dict[str
     """Return the lengths of a data set's rows as tokens, for `look`; nothing where the default model can't be fetched."""
     from rankwise.files import cache_folder
     from rankwise.models import loading
-    from rankwise.models.hub import EMBEDDED
+    from rankwise.models.hub import DEFAULT
     from rankwise.tasks.encoding import encode
 
     try:
-        source = loading.locate(model or EMBEDDED, max_length)
+        source = loading.locate(model or DEFAULT, max_length)
     except RankwiseError:
         if model is not None or max_length is not None:
             raise
