@@ -228,6 +228,45 @@ def _require(holds: Callable[[float], bool], what: str, settings: dict[str, floa
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """How a language model writes a text. Names and defaults are those of Transformers' `GenerationConfig`."""
+
+    max_new_tokens: int = 256
+    """Tokens a text may have."""
+    num_beams: int = 1
+    """Beams of beam search. Default: 1, greedy."""
+    length_penalty: float = 1.0
+    """Power of its length that a beam's log-likelihood is divided by: above 0 favours long texts, below 0 short ones."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of that many tokens comes twice in a text. Default: 0, any may."""
+    do_sample: bool = False
+    """Draw each token by its probability."""
+    temperature: float = 1.0
+    """With do_sample: divides the logits."""
+    top_k: int = 50
+    """With do_sample: only that many tokens can be drawn, the likeliest. 0: any."""
+    top_p: float = 1.0
+    """With do_sample: only the likeliest tokens can be drawn whose probabilities make up this share."""
+    seed: int = 0
+    """With do_sample: seed of the draws."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams)
+        _at_least(0, no_repeat_ngram_size=self.no_repeat_ngram_size, top_k=self.top_k, seed=self.seed)
+        _above_zero(temperature=self.temperature)
+        _require(lambda value: 0 < value <= 1, "a fraction, above 0 and 1 at most", {"top_p": self.top_p})
+        _require(math.isfinite, "a number", {"length_penalty": self.length_penalty})
+        if not self.do_sample:
+            for name in ("temperature", "top_k", "top_p", "seed"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise RankwiseError(
+                        f"`{name}=` is for texts that are drawn. Add `do_sample=True`, or leave it out."
+                    )
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise RankwiseError("`length_penalty=` is for beam search. Add `num_beams=`, or leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a task, a method, a seed."""
 
