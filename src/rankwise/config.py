@@ -426,6 +426,12 @@ def _leaf(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
+def same_run(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the `to_json` of a RunConfig without what may differ where a run is continued: its threads, which change only its speed."""
+    model = {name: value for name, value in request.get("model", {}).items() if name != "threads"}
+    return {**request, "model": model}
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Return a line (`train.epochs: 3 there, 1 now`) for each option in which two `to_json` forms differ."""
     if isinstance(old, dict) and isinstance(new, dict):

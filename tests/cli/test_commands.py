@@ -23,6 +23,7 @@ from filelock import FileLock
 import tiny
 from rankwise.cli import main
 from rankwise.cli.commands import app
+from rankwise.run_folder import RunFolder
 
 FAST = ["--dtype", "float32", "--epochs", "1", "--batch-size", "16", "--lr", "1e-3", "--threads", "1"]
 COMMANDS = [name for name in app if not name.startswith("-")]
@@ -671,6 +672,27 @@ def test_a_run_that_never_got_to_a_checkpoint_does_not_bind_the_next_one(model, 
     assert rankwise("train", table, "--model", model, "--targets", "qurey", "--out", "out")[0] == 2
     assert rankwise("train", table, "--model", model, "--targets", "key", "--out", "out", *FAST)[0] == 0
     assert "key" in json.loads(Path("out/adapter_config.json").read_text())["target_modules"]
+
+
+def test_a_run_continues_with_other_threads(model, table, rankwise, monkeypatch):
+    """It ends after its third step, as if killed before its result was written."""
+    command = ["train", table, "--model", model, "--out", "out", *FAST[:-1]]
+    with monkeypatch.context() as patch:
+        patch.setattr("rankwise.runs.run.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("rankwise.runs.run.CHECKPOINT_SHARE", float("inf"))
+        patch.setattr(RunFolder, "remove_checkpoint", lambda _: None)
+        patch.setattr(RunFolder, "write_result", lambda *_: None)
+        rankwise(*command, "1")
+    assert not Path("out/result.json").exists()
+    code, _, err = rankwise(*command, "2", "--rank", "4")
+    assert code == 2
+    assert "lora.rank: None there, 4 now" in err
+    assert "threads" not in err
+    code, out, _ = rankwise(*command, "2")
+    assert code == 0
+    assert "Continued from step" in out
+    assert "It began with --threads 1 and goes on with --threads 2: results may differ by rounding." in out
+    assert rankwise(*command, "1")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "config.json", "model.safetensors"])

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import Json, command, people, print_json, say
 from rankwise.cli.parameters import flag, in_flags
-from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, to_json
+from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, same_run, to_json
 from rankwise.errors import RankwiseError
 from rankwise.runs.tensorboard import check as check_tensorboard
 
@@ -261,7 +261,7 @@ def _refuse_foreign(folder: Any) -> None:
 
 
 def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
-    differing = differences(folder.read_run()["requested"], request)
+    differing = differences(same_run(folder.read_run()["requested"]), same_run(request))
     if differing:
         raise RankwiseError(
             f"{folder.path} holds a run with other settings ({'; '.join(differing)}). "

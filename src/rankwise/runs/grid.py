@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from rankwise.config import CompareConfig, RunConfig, differences, to_json
+from rankwise.config import CompareConfig, RunConfig, differences, same_run, to_json
 from rankwise.errors import RankwiseError, machine_fault
 from rankwise.files import make_folder
 from rankwise.hardware import cores
@@ -141,7 +141,8 @@ def refuse_changes(out: Path, runs: Sequence[Run]) -> None:
     found: dict[str, None] = {}
     for run in runs:
         if run.folder.finished or (run.folder.has_run and run.folder.checkpoint):
-            found |= dict.fromkeys(differences(run.folder.read_run()["requested"], to_json(run.config)))
+            there = same_run(run.folder.read_run()["requested"])
+            found |= dict.fromkeys(differences(there, same_run(to_json(run.config))))
     if found:
         raise RankwiseError(
             f"{out} holds runs with other settings: {'; '.join(found)}. Give another `out=`, or the settings there."
@@ -207,10 +208,10 @@ def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, comman
 
 
 def _ask(config: CompareConfig, run: Run) -> None:
-    """Writes the request. Threads that were assigned to an earlier start stay, because a resumed run is exact."""
+    """Writes the request. Threads that were assigned to an earlier start stay, because a resumed run is exact; those asked for don't."""
     known = run.folder.read_run() if run.folder.has_run else {}
-    if known.get("requested") != to_json(run.config):  # an earlier attempt failed before its first checkpoint
-        known = {}
+    if same_run(known.get("requested") or {}) != same_run(to_json(run.config)):
+        known = {}  # an earlier attempt failed before its first checkpoint
     threads = config.model.threads or max(1, cores() // config.jobs)
     assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
     assigned["shared_machine"] |= config.jobs > 1

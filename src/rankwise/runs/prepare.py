@@ -3,6 +3,7 @@
     run.json ─► options (recipe) ─► hardware ─► rows ─► model ─► method ─► Training
 
 A resumed run repeats the choices of its beginning (`facts` in run.json: threads, dtype, padding, engine), so that it continues bit for bit.
+With other `threads=` it continues, too, up to rounding.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from rankwise import hardware
-from rankwise.config import RunConfig, from_json, to_json
+from rankwise.config import RunConfig, from_json, same_run, to_json
 from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute
@@ -185,6 +186,7 @@ def prepare(folder: RunFolder) -> Prepared:
         *filter(None, [started, training.rank_note, _weights_note(weights, rows)]),
         *rows.dataset.notes,
         *look.lines(seen),
+        *_threads_note(place.threads, facts.get("threads")),
     ]
     facts = _facts(config, place, source, training, weights, rows)
     return Prepared(
@@ -200,7 +202,7 @@ def prepare(folder: RunFolder) -> Prepared:
         facts=facts | {"learning_rate_from": lr.why},
         notes=notes,
         assigned=assigned,
-        request=_digest(to_json(requested), facts),
+        request=_digest(same_run(to_json(requested)), {**facts, "threads": None}),
     )
 
 
@@ -219,7 +221,7 @@ def choose_place(config: RunConfig, facts: dict[str, Any], assigned: int | None)
         facts: what the run chose when it began, if it is resumed.
         assigned: threads that a grid gives each of its runs.
     """
-    threads = facts.get("threads") or config.model.threads or assigned or hardware.cores()
+    threads = config.model.threads or facts.get("threads") or assigned or hardware.cores()
     torch.set_num_threads(threads)
     device = hardware.choose_device(config.model.device)
     dtype, reason = hardware.choose_dtype(facts.get("dtype") or config.model.dtype, device)
@@ -324,6 +326,14 @@ def _weights_note(weights: torch.Tensor | None, rows: RunRows) -> str:
     names = rows.dataset.task.label_names
     each = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights.tolist(), strict=True))
     return f"Class weights in the training loss: {each}."
+
+
+def _threads_note(threads: int, before: int | None) -> list[str]:
+    if before in (None, threads):
+        return []
+    return [
+        f"It began with threads={before} and goes on with threads={threads}: results may differ by rounding."
+    ]
 
 
 def _digest(*documents: Any) -> str:
