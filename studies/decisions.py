@@ -72,7 +72,7 @@ def _checks(folder: Path, seed: int) -> tuple[list[Row], list[Row]]:
     trained = predict.open_trained(folder / trial_name("never cut", seed))
     model, compute = trained.model.eval(), trained.compute
     seen, judged = (
-        encode(read_rows(folder / f"{name}.parquet", trained.task, labelled=True)[0], trained.tokenizer, 128, cache_folder())
+        encode(read_rows(folder / f"{name}.parquet", trained.task)[0], trained.tokenizer, 128, cache_folder())
         for name in ("train", "held_out")
     )  # fmt: skip
     labels = torch.from_numpy(np.asarray(judged.labels))

@@ -205,6 +205,24 @@ class TableOptions:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HowToRun:
+    """Where and how a trained model runs."""
+
+    device: str = "auto"
+    """auto: cuda if there is one, then mps, then cpu."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's own number, a thread a core."""
+    batch_size: int | None = None
+    """Rows that are run at a time. Default: as many as 2,048 tokens hold, on a GPU 16,384."""
+    max_length: int | None = None
+    """Truncate each text (or pair) to this many tokens. Default: as in training; for other models their own limit, 512 at most."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, threads=self.threads, batch_size=self.batch_size)
+        _at_least(3, max_length=self.max_length)
+
+
 def _at_least(smallest: float, **settings: float | None) -> None:
     _require(lambda value: smallest <= value < math.inf, f"a number, {smallest} or more", settings)
 

@@ -1,7 +1,10 @@
 """`train`, `evaluate` and `predict` on your own tables: options do what they say, and results are those of the run."""
 
 import csv
+import datetime
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 import tiny
 from rankwise.cli import main
+from rankwise.tasks import streams
 
 FAST = ["--dtype", "float32", "--batch-size", "16", "--threads", "1"]
 ROWS, HELD_OUT = tiny.reviews(60), tiny.reviews(20, seed=1)
@@ -171,11 +175,11 @@ def run(model, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_predictions_are_those_of_the_run_in_every_format(kind, run, answer):
-    told = answer("predict", run, write("rows.csv", HELD_OUT), "--out", f"p.{kind}")
+    told = answer("predict", run, write("rows.csv", HELD_OUT), "--keep", "none", "--out", f"p.{kind}")
     rows = read(f"p.{kind}")
     assert [int(row["idx"]) for row in rows] == list(range(20))
     assert list(rows[0]) == [
-        "idx", "label", "probability_negative", "probability_positive", "logit_negative", "logit_positive",
+        "idx", "label", "probability_negative", "probability_positive", "logit_negative", "logit_positive", "reason",
     ]  # fmt: skip
     logits = np.array([[float(row["logit_negative"]), float(row["logit_positive"])] for row in rows])
     own = np.stack(pq.read_table(f"{run}/predictions.parquet")["logits"].to_numpy())
@@ -195,15 +199,103 @@ def test_predictions_are_those_of_the_run_in_every_format(kind, run, answer):
 
 def test_predictions_need_no_label_column_and_take_column_names(run):
     rows = [{"id": i, "review": row["text"]} for i, row in enumerate(HELD_OUT)]
-    command("predict", run, write("a.csv", HELD_OUT), "--out", "a.jsonl")
-    command("predict", run, write("b.parquet", rows), "--text", "review", "--out", "b.jsonl")
+    command("predict", run, write("a.csv", HELD_OUT), "--keep", "none", "--out", "a.jsonl")
+    command(
+        "predict", run, write("b.parquet", rows), "--text", "review", "--keep", "none", "--out", "b.jsonl"
+    )
     assert read("a.jsonl") == read("b.jsonl")
 
 
-def test_rows_without_text_keep_the_position_of_the_others(run):
-    rows = [HELD_OUT[0], {"text": " ", "label": "positive"}, HELD_OUT[1]]
-    command("predict", run, write("rows.jsonl", rows), "--out", "p.jsonl")
-    assert [row["idx"] for row in read("p.jsonl")] == [0, 2]
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("source", ["csv", "jsonl", "parquet"])
+def test_predictions_stand_beside_every_column_of_every_row(source, kind, run, answer):
+    """Ids come back as they were, in the rows' order; pandas joins them."""
+    rows = [
+        {"id": f"=0{i}", "n": 0.5 * i, "text": row["text"], "label": "?"} for i, row in enumerate(HELD_OUT)
+    ]
+    rows[3]["text"] = "  "
+    told = answer("predict", run, write(f"rows.{source}", rows), "--out", f"p.{kind}")
+    assert (told["n"], told["unscored"]) == (20, 1)
+    assert any("no answer: no text in 'text'" in note for note in told["notes"])
+    assert any("'label' is 'input_label'" in note for note in told["notes"])
+    written = read(f"p.{kind}")
+    assert list(written[0])[:5] == ["id", "n", "input_label", "text", "label"] or list(written[0])[:5] == [
+        "id", "n", "text", "input_label", "label",
+    ]  # fmt: skip
+    apostrophe = "'" if source != "csv" and kind in ("csv", "tsv") else ""
+    assert [row["id"] for row in written] == [f"{apostrophe}{row['id']}" for row in rows]
+    assert [float(row["n"]) for row in written] == [row["n"] for row in rows]
+    assert [row["reason"] or None for row in written] == [None] * 3 + ["no text in 'text'"] + [None] * 16
+    assert {written[3][name] or None for name in ("label", "probability_negative", "logit_positive")} == {
+        None
+    }
+    right = [row["label"] == true["label"] for row, true in zip(written, HELD_OUT, strict=True)]
+    assert np.mean(right) >= 0.9
+
+
+def test_pieces_of_a_file_get_the_answers_of_the_whole(run, answer, monkeypatch):
+    table = write("rows.csv", [{"text": row["text"]} for row in HELD_OUT])
+    whole = answer("predict", run, table, "--out", "whole.parquet")
+    monkeypatch.setattr(streams, "ROWS", 7)
+    pieces = answer("predict", run, table, "--out", "pieces.parquet", "--batch-size", "2", "--threads", "1")
+    assert whole["predicted"] == pieces["predicted"]
+    one, other = (pq.read_table(f"{name}.parquet") for name in ("whole", "pieces"))
+    assert one.select(["text", "label", "reason"]) == other.select(["text", "label", "reason"])
+    np.testing.assert_allclose(one["logit_negative"], other["logit_negative"], rtol=1e-4, atol=1e-5)
+
+
+def test_types_of_parquet_stay_and_those_of_jsonl_hold_every_value(run):
+    words = [row["text"] for row in HELD_OUT[:3]]
+    day = [datetime.date(2020, 1, 1), None, datetime.date(2021, 2, 3)]
+    pq.write_table(pa.table({"text": words, "day": pa.array(day, pa.date32())}), "rows.parquet")
+    command("predict", run, "rows.parquet", "--out", "p.parquet")
+    assert pq.read_table("p.parquet")["day"].to_pylist() == day
+    command("predict", run, "rows.parquet", "--out", "p.jsonl")
+    assert [row["day"] for row in read("p.jsonl")] == ["2020-01-01", None, "2021-02-03"]
+    mixed = [{"text": words[0], "id": 1, "n": 1, "tags": ["a"]}, {"text": words[1], "id": "x", "n": 0.5}]
+    command("predict", run, write("mixed.jsonl", mixed), "--out", "q.parquet")
+    found = pq.read_table("q.parquet").to_pylist()
+    assert [(row["id"], row["n"], row["tags"]) for row in found] == [("1", 1.0, ["a"]), ("x", 0.5, None)]
+
+
+def test_bytes_are_refused_where_the_format_has_none(run, capfd):
+    pq.write_table(pa.table({"text": ["fine"], "image": [b"\xff"]}), "rows.parquet")
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", run, "rows.parquet", "--out", "p.csv"])
+    assert stopped.value.code == 2
+    assert "leave the rows' columns out with --keep none" in capfd.readouterr().err
+    assert not Path("p.csv").exists()
+    assert not Path("p.csv.partial").exists()
+    command("predict", run, "rows.parquet", "--out", "p.csv", "--keep", "none")
+
+
+def test_texts_are_truncated_as_asked(run, answer):
+    table = write("rows.csv", HELD_OUT)
+    short = answer("predict", run, table, "--out", "p.csv", "--max-length", "4")
+    assert any("longer than 4 tokens and truncated" in note for note in short["notes"])
+    assert answer("evaluate", run, table, "--max-length", "4", "--batch-size", "3")["n"] == 20
+    with pytest.raises(SystemExit):
+        main(["predict", run, table, "--out", "p.csv", "--max-length", "65"])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(run):
+    """In processes of their own: 40,000 rows of 20 words take no more than 2,000 do, within a few MB."""
+    peaks = {}
+    for n in (2_000, 40_000):
+        text = " ".join(tiny.WORDS[i % len(tiny.WORDS)] for i in range(20))
+        Path(f"{n}.csv").write_text("id,text\n" + "".join(f"{i},{text}\n" for i in range(n)))
+        code = (
+            "import resource, sys\nfrom rankwise.cli import main\n"
+            "try: main(sys.argv[1:])\nexcept SystemExit: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        arguments = ["predict", run, f"{n}.csv", "--out", f"{n}.parquet", "--threads", "1"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        peaks[n] = int(done.stdout.split()[-1]) / 1024
+    assert pq.read_metadata("40000.parquet").num_rows == 40_000
+    assert peaks[40_000] - peaks[2_000] < 60
 
 
 def test_predictions_replace_an_earlier_file_whole(run):
@@ -221,7 +313,7 @@ def test_integer_labels_come_back_as_integers_in_numeric_order(model):
     command("train", write("table.parquet", rows), "--model", model, "--out", "run", "--epochs", "1", *FAST)
     command("predict", "run", "table.parquet", "--out", "p.jsonl")
     command("predict", "run", "table.parquet", "--out", "p.parquet")
-    assert list(read("p.jsonl")[0])[2:4] == ["probability_9", "probability_10"]
+    assert list(read("p.jsonl")[0])[3:5] == ["probability_9", "probability_10"]
     assert {row["label"] for row in read("p.jsonl")} <= {9, 10}
     assert pq.read_schema("p.parquet").field("label").type == pa.int64()
 

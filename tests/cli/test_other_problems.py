@@ -97,7 +97,7 @@ def test_predicted_numbers_are_written_as_numbers(told, model):
     summary = told("predict", "run", "held.jsonl", "--out", "said.csv")
     written = list(csv.DictReader(Path("said.csv").read_text().splitlines()))
     said = [float(row["label"]) for row in written]
-    assert list(written[0]) == ["idx", "label"]
+    assert list(written[0])[-2:] == ["label", "reason"]
     assert said == pytest.approx(RunFolder("run").read_predictions()["prediction"].to_pylist(), abs=1e-5)
     assert summary["predicted"] == pytest.approx(
         {"lowest": min(said), "mean": np.mean(said), "highest": max(said)}

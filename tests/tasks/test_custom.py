@@ -273,7 +273,7 @@ def test_several_columns_of_0_and_1_are_several_labels(tmp_path):
     found = labels_by_row(dataset)
     assert [found[i] for i in (0, 1, 2)] == [[1, 0], [0, 0], [1, 1]]
     assert 3 not in found
-    held_out, _ = read_rows(path, dataset.task, labelled=True)
+    held_out, _ = read_rows(path, dataset.task)
     assert held_out.labels.tolist() == [found[int(i)] for i in held_out.idx]
     with pytest.raises(RankwiseError, match="names 2 columns, and regression has one"):
         load_table(path, label=("toxic", "insult"), problem="regression")

@@ -131,10 +131,10 @@ def test_what_save_to_disk_wrote_is_read(saved):
 
 def test_what_save_to_disk_wrote_is_evaluated(saved):
     task = load_dataset(RunConfig(table=TableOptions(train_file=(saved / "one",)))).task
-    rows, _ = read_rows(saved / "splits" / "validation", task, labelled=True)
+    rows, _ = read_rows(saved / "splits" / "validation", task)
     assert rows.labels.tolist() == [1, 0, 1, 0]
     with pytest.raises(RankwiseError, match="holds the splits train, validation. Give the folder of one"):
-        read_rows(saved / "splits", task, labelled=True)
+        read_rows(saved / "splits", task)
     with pytest.raises(RankwiseError, match="is a data set that `save_to_disk` wrote"):
         load_dataset(RunConfig(table=TableOptions(train_file=(saved / "one", saved / "splits"))))
 

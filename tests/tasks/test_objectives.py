@@ -139,7 +139,7 @@ def test_an_objective_can_be_added(tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "ordinal", Ordinal())
     file = write(tmp_path / "t.csv", "text,stars\na,1\nb,5\n")
     task = Task("t", "text", None, "stars", ("stars",), ("pearson",), "", problem="ordinal")
-    rows, _ = read_rows(file, task, labelled=True)
+    rows, _ = read_rows(file, task)
     assert rows.labels.tolist() == [1, 5]
     assert OBJECTIVES["ordinal"].score(("pearson",), rows.labels, np.array([[1.4], [4.6]])) == {
         "pearson": 1.0

@@ -175,7 +175,7 @@ def test_files_and_python_give_the_same_labels_or_refuse_both(tmp_path, name):
         dataset = load_table(options)
         assert dataset.task.label_names == names, kind
         assert labels_of_dataset(dataset) == labels * COPIES, kind
-        again, _ = read_rows(path, dataset.task, labelled=True)
+        again, _ = read_rows(path, dataset.task)
         assert np.asarray(again.labels).tolist() == labels * COPIES, kind
     inferred = "multi-label" if isinstance(column[0], list) else "classification"
     inferred = "regression" if names == ("label",) else inferred
@@ -204,9 +204,7 @@ def test_a_missing_label_is_never_a_class(missing, problem):
     names = ("label",) if problem == "regression" else ("1", "2")
     objective = objectives.named(problem)
     task = load_table_of(filled, problem).task
-    rows, notes = rows_of(
-        Table("t", {"text": ["a", "b", "c"], "label": [*filled, missing]}), task, labelled=True
-    )
+    rows, notes = rows_of(Table("t", {"text": ["a", "b", "c"], "label": [*filled, missing]}), task)
     assert len(rows) == 2
     assert notes == ("t: 1 row without label left out (row 3).",)
     given = [{"text": "a", "label": label} for label in (*filled, missing)]
@@ -261,7 +259,7 @@ def test_numbers_are_texts_in_files_and_in_python(tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
     task = load_table(TableOptions(train_file=(tmp_path / "t.jsonl",))).task
     expected = ["5", "2.5", "x", "True", "1.50"] * 4
-    assert read_rows(tmp_path / "t.jsonl", task, labelled=True)[0].text == expected
+    assert read_rows(tmp_path / "t.jsonl", task)[0].text == expected
     for form in ("dicts", "datasets", "pandas"):
         if form != "datasets":  # whose columns have one type
             assert mappings.read(FORMS[form](rows), mappings.Columns()).text == expected
@@ -362,7 +360,7 @@ def test_any_column_has_the_same_labels_in_files_and_in_python(column):
 
     try:
         task, _ = custom._task(table, TableOptions(train_file=(Path("t.jsonl"),)))
-        expected, _ = rows_of(table, task, labelled=True)
+        expected, _ = rows_of(table, task)
     except RankwiseError:
         return
     rows = [{"text": "a", "label": label} for label in column * COPIES]

@@ -84,7 +84,7 @@ def read_as_task(
     try:
         table = read_tables(files)
         task, _ = custom._task(table, TableOptions(train_file=files, problem=problem))
-        return task.problem, task.label_names, rows_of(table, task, labelled=True)[0]
+        return task.problem, task.label_names, rows_of(table, task)[0]
     except RankwiseError:
         return None
 

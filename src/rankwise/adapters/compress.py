@@ -133,7 +133,7 @@ def collect_statistics(
     sums = {path: torch.zeros_like(tensor) for path, tensor in statistics.items()}
     single, done = replace(compute, engine=Engine()), 0
     with single.running(model):
-        for which in token_batches(rows.lengths, TOKENS):
+        for which in token_batches(rows.lengths, TOKENS, compute.forward_rows):
             (batch,) = single.batches(model, rows, which)
             logits = single.logits(model, batch)
             loss = objective.example_losses(logits, cast(Tensor, batch.labels)).sum()

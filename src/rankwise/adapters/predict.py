@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,14 @@ from rankwise.engine import row_check
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
-from rankwise.tasks import objectives
+from rankwise.tasks import objectives, tables
 from rankwise.tasks.custom import load_dataset_split
 from rankwise.tasks.encoding import Rows, encode
 from rankwise.tasks.load import load_dataset, load_split
-from rankwise.tasks.rows import read_rows
+from rankwise.tasks.rows import read_rows, survey, texts_or_reasons
+from rankwise.tasks.streams import Stream, arrow_types, open_stream
+from rankwise.tasks.tables import Places, Table
+from rankwise.tasks.task import Task
 
 __all__ = [
     "Trained",
@@ -34,6 +37,9 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, all rows)."""
+KINDS = 20
+"""Reasons that are reported one by one; further ones together."""
+OTHER = "other reasons, see the column `reason`"
 
 
 def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done, of: None) -> np.ndarray:
@@ -47,11 +53,15 @@ def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done,
     logits = predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
     odd = ~np.isfinite(logits).all(axis=1)
     if odd.any():
-        raise RankwiseError(
-            f"The model in {trained.folder} gives no numbers for {odd.sum():,} of {len(logits):,} rows (the first is row "
-            f"{rows.idx[odd.argmax()]}): its weights hold values that aren't numbers, or its number type overflows."
-        )
+        raise _no_numbers(trained, odd, rows.idx)
     return logits
+
+
+def _no_numbers(trained: Trained, odd: Any, idx: np.ndarray) -> RankwiseError:
+    return RankwiseError(
+        f"The model in {trained.folder} gives no numbers for {odd.sum():,} of {len(odd):,} rows (the first is row "
+        f"{idx[odd.argmax()]}): its weights hold values that aren't numbers, or its number type overflows."
+    )
 
 
 def evaluate(
@@ -74,7 +84,7 @@ def labelled_rows(
     trained: Trained, file: Path | None = None, split: str = "validation", folder: Path | None = None
 ) -> tuple[Rows, Sequence[str]]:
     """Read labelled rows from a file, or from the run's own data (`task_rows`) where none is given; with notes on them."""
-    return task_rows(trained, split, folder) if file is None else read_rows(file, trained.task, labelled=True)
+    return task_rows(trained, split, folder) if file is None else read_rows(file, trained.task)
 
 
 def task_rows(trained: Trained, split: str, folder: Path | None) -> tuple[Rows, Sequence[str]]:
@@ -112,23 +122,161 @@ def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, An
     }
 
 
+# ── Predictions on a file ─────────────────────────────────────────────────────────────────────
+
+
 def predict_file(
-    trained: Trained, file: Path, out: Path, on_progress: Progress = lambda done, of: None
+    trained: Trained,
+    file: Path,
+    out: Path,
+    on_progress: Progress = lambda done, of: None,
+    *,
+    keep: Literal["all", "none"] = "all",
 ) -> dict[str, Any]:
-    """Predict every row of `file` that has a text: its label with probabilities and logits, or its number.
+    """Predict every row of `file`: its label with probabilities and logits, or its number. Memory doesn't grow with the file.
+
+    A row that can't be scored has an empty answer, and `reason` says why.
 
     Args:
+        trained: the model.
         file: CSV, TSV, JSONL or Parquet.
-        out: the same kinds, by its ending. Its column `idx` is the row's position in `file`, from 0.
+        out: the same kinds, by its ending. It has a row for each row of `file`, in its order.
         on_progress: called as rows are done.
+        keep: `all` writes the columns of `file` before the answer's; `none` writes the row's position in `file`, from 0, as `idx`.
 
     Returns:
-        `n`, `out`, `notes`, and `predicted`: how often each label was predicted, or the lowest, mean and highest number.
+        `n` rows, `unscored` of them without an answer, `out`, `notes`, and `predicted`: how often each label was predicted, or the
+        lowest, mean and highest number.
+
+    Raises:
+        RankwiseError: a file can't be read or written, no row has a text, or the model gives no numbers.
     """
-    check_out(out, file)
-    rows, notes = read_rows(file, trained.task, labelled=False)
-    logits = logits_of(trained, rows, on_progress)
-    columns, predicted = objectives.named(trained.task.problem).columns(logits, trained.task.label_names)
-    table = pa.table({"idx": rows.idx, **columns})
-    notes = [*trained.notes, *notes, *prediction_files.write(table, out)]
-    return {"n": len(rows), "out": str(out), "predicted": predicted, "notes": notes}
+    check_out(out, tables.expand([file]))
+    stream = open_stream(file)
+    notes = [*trained.notes, *survey(stream, trained.task)]
+    answers = _Answers(trained)
+    names = prediction_files.names_beside(stream.columns if keep == "all" else (), answers.schema.names)
+    columns = prediction_files.Columns(
+        kept=_kept_types(stream, names, out),
+        answers=answers.schema if keep == "all" else pa.schema([("idx", pa.int64()), *answers.schema]),
+        as_they_are=stream.of_text,
+    )
+    done = 0
+    with prediction_files.writing(out, columns) as write:
+        for piece in stream.pieces(None if keep == "all" else _texts_of(trained.task)):
+            table = answers.of(piece, lambda some, of, done=done: on_progress(done + some, stream.rows))
+            if keep == "none":
+                table = table.add_column(0, "idx", [np.arange(done, done + len(piece))])
+            kept = {name: piece.columns[column] for column, name in names.items()}
+            write(kept, table)
+            done += len(piece)
+            on_progress(done, stream.rows)
+    if done != stream.rows:
+        raise RankwiseError(f"{stream.name} has changed while it was read: it had {stream.rows:,} rows.")
+    renamed = [f"{column!r} is {name!r}" for column, name in names.items() if name != column]
+    if renamed:
+        notes.append(f"Columns of {stream.name} with the name of one of the answer's: {', '.join(renamed)}.")
+    notes += [*answers.notes(stream.name), *prediction_files.note_on_formulas(out, columns)]
+    return {
+        "n": done,
+        "unscored": done - answers.scored,
+        "out": str(out),
+        "predicted": answers.predicted,
+        "notes": notes,
+    }
+
+
+def _texts_of(task: Task) -> list[str]:
+    return [name for name in (task.text, task.text_pair) if name]
+
+
+def _kept_types(stream: Stream, names: dict[str, str], out: Path) -> dict[str, pa.DataType]:
+    """Return the types of the columns that are kept, by their names in the file. Only Parquet has types."""
+    if not names or out.suffix.lower() != ".parquet":
+        return dict.fromkeys(names.values(), pa.null())
+    return {names[column]: kind for column, kind in arrow_types(stream).items()}
+
+
+class _Answers:
+    """The answers to the rows of a file, piece by piece.
+
+    Args:
+        trained: the model.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained, self._objective = trained, objectives.named(trained.task.problem)
+        self._summaries: list[tuple[int, dict[str, float]]] = []
+        self._reasons: dict[str, Places] = {}
+        self._truncated = 0
+        outputs = np.ones((1, len(trained.task.label_names)), np.float32)
+        example, _ = self._objective.columns(outputs, trained.task.label_names)
+        self._of_scored = pa.table(example).schema
+        self.schema = self._of_scored.append(pa.field("reason", pa.string()))
+
+    @property
+    def scored(self) -> int:
+        """Rows that have an answer."""
+        return sum(n for n, _ in self._summaries)
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """How often each label was predicted, or the lowest, mean and highest number."""
+        return self._objective.combine(self._summaries) if self._summaries else {}
+
+    def notes(self, name: str) -> list[str]:
+        """Return sentences on rows without an answer, and on truncated ones."""
+        notes = []
+        for reason, places in self._reasons.items():
+            rows = "row has" if places.count == 1 else "rows have"
+            notes.append(f"{name}: {places.count:,} {rows} no answer: {reason} ({places}).")
+        if self._truncated:
+            texts = "text was" if self._truncated == 1 else "texts were"
+            limit = self._trained.compute.max_length
+            notes.append(f"{self._truncated:,} {texts} longer than {limit} tokens and truncated.")
+        return notes
+
+    def of(self, piece: Table, on_progress: Progress) -> pa.Table:
+        """Return an answer for each row, of nulls and the reason where there is none."""
+        texts, reasons = texts_or_reasons(piece, self._trained.task)
+        logits = self._logits(texts, reasons, piece, on_progress)
+        scored = [row for row, reason in enumerate(reasons) if reason is None]
+        table = self._of_scored.empty_table()
+        if scored:
+            columns, summary = self._objective.columns(logits, self._trained.task.label_names)
+            self._summaries.append((len(scored), summary))
+            table = pa.table(
+                {name: pa.array(values, self._of_scored.field(name).type) for name, values in columns.items()}
+            )
+        places = {row: place for place, row in enumerate(scored)}
+        table = table.take(pa.array([places.get(row) for row in range(len(piece))], pa.int64()))
+        for reason in dict.fromkeys(filter(None, reasons)):
+            rows = [row for row, why in enumerate(reasons) if why == reason]
+            kind = reason if len(self._reasons) < KINDS or reason in self._reasons else OTHER
+            self._reasons.setdefault(kind, Places()).add(piece, rows)
+        return table.append_column("reason", [pa.array(reasons, pa.string())])
+
+    def _logits(
+        self, texts: list[list[str]], reasons: list[str | None], piece: Table, on_progress: Progress
+    ) -> np.ndarray:
+        """Return logits of the rows that can be scored; what is wrong with others is added to the reasons."""
+        trained = self._trained
+        rows = Rows(texts[0], texts[1] if len(texts) > 1 else None, None, np.arange(len(piece)))
+        rows = rows.select(np.array([row for row, why in enumerate(reasons) if why is None], dtype=np.int64))
+        if not len(rows):
+            return np.empty((0, 0), np.float32)
+        encoded = encode(rows, trained.tokenizer, trained.compute.max_length, empty=True)
+        for row in rows.idx[encoded.lengths == 0]:
+            reasons[row] = "the tokenizer finds no token in the text"
+        encoded = encoded.select(np.flatnonzero(encoded.lengths))
+        self._truncated += encoded.n_truncated
+        if not len(encoded):
+            return np.empty((0, 0), np.float32)
+        row_check.check(trained.model, replace(encoded, idx=piece.first + encoded.idx))
+        logits = predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.any():
+            raise _no_numbers(trained, ~finite, piece.first + encoded.idx)
+        for row in encoded.idx[~finite]:
+            reasons[row] = "the model gives no number"
+        return logits[finite]

@@ -15,7 +15,7 @@ from rankwise import hardware
 from rankwise.adapters import peft_format
 from rankwise.adapters.attach import label_names
 from rankwise.adapters.load import load_any
-from rankwise.config import RunConfig, from_json
+from rankwise.config import HowToRun, RunConfig, from_json
 from rankwise.engine.compute import Compute
 from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
@@ -58,6 +58,7 @@ def open_trained(
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
+    how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
 ) -> Trained:
     """Load what rankwise or PEFT trained.
 
@@ -67,16 +68,19 @@ def open_trained(
         text: column of the text. Default for this and the other columns: the run's own.
         text_pair: column of the second text.
         label: column of the label.
+        how: device, threads, rows of a batch, and where texts are truncated.
 
     Raises:
-        RankwiseError: it can't be loaded, or a part of it would be random.
+        RankwiseError: it can't be loaded, a part of it would be random, or it can't be run so.
     """
+    device = hardware.choose_device(how.device)
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
     run = RunFolder(folder)
     record = run.read_run() if run.has_run else {}
     facts = {name: value for name, value in (record.get("facts") or {}).items() if value is not None}
     asked = _of_record(run, RunConfig, record["requested"]) if record else None
     stored = _of_record(run, Task, record["task"]) if record.get("task") else None
-    device = hardware.choose_device("auto")
     dtype, _ = hardware.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / peft_format.CONFIG).is_file()
     model, note = load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32)
@@ -94,10 +98,19 @@ def open_trained(
         dtype=dtype,
         frozen_base=is_adapter,
         padding=facts.get("padding", "packed"),
-        max_length=facts.get("max_length") or families.text_limit(model, tokenizer),
+        max_length=_max_length(model, tokenizer, how.max_length, facts.get("max_length")),
         pad_id=loading.pad_id(model, tokenizer),
+        threads=how.threads,
     )
+    compute = replace(compute, forward_rows=how.batch_size)
     return Trained(model, tokenizer, task, compute, asked, folder, (note,) if note else ())
+
+
+def _max_length(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None, trained: int | None
+) -> int:
+    """Return the tokens that a text may have: those asked for, those it was trained with, or the model's own limit."""
+    return trained if asked is None and trained else families.text_limit(model, tokenizer, asked)
 
 
 def _of_record(run: RunFolder, kind: type[Kind], stored: Any) -> Kind:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 from cyclopts import Parameter, Token
 
-from rankwise.config import DataOptions, LoraOptions, ModelOptions, TableOptions, TrainOptions
+from rankwise.config import DataOptions, HowToRun, LoraOptions, ModelOptions, TableOptions, TrainOptions
 from rankwise.errors import RankwiseError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -24,6 +24,7 @@ HEADINGS: dict[type, str] = {
     LoraOptions: "LoRA",
     TrainOptions: "Training",
     TableOptions: "A table of your own",
+    HowToRun: "How it runs",
 }
 """Under which heading of `--help` a group of options stands."""
 NO_FLAGS = {(TableOptions, "train_file")}

@@ -234,6 +234,7 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._task, self._begun, self._spoken = None, time.monotonic(), time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -244,6 +245,7 @@ class Bar:
 
     def __call__(self, done: int, of: int) -> None:
         now = time.monotonic()
+        self._first = self._first or (now, done)  # what came before the first rows doesn't come again
         if now - self._begun < BAR_SECONDS:
             return
         if self._console.is_terminal:
@@ -251,7 +253,7 @@ class Bar:
                 self._progress.start()
                 self._task = self._progress.add_task(self._label, total=of)
             self._progress.update(self._task, completed=done)
-        elif now - self._spoken >= PLAIN_SECONDS:
+        elif now - self._spoken >= PLAIN_SECONDS and done > self._first[1]:
             self._spoken = now
-            left = (now - self._begun) / max(1, done) * (of - done)
-            console.line(f"{self._label}: {done} of {of} rows, {clock(left)} left", self._stream)
+            left = (now - self._first[0]) / (done - self._first[1]) * (of - done)
+            console.line(f"{self._label}: {done:,} of {of:,} rows, {clock(left)} left", self._stream)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
 from rankwise.cli.app import Adapter, Base, Json, command, people, print_json, say
+from rankwise.config import HowToRun
 from rankwise.errors import RankwiseError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def evaluate(
     ] = None,
     /,
     rows: LabelOptions = LabelOptions(),
+    how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
     *,
     json: Json = False,
 ) -> None:
@@ -58,7 +60,7 @@ def evaluate(
     from rankwise.adapters import predict
     from rankwise.cli.progress import Bar
 
-    trained = _open(adapter, rows)
+    trained = _open(adapter, rows, how)
     with Bar(people(json), "Evaluating") as bar:
         result = predict.evaluate(trained, file, rows.split, rows.data, bar)
     notes = result.pop("notes")
@@ -76,23 +78,33 @@ def predict(
     file: Annotated[Path, Parameter(help="Rows to predict: CSV, TSV, JSONL or Parquet.")],
     /,
     rows: TextOptions = TextOptions(),
+    how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
     *,
     out: Annotated[
         Path, Parameter(help="File to write. Its ending says the format: .jsonl, .csv, .tsv or .parquet.")
     ],
+    keep: Annotated[
+        Literal["all", "none"],
+        Parameter(
+            help="all: the file's own columns stand before the answer's. none: `idx`, the row's position from 0."
+        ),
+    ] = "all",
     json: Json = False,
 ) -> None:
     """Write the predictions for each row of a file: label, probabilities and logits, or a number.
+
+    Every row stays, in its order. One that can't be scored has an empty answer, and `reason` says why. An input column with the name of
+    one of the answer's is written as `input_NAME`. Files may be larger than memory.
 
     Example: rankwise predict my-adapter new.jsonl --out scored.jsonl
     """
     from rankwise.adapters import predict
     from rankwise.cli.progress import Bar
 
-    predict.check_out(out, file)
-    trained = _open(adapter, rows)
+    predict.check_out(out, [file])
+    trained = _open(adapter, rows, how)
     with Bar(people(json), "Predicting") as bar:
-        result = predict.predict_file(trained, file, out, bar)
+        result = predict.predict_file(trained, file, out, bar, keep=keep)
     for note in result["notes"]:
         say(json, note)
     counts = ", ".join(f"{name} {count:,.6g}" for name, count in result["predicted"].items())
@@ -101,13 +113,13 @@ def predict(
         print_json({"adapter": str(adapter), **result})
 
 
-def _open(adapter: Path, rows: TextOptions) -> "Trained":
+def _open(adapter: Path, rows: TextOptions, how: HowToRun) -> "Trained":
     """Open a trained adapter or model with the columns that the flags name."""
     from rankwise.adapters import predict
 
     label = rows.label if isinstance(rows, LabelOptions) else None
     return predict.open_trained(
-        adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label
+        adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label, how=how
     )
 
 
@@ -135,6 +147,7 @@ def compress(
     ] = None,
     /,
     rows: LabelOptions = LabelOptions(),
+    how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
     *,
     out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
     json: Json = False,
@@ -147,7 +160,7 @@ def compress(
     from rankwise.cli.progress import Bar
     from rankwise.rank.config import RankConfig
 
-    trained = _open(adapter, rows)
+    trained = _open(adapter, rows, how)
     seen, notes = predict.labelled_rows(trained, file, rows.split, rows.data)
     for note in notes:
         say(json, note)

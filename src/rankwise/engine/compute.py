@@ -68,6 +68,7 @@ class Compute:
         padding_reason: why that padding was taken, for the first lines of a run.
         engine: how a batch is divided and run.
         threads: CPU threads in all; torch's own setting where None.
+        forward_rows: rows of a batch that keeps nothing for backward. None: as many as `FORWARD_TOKENS` allows.
     """
 
     device: torch.device
@@ -78,6 +79,7 @@ class Compute:
     padding_reason: str = ""
     engine: Engine = field(default_factory=Engine)
     threads: int | None = None
+    forward_rows: int | None = None
 
     @classmethod
     def for_model(
@@ -277,7 +279,7 @@ def predict_logits(
 
     whole = replace(compute, engine=Engine())
     most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])
-    batches = token_batches(rows.lengths, compute.engine.forward_tokens(most))
+    batches = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
     with compute.running(model):
         for some, logits in compute.micro_batch_threads.map(run, batches):
             if done == 0:

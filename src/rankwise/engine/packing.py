@@ -505,12 +505,16 @@ def batch_order(
     return [batches[i] for i in rng.permutation(len(batches))] if group_by_length else batches
 
 
-def token_batches(lengths: Int64[np.ndarray, "rows"], max_tokens: int) -> list[Int64[np.ndarray, "batch"]]:
+def token_batches(
+    lengths: Int64[np.ndarray, "rows"], max_tokens: int, rows: int | None = None
+) -> list[Int64[np.ndarray, "batch"]]:
     """Return every row once, sorted by length, in batches of at most `max_tokens` tokens or a single row, for evaluation.
 
-    Padding counts, so that packed and padded batches take the same memory.
+    Padding counts, so that packed and padded batches take the same memory. Where `rows` is given, batches have so many rows instead.
     """
     order = np.argsort(lengths, kind="stable")
+    if rows is not None:
+        return [order[first : first + rows] for first in range(0, len(order), rows)]
     ascending = lengths[order]
     batches, first = [], 0
     while first < len(order):

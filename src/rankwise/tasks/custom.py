@@ -57,7 +57,7 @@ def _saved_dataset(options: TableOptions) -> str | None:
 def load_dataset_split(options: TableOptions, task: Task, split: str) -> tuple[Rows, tuple[str, ...]]:
     """Return labelled rows of another split of the data set that a run was trained on, and notes."""
     assert options.dataset is not None
-    return rows_of(read_dataset(options.dataset, options.dataset_config, split)[split], task, labelled=True)
+    return rows_of(read_dataset(options.dataset, options.dataset_config, split)[split], task)
 
 
 def name_of(options: TableOptions) -> str:
@@ -83,14 +83,12 @@ def _train_and_validation(
 
 def _dataset(options: TableOptions, table: Table, validation: Table | Path | None = None) -> Dataset:
     task, taken = _task(table, options)
-    train, notes = rows_of(table, task, labelled=True)
+    train, notes = rows_of(table, task)
     lacking = left_out(table, task, train)
     notes = (*taken, *notes, *_doubts(table, task, train))
     if validation is not None:
         held_out, more = (
-            rows_of(validation, task, labelled=True)
-            if isinstance(validation, Table)
-            else read_rows(validation, task, labelled=True)
+            rows_of(validation, task) if isinstance(validation, Table) else read_rows(validation, task)
         )
         both = same_row(train, held_out)
         if both:

@@ -121,7 +121,12 @@ class Encoded:
 
 
 def encode(
-    rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int, cache: Path | None = None
+    rows: Rows,
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    max_length: int,
+    cache: Path | None = None,
+    *,
+    empty: bool = False,
 ) -> Encoded:
     """Return the token ids of rows, truncated (the longer text of a pair first) and never padded.
 
@@ -130,6 +135,7 @@ def encode(
         tokenizer: fast or slow; truncation and padding set in its own files are overridden.
         max_length: tokens a row may have, special tokens included.
         cache: folder that keeps encoded splits in `tokens/`. None tokenises anew.
+        empty: accept texts that give no tokens.
 
     Raises:
         RankwiseError: the limit leaves no room for text, or a text gives no tokens.
@@ -148,10 +154,10 @@ def encode(
         if file is not None:
             _write_tokens(file, tokens)
     encoded = replace(tokens, labels=rows.labels, idx=rows.idx)
-    if len(encoded) and not encoded.lengths.all():
-        empty = int(np.argmin(encoded.lengths))
+    if not empty and len(encoded) and not encoded.lengths.all():
+        row = int(np.argmin(encoded.lengths))
         raise RankwiseError(
-            f"Row {rows.idx[empty]} gives no tokens with this tokenizer: {rows.text[empty][:40]!r}."
+            f"Row {rows.idx[row]} gives no tokens with this tokenizer: {rows.text[row][:40]!r}."
         )
     return encoded
 

@@ -100,7 +100,7 @@ def _load_named(task: Task, folder: Path | None) -> Dataset:
 def _load_stored(task: Task, split: str, folder: Path | None) -> tuple[Rows, tuple[str, ...]]:
     """Read a split by its stored name from Parquet files or the hub, with the file's `idx` if it has one."""
     table = read_split(task, split) if folder is None else _folder_table(task, split, folder)
-    rows, notes = rows_of(table, task, labelled=True)
+    rows, notes = rows_of(table, task)
     if "idx" in table.columns:
         rows = replace(rows, idx=np.array(table.column("idx", "data"), dtype=np.int64)[rows.idx])
     if task.problem == "regression" and len(np.unique(cast(Labels, rows.labels))) == 1:

@@ -10,6 +10,7 @@ metrics, and what Transformers and PEFT call it. The rest of the code holds an `
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,13 @@ class Objective(ABC):
         The columns are `label`, and for classes and labels `probability_<name>` and `logit_<name>`. The summary counts each name, or has
         the `lowest`, `mean` and `highest` number.
         """
+
+    def combine(self, summaries: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        """Return the summary of all rows from those of their pieces (rows, summary of `columns`)."""
+        total: Counter[str] = Counter()
+        for _, summary in summaries:
+            total.update(summary)  # pyright: ignore[reportArgumentType]
+        return dict(total)
 
     def score(self, metrics: Sequence[str], labels: Labels, logits: np.ndarray) -> dict[str, float]:
         """Return the named metrics of logits [rows, outputs], in the order asked for.
@@ -387,6 +395,14 @@ class Regression(Objective):
         said = self.predict(logits)
         low, mean, high = (float(f(said)) for f in (np.min, np.mean, np.max))
         return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
+
+    def combine(self, summaries: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        rows = sum(n for n, _ in summaries)
+        return {
+            "lowest": min(one["lowest"] for _, one in summaries),
+            "mean": sum(n * one["mean"] for n, one in summaries) / rows,
+            "highest": max(one["highest"] for _, one in summaries),
+        }
 
     def describe(self, names: Sequence[str]) -> str:
         return f"Predicts a number for a text: {', '.join(names)}."

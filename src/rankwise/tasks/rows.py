@@ -3,7 +3,8 @@
 column of labels ─► parsed by the task's objective, None for an empty cell ─► class ids | 0s and 1s | numbers
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, number, text_of
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.registry import TASKS
-from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
+from rankwise.tasks.streams import Stream, saved_split
+from rankwise.tasks.tables import Places, Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
 
 
-def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:
-    """Return the rows of a file, to evaluate (labelled) or predict on; `idx` is the row's position in the file, from 0.
+def read_rows(path: Path | str, task: Task) -> tuple[Rows, tuple[str, ...]]:
+    """Return the labelled rows of a file; `idx` is the row's position in the file, from 0.
 
     Args:
         path: CSV, TSV, JSONL or Parquet; a pattern reads several as one; or a data set that `save_to_disk` wrote.
         task: says which columns, and the label names the model knows.
-        labelled: read labels too, and leave out rows without a label.
 
     Returns:
         The rows, and notes on rows that were left out.
@@ -35,35 +35,28 @@ def read_rows(path: Path | str, task: Task, *, labelled: bool) -> tuple[Rows, tu
     Raises:
         RankwiseError: the file or a column of it can't be read, or a label isn't one of the task's.
     """
-    return rows_of(_table(Path(path)), task, labelled=labelled)
+    return rows_of(_table(Path(path)), task)
 
 
 def _table(path: Path) -> Table:
-    if not is_saved_dataset(path):
-        return read_tables([path])
-    splits = read_dataset(str(path), None)
-    if len(splits) > 1:
-        raise RankwiseError(
-            f"{path} holds the splits {', '.join(splits)}. Give the folder of one, such as {path / next(iter(splits))}."
-        )
-    return next(iter(splits.values()))
+    return saved_split(path) if is_saved_dataset(path) else read_tables([path])
 
 
-def rows_of(table: Table, task: Task, *, labelled: bool) -> tuple[Rows, tuple[str, ...]]:
-    """Return the rows that have a text (and a label, if `labelled`), and a note on each kind of row that is left out."""
+def rows_of(table: Table, task: Task) -> tuple[Rows, tuple[str, ...]]:
+    """Return the rows that have a text and a label, and a note on each kind of row that is left out."""
     texts = _texts(table, task)
     no_text = without_text(texts)
-    labels = labels_of(table, task, task.label_names) if labelled else [""] * len(table)
+    labels = labels_of(table, task, task.label_names)
     no_label = np.array([label is None for label in labels]) & ~no_text
     notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
     notes += tuple(note for column in texts for note in _odd_texts(table, column))
     kept = np.flatnonzero(~(no_text | no_label))
     if not len(kept):
-        raise RankwiseError(f"{table.name} has no row with {'both text and label' if labelled else 'text'}.")
+        raise RankwiseError(f"{table.name} has no row with both text and label.")
     return Rows(
         text=[texts[0][row] for row in kept],
         text_pair=[texts[1][row] for row in kept] if len(texts) > 1 else None,
-        labels=_encoded(table, task, {int(row): labels[row] for row in kept}) if labelled else None,
+        labels=_encoded(table, task, {int(row): labels[row] for row in kept}),
         idx=kept,
     ), notes
 
@@ -85,15 +78,91 @@ def _left_out(table: Table, rows: Bool[np.ndarray, "rows"], lacking: str) -> tup
     )
 
 
-def _odd_texts(table: Table, texts: Sequence[str]) -> Iterator[str]:
+def _odd_texts(table: Table, texts: Sequence[str]) -> tuple[str, ...]:
     """Say what may be wrong with a column of texts that are read as they are."""
-    words = [row for row, text in enumerate(texts) if text in MISSING_WORDS]
-    if words:
-        yield (
-            f"{table.name}: {texts[words[0]]!r} is a text ({table.where(words)}); where a text is missing, the cell is empty."
-        )
-    if texts and all(number(text) is not None for text in texts if text):
-        yield f"{table.name}: every text is a number, such as {texts[0]!r}. Is that the column? Say which with `text=`."
+    column = _TextColumn()
+    column.add(table, texts)
+    return column.notes(table.name)
+
+
+@dataclass
+class _TextColumn:
+    """What may be wrong with a column of texts that are read as they are, piece by piece.
+
+    Attributes:
+        word: the first that stands for a missing value elsewhere; `words` says where there are such.
+        numbers: the first text, if every one so far is a number.
+    """
+
+    word: str = ""
+    words: Places = field(default_factory=Places)
+    numbers: str | None = ""
+
+    def add(self, table: Table, texts: Sequence[str]) -> None:
+        words = [row for row, text in enumerate(texts) if text in MISSING_WORDS]
+        if words:
+            self.word = self.word or texts[words[0]]
+            self.words.add(table, words)
+        if self.numbers is not None:
+            only = all(number(text) is not None for text in texts if text)
+            self.numbers = (self.numbers or next(filter(None, texts), "")) if only else None
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        found = ()
+        if self.word:
+            found = (
+                f"{name}: {self.word!r} is a text ({self.words}); where a text is missing, the cell is empty.",
+            )
+        if self.numbers:
+            found += (
+                f"{name}: every text is a number, such as {self.numbers!r}. Is that the column? Say which with `text=`.",
+            )
+        return found
+
+
+# ── Rows to predict on, piece by piece ────────────────────────────────────────────────────────
+
+
+def survey(stream: Stream, task: Task) -> tuple[str, ...]:
+    """Read the texts of a whole file and return notes on them.
+
+    Raises:
+        RankwiseError: a column isn't there, or no row has the texts that the task needs.
+    """
+    columns = {name: _TextColumn() for name in (task.text, task.text_pair) if name}
+    readable, odd = False, None
+    for piece in stream.pieces(tuple(columns)):
+        texts, reasons = texts_or_reasons(piece, task)
+        readable = readable or None in reasons
+        if not readable and odd is None and (found := next(filter(None, reasons), "")).endswith("not text"):
+            argument = "text_pair" if found.startswith(repr(task.text_pair)) else "text"
+            where = piece.where([reasons.index(found)])
+            odd = f"{stream.name} {where}: column {found}. Say which with `{argument}=`."
+        for column, values in zip(columns.values(), texts, strict=True):
+            column.add(piece, values)
+    if not readable:
+        raise RankwiseError(odd or f"{stream.name} has no row with text.")
+    return stream.notes + tuple(note for column in columns.values() for note in column.notes(stream.name))
+
+
+def texts_or_reasons(piece: Table, task: Task) -> tuple[list[list[str]], list[str | None]]:
+    """Return the one or two text columns as strings, and for each row None, or why it can't be scored."""
+    reasons: list[str | None] = [None] * len(piece)
+    texts = []
+    for name, argument in ((task.text, "text"), (task.text_pair, "text_pair")):
+        if name is None:
+            continue
+        column = []
+        for row, value in enumerate(piece.column(name, argument)):
+            try:
+                column.append(text_of(value))
+            except OddCell as odd:
+                column.append("")
+                reasons[row] = reasons[row] or f"{name!r} holds {odd.value!r:.40}, not text"
+            if not column[-1].strip():
+                reasons[row] = reasons[row] or f"no text in {name!r}"
+        texts.append(column)
+    return texts, reasons
 
 
 # ── Texts ─────────────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,8 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,14 @@ class Table:
         lines: where each row begins: its line, or `part-2.csv:7` if several files make one table. None for a file without lines
             (Parquet), whose rows are counted from 1.
         notes: sentences on how the file was read, where that could have been otherwise.
+        first: rows of the file before these, where they are a piece of it (see `streams`).
     """
 
     name: str
     columns: Mapping[str, Sequence[Any] | pa.ChunkedArray]
     lines: Sequence[int | str] | None = None
     notes: tuple[str, ...] = ()
+    first: int = 0
 
     def __len__(self) -> int:
         if isinstance(self.columns, OnDemand):
@@ -131,10 +134,36 @@ class Table:
 
     def where(self, rows: Sequence[int]) -> str:
         """Return `line 7` or `lines 7, 9, 12 and 40 more`, for a message."""
-        unit = "row" if self.lines is None else "line"
-        places = [str(row + 1 if self.lines is None else self.lines[row]) for row in rows[:5]]
-        more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-        return f"{unit}{'s' if len(rows) > 1 else ''} {', '.join(places)}{more}"
+        places = Places()
+        places.add(self, rows)
+        return str(places)
+
+
+@dataclass
+class Places:
+    """Where some rows of a file stand, for a message: the first few, and how many there are.
+
+    Attributes:
+        count: of rows.
+        shown: the first rows' lines.
+        unit: what they are counted in.
+    """
+
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+    unit: str = "row"
+
+    def add(self, table: Table, rows: Sequence[int]) -> None:
+        """Add rows of a file, or of a piece of one."""
+        self.count += len(rows)
+        self.unit = "row" if table.lines is None else "line"
+        for row in rows[: 5 - len(self.shown)]:
+            self.shown.append(str(table.first + row + 1 if table.lines is None else table.lines[row]))
+
+    def __str__(self) -> str:
+        """Return `line 7` or `lines 7, 9, 12 and 40 more`."""
+        more = f" and {self.count - 5:,} more" if self.count > 5 else ""
+        return f"{self.unit}{'s' if self.count > 1 else ''} {', '.join(self.shown)}{more}"
 
 
 def shown(names: Iterable[str], most: int = 10) -> str:
@@ -185,13 +214,7 @@ def join(tables: Sequence[Table]) -> Table:
         RankwiseError: a table has other columns than the first.
     """
     first, *others = tables
-    for other in others:
-        for one, two in ((first, other), (other, first)):
-            missing = next((column for column in one.columns if column not in two.columns), None)
-            if missing is not None:
-                raise RankwiseError(
-                    f"{two.name} has no column {missing!r}, which {one.name} has. Files that make one table have the same columns."
-                )
+    check_same_columns([(table.name, table.columns) for table in tables])
     if not others:
         return first
     return Table(
@@ -202,6 +225,22 @@ def join(tables: Sequence[Table]) -> Table:
         ],
         notes=tuple(note for table in tables for note in table.notes),
     )
+
+
+def check_same_columns(files: Sequence[tuple[str, Iterable[str]]]) -> None:
+    """Check that files, each with its name and columns, make one table.
+
+    Raises:
+        RankwiseError: one has other columns than the first.
+    """
+    first, *others = [(name, list(columns)) for name, columns in files]
+    for other in others:
+        for one, two in ((first, other), (other, first)):
+            missing = next((column for column in one[1] if column not in two[1]), None)
+            if missing is not None:
+                raise RankwiseError(
+                    f"{two[0]} has no column {missing!r}, which {one[0]} has. Files that make one table have the same columns."
+                )
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -221,25 +260,52 @@ def read_table(path: Path | str) -> Table:
         RankwiseError: the file is missing, empty, another kind than its name says, not UTF-8, or malformed.
     """
     path = Path(path)
+    check_file(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise RankwiseError(
-                f"{path} is a device or a pipe; a table is a file, which is read more than once."
-            )
         content = path.read_bytes()
     except OSError as error:
-        raise RankwiseError(_unreadable(path, error)) from error
-    if not content.removeprefix(b"\xef\xbb\xbf").strip():
+        raise unreadable(path, error) from error
+    if is_blank(content):
         raise RankwiseError(f"{path} is empty.")
-    kind = _kind(path, content)
+    kind = kind_of(path, content)
     if kind == "Parquet":
         return _parquet(path.name, content)
     text = _decode(path.name, content)
     table = _jsonl(path.name, text) if kind == "JSONL" else _delimited(path.name, text, kind)
     if not len(table):
-        has = "objects without keys" if kind == "JSONL" else "a header"
-        raise RankwiseError(f"{path.name} has {has} and no rows.")
+        raise no_rows(path.name, kind)
     return table
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is an ordinary file.
+
+    Raises:
+        RankwiseError: it is something else, or isn't there.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise RankwiseError(
+                f"{path} is a device or a pipe; a table is a file, which is read more than once."
+            )
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def is_blank(content: bytes) -> bool:
+    """Return whether a file's content is nothing but white space."""
+    return not content.removeprefix(b"\xef\xbb\xbf").strip()
+
+
+def no_rows(name: str, kind: str) -> RankwiseError:
+    """Return the error for a file without rows."""
+    has = {"JSONL": "objects without keys", "Parquet": "columns"}.get(kind, "a header")
+    return RankwiseError(f"{name} has {has} and no rows.")
+
+
+def unreadable(path: Path, error: OSError) -> RankwiseError:
+    """Return the error for a file that can't be opened or read."""
+    return RankwiseError(_unreadable(path, error))
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -258,8 +324,12 @@ def _unreadable(path: Path, error: OSError) -> str:
     return f"There is no file {path}. Tables in that folder: {', '.join(tables[:8]) or 'none'}."
 
 
-def _kind(path: Path, content: bytes) -> str:
+def kind_of(path: Path, content: bytes) -> str:
     """Return the kind of a file by its suffix.
+
+    Args:
+        path: of the file.
+        content: its beginning, the first line that isn't blank included.
 
     Raises:
         RankwiseError: the first bytes contradict it.
@@ -297,34 +367,53 @@ def _decode(name: str, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise RankwiseError(
-                f"{name} is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 {name}."
-            ) from error
-        if b"\0" in content[:4096]:
-            raise RankwiseError(
-                f"{name} isn't text, so it isn't UTF-8 either: byte 0x{error.object[error.start]:02x} at {error.start}. "
-                "Export it as CSV, TSV, JSONL or Parquet."
-            ) from error
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise RankwiseError(
-            f"{name} isn't UTF-8: byte 0x{error.object[error.start]:02x} on line {line}. Save it as UTF-8, "
-            f"or convert it: iconv -f LATIN1 -t UTF-8 {name} (if Latin-1 is what it is)."
-        ) from error
+        raise not_utf8(name, content, error.object[error.start], error.start, line) from error
+
+
+def not_utf8(name: str, content: bytes, byte: int, at: int, line: int) -> RankwiseError:
+    """Return the error for a file that isn't UTF-8.
+
+    Args:
+        name: of the file.
+        content: its beginning.
+        byte: the first that isn't UTF-8.
+        at: its place in the file.
+        line: on which it stands.
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return RankwiseError(f"{name} is UTF-16, not UTF-8. Convert it: iconv -f UTF-16 -t UTF-8 {name}.")
+    if b"\0" in content[:4096]:
+        return RankwiseError(
+            f"{name} isn't text, so it isn't UTF-8 either: byte 0x{byte:02x} at {at}. "
+            "Export it as CSV, TSV, JSONL or Parquet."
+        )
+    return RankwiseError(
+        f"{name} isn't UTF-8: byte 0x{byte:02x} on line {line}. Save it as UTF-8, "
+        f"or convert it: iconv -f LATIN1 -t UTF-8 {name} (if Latin-1 is what it is)."
+    )
 
 
 def _parquet(name: str, content: bytes) -> Table:
-    try:
+    with parquet_errors(name):
         file = pq.ParquetFile(pa.BufferReader(content))
         refuse_repeated(name, file.schema_arrow.names)
         table = file.read()
+    if not table.num_rows:
+        raise no_rows(name, "Parquet")
+    return Table(name, dict(zip(table.column_names, table.columns, strict=True)))
+
+
+@contextmanager
+def parquet_errors(name: str) -> Iterator[None]:
+    """Turn Arrow's errors in a block of code into sentences about a file."""
+    try:
+        yield
     except pa.ArrowNotImplementedError as error:
         raise RankwiseError(f"{name} can't be read: {_first_line(error)}") from error
-    except (pa.ArrowException, OSError, ValueError) as error:  # names that aren't UTF-8 are a ValueError
+    # names that aren't UTF-8 are a ValueError
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RankwiseError(f"{name} is a damaged Parquet file: {_first_line(error)}") from error
-    if not table.num_rows:
-        raise RankwiseError(f"{name} has columns and no rows.")
-    return Table(name, dict(zip(table.column_names, table.columns, strict=True)))
 
 
 def refuse_repeated(name: str, columns: Sequence[str]) -> None:
@@ -342,8 +431,19 @@ def refuse_repeated(name: str, columns: Sequence[str]) -> None:
 
 
 def _jsonl(name: str, text: str) -> Table:
-    lines, objects = [], []
-    for number, line in enumerate(text.split("\n"), 1):
+    numbered = list(objects_of(name, text.split("\n")))
+    lines, objects = [number for number, _ in numbered], [row for _, row in numbered]
+    keys = dict.fromkeys(key for one in objects for key in one)
+    return Table(name, OnDemand(keys, len(objects), lambda key: [one.get(key) for one in objects]), lines)
+
+
+def objects_of(name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the rows of a JSONL file with their lines, one after the other.
+
+    Raises:
+        RankwiseError: a line that isn't blank is no JSON object.
+    """
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -352,10 +452,7 @@ def _jsonl(name: str, text: str) -> Table:
             raise RankwiseError(f"{name} line {number} isn't a row in JSON: {error}.") from error
         if not isinstance(row, dict):
             raise RankwiseError(f"{name} line {number} isn't a JSON object: {line.strip()[:40]!r}.")
-        lines.append(number)
-        objects.append(row)
-    keys = dict.fromkeys(key for one in objects for key in one)
-    return Table(name, OnDemand(keys, len(objects), lambda key: [one.get(key) for one in objects]), lines)
+        yield number, row
 
 
 def _delimited(name: str, text: str, kind: str) -> Table:
