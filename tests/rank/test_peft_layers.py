@@ -120,6 +120,12 @@ def merged() -> Any:
     return model
 
 
+def disabled() -> Any:
+    model = get_peft_model(tiny.classifier("bert"), LoraConfig(r=4, target_modules=["query"]))
+    model.base_model.disable_adapter_layers()
+    return model
+
+
 def lora(**settings: Any) -> Any:
     return get_peft_model(
         tiny.classifier("bert"), LoraConfig(**{"r": 4, "target_modules": ["query"]} | settings)
@@ -132,6 +138,7 @@ def lora(**settings: Any) -> Any:
         (lambda: lora(use_dora=True), "variant of LoRA .Dora"),
         (lambda: lora(target_modules=["word_embeddings"]), "LoRA on another kind of layer"),
         (lambda: lora(lora_bias=True), "has a bias"),
+        (disabled, "are disabled"),
         (merged, "is merged"),
         (with_two_adapters, "2 active adapters"),
         (
@@ -159,9 +166,53 @@ def test_the_active_adapter_is_the_one_that_changes():
     assert {layer.rank for layer in low_rank_layers(model).values()} == {2}
 
 
-def llama(seed: int = 0) -> Any:
+def test_layers_of_another_adapter_alone_are_left_out():
+    model = lora()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["query", "key"]))
+    assert {path.rpartition(".")[2] for path in low_rank_layers(model)} == {"query"}
+    model.set_adapter("other")
+    assert {path.rpartition(".")[2] for path in low_rank_layers(model)} == {"query", "key"}
+
+
+def test_statistics_of_an_adapter_in_bfloat16_are_float32():
+    model = lora().to(torch.bfloat16)
+    (layer, *_) = low_rank_layers(model).values()
+    layer.collect_statistics()
+    model(**rows(8)).loss.backward()
+    assert layer.statistics is not None
+    assert layer.statistics.grad is not None
+    assert layer.statistics.grad.dtype == torch.float32
+
+
+def llama(seed: int = 0, **settings: Any) -> Any:
     torch.manual_seed(seed)
-    return hf.LlamaForCausalLM(tiny.CONFIGS["llama"])  # pyright: ignore[reportArgumentType]
+    config = hf.LlamaConfig(**{**tiny.CONFIGS["llama"].to_dict(), **settings})
+    return hf.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_on_a_quantized_base_are_the_same_after_held_out_rows_were_evaluated(tmp_path, bits):
+    """bitsandbytes packs 4-bit weights anew for a forward without gradients; then none goes through them."""
+    pytest.importorskip("bitsandbytes")
+    llama(hidden_size=64, head_dim=16, intermediate_size=128).save_pretrained(tmp_path)
+    quantized = hf.BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    base = hf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantized, device_map="cpu")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def losses() -> torch.Tensor:
+        model.eval()
+        with torch.no_grad():
+            found = torch.stack([model(ids[None], labels=ids[None]).loss for ids in IDS])
+        model.train()
+        return found
+
+    controller = RankController(model, losses, 20, torch.optim.AdamW(parameters))
+    before = torch.autograd.grad(model.train()(IDS, labels=IDS).loss, parameters)
+    controller.held_out.begin()
+    after = torch.autograd.grad(model(IDS, labels=IDS).loss, parameters)
+    torch.testing.assert_close(after, before)
 
 
 class Sentences(Dataset[dict[str, list[int]]]):
@@ -230,6 +281,21 @@ def test_a_held_out_examples_loss_is_its_mean_token_cross_entropy():
             assert loss == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_held_out_loss_of_an_encoder_and_decoder_is_transformers_loss(family):
+    torch.manual_seed(0)
+    base = hf.AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[family])
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, config).eval()
+    rows = [{"input_ids": [4, 5, 6, 2], "labels": [7, 8, 2]}, {"input_ids": [9, 2], "labels": [5, 2]}]
+    batch = hf.DataCollatorForSeq2Seq(tiny.tokenizer())([dict(row) for row in rows])
+    with torch.no_grad():
+        (found,) = outputs_of(model, dict(batch))
+        for row, loss in zip(rows, found.tolist(), strict=True):
+            given = {name: torch.tensor([ids]) for name, ids in row.items()}
+            assert loss == pytest.approx(model(**given).loss.item(), rel=1e-5)
+
+
 def test_examples_that_follow_each_other_in_one_row_are_told_apart():
     model = adapted_llama().eval()
     rows = [Sentences(60, 1).rows[i] for i in range(3)]
@@ -242,10 +308,26 @@ def test_examples_that_follow_each_other_in_one_row_are_told_apart():
         assert len(outputs_of(model, batch)[0]) == 3
 
 
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+}
+IDS_OF = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+OTHERS = {
+    "qwen3": hf.Qwen3Config(**SMALL, **IDS_OF, num_key_value_heads=2, head_dim=8),
+    "gemma3": hf.Gemma3TextConfig(
+        **SMALL, **IDS_OF, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8
+    ),
+    "phi": hf.PhiConfig(**SMALL, **IDS_OF),
+    "phi3": hf.Phi3Config(**SMALL, **IDS_OF, num_key_value_heads=2),
+}
 SEQ2SEQ = {
     "t5": hf.T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0),
     "bart": hf.BartConfig(
-        vocab_size=100, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        vocab_size=100, d_model=32, decoder_start_token_id=2, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
     ),
 }  # fmt: skip
@@ -255,6 +337,7 @@ KINDS = [
         (family, "CAUSAL_LM", hf.AutoModelForCausalLM)
         for family in ("gpt2", "opt", "qwen2", "gemma", "mistral")
     ],
+    *[(family, "CAUSAL_LM", hf.AutoModelForCausalLM) for family in OTHERS],
     *[(family, "SEQ_2_SEQ_LM", hf.AutoModelForSeq2SeqLM) for family in SEQ2SEQ],
     ("bert", "TOKEN_CLS", hf.AutoModelForTokenClassification),
     ("bert", "FEATURE_EXTRACTION", hf.AutoModel),
@@ -266,7 +349,7 @@ KINDS = [
 def test_layers_of_any_task_collect_resize_and_load(family, task, auto, tmp_path):
     def base() -> Any:
         torch.manual_seed(0)
-        return auto.from_config(SEQ2SEQ.get(family) or tiny.CONFIGS[family])
+        return auto.from_config({**OTHERS, **SEQ2SEQ}.get(family) or tiny.CONFIGS[family])
 
     targets = ["query", "value"] if family == "bert" else "all-linear"
     config = LoraConfig(task_type=task, r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,7 +20,9 @@ import rankwise
 import tiny
 from quiet import quiet
 from rankwise.errors import RankwiseError
-from rankwise.lora.layer import lora_layers
+from rankwise.lora.peft_layer import low_rank_layers
+from rankwise.lora.quantized import keep_gradients
+from rankwise.lora.wrappers import inside
 from rankwise.rank.config import RankConfig
 
 PAGE = Path(__file__).parents[2] / "docs/reference/trainer.md"
@@ -35,6 +37,14 @@ What becomes of `RankCallback` under the options of Transformers' `TrainingArgum
 
 The table is made by running each line on a CPU (`python tests/rank/trainer_options.py`), and a test compares it.
 Every optimizer of `optim=` is tried in `tests/rank/test_optimizers.py`.
+
+"""
+PEFT_INTRODUCTION = """
+## On PEFT's layers
+
+The same training with `get_peft_model` and LoRA on all linear layers. `load_in_…` and `bnb_…` are options of `BitsAndBytesConfig`: the
+base is then in few bits, on the CPU like all here. With two adapters, the one that isn't active has other layers and another rank. An
+adapter in bfloat16 is what TRL's `SFTTrainer` makes of it on a quantized base.
 
 """
 OPTIONS: list[dict[str, Any]] = [
@@ -65,6 +75,24 @@ OPTIONS: list[dict[str, Any]] = [
     {"deepspeed": "zero2.json"},
     {"fsdp": "full_shard"},
 ]
+ON_PEFT: list[dict[str, Any]] = [
+    {},
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    {"bf16": True},
+    {"fp16": True},
+    {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4, "save_steps": 4},
+    {"load_in_8bit": True},
+    {"load_in_8bit": True, "gradient_checkpointing": True},
+    {"load_in_4bit": True},
+    {"load_in_4bit": True, "bnb_4bit_use_double_quant": True, "bf16": True},
+    {"two adapters": True},
+    {"adapter in bfloat16": True},
+]
+"""What is tried on PEFT's layers; what isn't an option of Trainer is one of `BitsAndBytesConfig`, or explained on the page."""
+PEFTS_OWN = ("two adapters", "adapter in bfloat16")
 WRAPPERS = {"deepspeed", "fsdp"}
 SAME = (
     "gradient_checkpointing",
@@ -93,16 +121,52 @@ class Resized(hf.TrainerCallback):
                 controller.resizer.resize(changes, controller.bases(), 6)
 
 
-def train(folder: Path, options: dict[str, Any]) -> Any:
-    """Train a tiny model under some options. Returns it."""
+def base_model(quantized: dict[str, Any]) -> Any:
+    """Return the classifier that is trained, its weights in few bits where `BitsAndBytesConfig` has options."""
     torch.manual_seed(0)
-    base = tiny.classifier("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model, tokenizer = rankwise.adapt(copy.deepcopy(base)), tiny.tokenizer()
+    width = {"hidden_size": 64} if quantized else {}  # bitsandbytes' blocks in 4 bits are of 64
+    model = tiny.classifier("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **width)
+    if not quantized:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = hf.BitsAndBytesConfig(**quantized, llm_int8_skip_modules=["classifier", "pooler"])
+        return type(model).from_pretrained(folder, quantization_config=config, device_map="cpu").eval()
+
+
+def with_pefts_layers(model: Any, options: dict[str, Any]) -> Any:
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=16, lora_alpha=23, target_modules=["query", "value", "dense"]
+    )
+    config.exclude_modules = ["pooler.dense"]
+    if any(name.startswith("load_in") for name in options):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    adapted = get_peft_model(model, config)
+    if "two adapters" in options:
+        adapted.add_adapter(
+            "other", LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules=["key", "query"])
+        )
+        adapted.set_adapter("default")
+    if "adapter in bfloat16" in options:  # as TRL has it on quantized bases
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return adapted
+
+
+def train(folder: Path, options: dict[str, Any], *, peft: bool = False) -> Any:
+    """Train a tiny model with our layers, or PEFT's, under some options. Returns it."""
+    quantized = {name: value for name, value in options.items() if name.startswith(("load_in", "bnb_"))}
+    base = base_model(quantized)
+    model = with_pefts_layers(copy.deepcopy(base), options) if peft else rankwise.adapt(copy.deepcopy(base))
+    tokenizer = tiny.tokenizer()
     rows = [
         {**tokenizer(r["text"], return_token_type_ids=True), "labels": int(r["label"] == "positive")}
         for r in tiny.reviews(140)
     ]
-    given = {name: value for name, value in options.items() if name not in WRAPPERS}
+    given = {
+        name: value for name, value in options.items() if name not in {*WRAPPERS, *quantized, *PEFTS_OWN}
+    }
     arguments = hf.TrainingArguments(
         output_dir=str(folder / "out"), report_to=[], use_cpu=True, disable_tqdm=True, **{**PLAIN, **given}
     )
@@ -127,20 +191,24 @@ def train(folder: Path, options: dict[str, Any]) -> Any:
     assert all(map(torch.isfinite, map(torch.tensor, losses))), "loss"
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert resized.ranks == {3}, f"ranks {resized.ranks}"
-    rankwise.save(model, folder / "adapter")
-    peft = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    if peft:
+        model.save_pretrained(folder / "adapter")
+    else:
+        rankwise.save(model, folder / "adapter")
+    saved = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    keep_gradients(saved)  # the same kernel of bitsandbytes
     ids = torch.randint(3, 15, (3, 7), generator=torch.Generator().manual_seed(0))
     plain = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     with torch.no_grad():
-        torch.testing.assert_close(peft(ids).logits, plain(ids).logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(saved(ids).logits, plain(ids).logits, rtol=1e-3, atol=1e-4)
     return model
 
 
-def outcome(folder: Path, options: dict[str, Any], plain: Any) -> str:
+def outcome(folder: Path, options: dict[str, Any], plain: Any, *, peft: bool = False) -> str:
     """Run a training: what becomes of it, as a cell of the table."""
-    compared = any(name in options for name in SAME)
+    compared = any(name in options for name in SAME) and "load_in_8bit" not in options
     try:
-        model = train(folder, options | SGD if compared else options)
+        model = train(folder, options | SGD if compared else options, peft=peft)
     except RankwiseError as error:
         return str(error).replace(str(folder), "")
     except AssertionError as error:
@@ -149,11 +217,15 @@ def outcome(folder: Path, options: dict[str, Any], plain: Any) -> str:
         return f"{type(error).__name__}: {_first_sentence(error)}"
     if not compared:
         return "works"
-    for name, value in lora_layers(model).items():
-        expected = lora_layers(plain)[name].delta()
-        if not torch.allclose(value.delta(), expected, rtol=1e-2, atol=1e-5):
-            return f"WRONG weights, by {(value.delta() - expected).abs().max():.2g}"
+    for name, layer in low_rank_layers(inside(model)).items():
+        found, expected = update(layer), update(low_rank_layers(plain)[name])
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-5):
+            return f"WRONG weights, by {(found - expected).abs().max():.2g}"
     return "works, same weights"
+
+
+def update(layer: Any) -> torch.Tensor:
+    return layer.scaling * (layer.lora_B @ layer.lora_A).detach()
 
 
 def _first_sentence(error: Exception) -> str:
@@ -162,15 +234,21 @@ def _first_sentence(error: Exception) -> str:
 
 def page(folder: Path) -> str:
     """Run every training and return the page."""
+    ours = "\n".join(table(folder / "ours", OPTIONS))
+    pefts = "\n".join(table(folder / "pefts", ON_PEFT, peft=True))
+    return f"{INTRODUCTION}{ours}\n{PEFT_INTRODUCTION}{pefts}\n"
+
+
+def table(folder: Path, tried: list[dict[str, Any]], *, peft: bool = False) -> list[str]:
     lines = ["| option | outcome |", "|---|---|"]
     with quiet():
-        plain = train(folder / "plain", SGD)
-    for number, options in enumerate(OPTIONS):
+        plain = train(folder / "plain", SGD, peft=peft)
+    for number, options in enumerate(tried):
         with quiet():
-            found = outcome(folder / str(number), options, plain)
-        shown = ", ".join(f"`{name}={value}`" for name, value in options.items()) or "none"
-        lines.append(f"| {shown} | {found} |")
-    return INTRODUCTION + "\n".join(lines) + "\n"
+            found = outcome(folder / str(number), options, plain, peft=peft)
+        names = (name if name in PEFTS_OWN else f"`{name}={value}`" for name, value in options.items())
+        lines.append(f"| {', '.join(names) or 'none'} | {found} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ class LowRankLayer(ABC):
     def collect_statistics(self, on: bool = True) -> None:
         """Have backward leave second moments in `statistics.grad`, or return them where `torch.autograd.grad` asks for `statistics`."""
         shape = 2 * self.rank + 1, self.rank
-        self.statistics = self.lora_A.new_zeros(shape).requires_grad_() if on else None
+        dtype = torch.promote_types(self.lora_A.dtype, torch.float32)  # sums in bfloat16 would stand still
+        self.statistics = self.lora_A.new_zeros(shape, dtype=dtype).requires_grad_() if on else None
         self.replaced = None
 
     @torch.no_grad()

@@ -124,13 +124,17 @@ def peft_layers(model: nn.Module) -> dict[str, PeftLayer]:
         model: a `PeftModel`, or a model that `add_adapter` was called on. Other models have none.
 
     Raises:
-        RankwiseError: the adapter isn't LoRA, is merged, isn't trained, or is of a kind whose rank can't be changed; several are
-            active.
+        RankwiseError: the adapter isn't LoRA, is merged or disabled, or is of a kind whose rank can't be changed; several are
+            active, or none.
     """
     modules = {path: module for path, module in model.named_modules() if _is(module, "BaseTunerLayer")}
+    # a layer may belong to other adapters alone
+    active = {
+        path: module for path, module in modules.items() if not _is(module, "LoraLayer") or _names(module)
+    }
     return {
         path.removeprefix(BASE): _layer(cast(Any, module), path.removeprefix(BASE), _configs(model))
-        for path, module in modules.items()
+        for path, module in (active or modules).items()
     }
 
 
@@ -158,7 +162,7 @@ def _active(module: Any, path: str) -> str:
     """Return the name of a layer's active adapter, after checking that its rank can be changed."""
     if not _is(module, "LoraLayer"):
         raise _refused(path, f"its adapter is {type(module).__name__} of {type(module).__module__}, not LoRA")
-    active = [name for name in module.active_adapters if name in module.r]
+    active = _names(module)
     if len(active) != 1:
         raise _refused(
             path, f"it has {len(active)} active adapters; activate one of {', '.join(module.r) or 'none'}"
@@ -173,7 +177,14 @@ def _active(module: Any, path: str) -> str:
         raise _refused(path, "its adapter has a bias (lora_bias=True)")
     if module.merged:
         raise _refused(path, "its adapter is merged; call unmerge_adapter() first")
+    if module.disable_adapters:
+        raise _refused(path, "its adapters are disabled; call enable_adapter_layers() first")
     return adapter
+
+
+def _names(module: Any) -> list[str]:
+    """Return the names of the active adapters that a layer of PEFT's LoRA belongs to."""
+    return [name for name in module.active_adapters if name in module.r]
 
 
 def _refused(path: str, why: str) -> RankwiseError:

@@ -52,6 +52,20 @@ def _bitsandbytes() -> Any:
     return bitsandbytes.functional
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Have bitsandbytes' own 4-bit layers, as Transformers puts them in, keep their weights in the form whose products have gradients.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs a weight anew when its layer is first evaluated. From then on no gradient goes through the
+    layer, in training either, and nothing says so (bitsandbytes 0.50, `Linear4bit.forward` and `matmul_4bit`).
+    """
+    for each in model.modules():
+        module = cast(Any, each)
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # unpacks the weight
+
+
 @contextmanager
 def _quiet():
     """Silence bitsandbytes' notes on faster kernels that could be fetched."""

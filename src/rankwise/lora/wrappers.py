@@ -3,7 +3,7 @@
 torch.compile, activation checkpointing      seen through wherever they stand; paths are those of the plain model
 DistributedDataParallel, DataParallel        seen through by `save`; refused where layers are to be put in or resized, because
                                              they know the parameters that a model had when it was wrapped
-FSDP                                         refused: it holds the weights in another form
+FSDP, DeepSpeed                              refused: they hold the weights in another form
 PEFT                                         seen by a `RankController` (`lora/peft_layer.py`), refused elsewhere
 """
 
@@ -20,7 +20,7 @@ from rankwise.errors import RankwiseError
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Names under which `torch.compile` and activation checkpointing keep the module that they wrap."""
 PARALLEL = ("DistributedDataParallel", "DataParallel")
-SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 PEFTS = ("PeftModel", "BaseTunerLayer")
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.peft_layer import low_rank_layers
+from rankwise.lora.quantized import keep_gradients
 from rankwise.lora.wrappers import bare
 from rankwise.rank.components import Basis, Components, OptimizerState
 from rankwise.rank.config import RankConfig
@@ -33,7 +34,7 @@ from rankwise.rank.evidence import (
     factor_bound,
     mean_and_error,
 )
-from rankwise.rank.guard import Guard
+from rankwise.rank.guard import Guard, check_placement
 from rankwise.rank.pruning_rule import (
     Order,
     Proposal,
@@ -68,7 +69,8 @@ class RankController:
 
     Raises:
         ValueError: the model has no LoRA layers that are trained, or no rule has this name.
-        RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers; or the layers are merged.
+        RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers; the layers are merged or sharded; or
+            several processes train together.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class RankController:
         self.layers = {path: layer for path, layer in adapted.items() if layer.is_trained}
         if not self.layers:
             raise ValueError("No LoRA layer of this model is trained: all have requires_grad=False.")
+        check_placement(adapted)
+        keep_gradients(plain)
         self.config, self.rule = config or RankConfig(), rule_named(rule)
         self.held_out = HeldOutTest(self.layers, losses)
         self.statistics = Statistics(self.layers, self.config.decay)

@@ -6,7 +6,7 @@ sequence to sequence, token classification      the same, without that shift
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,7 @@ class Examples(Protocol):
 
 def is_language_model(model: nn.Module) -> bool:
     """Return whether a model's outputs are tokens of its vocabulary."""
-    encoder_decoder = getattr(getattr(_base(model), "config", None), "is_encoder_decoder", False)
-    return task_type(model) == "CAUSAL_LM" or bool(encoder_decoder)
+    return task_type(model) == "CAUSAL_LM" or _encodes_and_decodes(model)
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
@@ -49,7 +48,9 @@ def outputs_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     if "labels" not in batch:
         raise RankwiseError(f"The held-out examples have no labels; they have: {', '.join(batch)}.")
     labels = batch["labels"]
-    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    # of which an encoder with a decoder makes the decoder's input
+    left_out = () if _encodes_and_decodes(model) else ("labels",)
+    logits = model(**{name: value for name, value in batch.items() if name not in left_out}).logits
     if logits.ndim != 3:
         return logits.float(), labels
     if task_type(model) == "CAUSAL_LM":
@@ -73,7 +74,8 @@ def _of_one_row(logits: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
     return torch.cat(losses) if losses else logits.new_zeros(0)
 
 
-def _base(model: nn.Module) -> nn.Module:
-    """Return the model inside PEFT's wrapper."""
+def _encodes_and_decodes(model: nn.Module) -> bool:
+    """Return whether a model, in PEFT's wrapper or not, has an encoder and a decoder."""
     inner = getattr(model, "get_base_model", None)
-    return cast(nn.Module, inner()) if callable(inner) else model
+    base = inner() if callable(inner) else model
+    return bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))

@@ -6,7 +6,7 @@ Each such event gets a note, is counted, or raises an error. In a healthy traini
 import warnings
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from rankwise.errors import RankwiseError
 from rankwise.lora.low_rank import LowRankLayer
@@ -152,3 +152,26 @@ class Guard:
         elif len(losses) < 2:
             self.say(step, f"there are fewer than two held-out rows; {few}.")
         return None if len(losses) < 2 else (losses, without_adapters)
+
+
+def check_placement(layers: Mapping[str, LowRankLayer]) -> None:
+    """Check that this process has all of the training, and whole matrices.
+
+    Raises:
+        RankwiseError: several processes train together, or DeepSpeed or FSDP has split the matrices.
+    """
+    for path, layer in layers.items():
+        for matrix in (layer.lora_A, layer.lora_B):
+            zero3, dtensor = hasattr(matrix, "ds_id"), type(matrix.data).__name__ == "DTensor"
+            if zero3 or dtensor:
+                raise RankwiseError(
+                    f"The rank of {path} can't be found: {'DeepSpeed ZeRO-3' if zero3 else 'FSDP (a DTensor)'} has split its matrices. "
+                    "Train with whole parameters, in one process."
+                )
+    processes = (
+        distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    )
+    if processes > 1:
+        raise RankwiseError(
+            f"A RankController works in one process; {processes} train together here (torch.distributed). Ranks would differ between them."
+        )

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rankwise.errors import RankwiseError
 from rankwise.lora.low_rank import LowRankLayer
 from rankwise.lora.peft_layer import low_rank_layers
+from rankwise.lora.quantized import keep_gradients
 from rankwise.lora.wrappers import bare
 from rankwise.rank.config import RankConfig
 from rankwise.rank.controller import RankController
@@ -81,8 +82,11 @@ class RankCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have PEFT's layers take the ranks of a checkpoint that is loaded before training begins."""
+        """Have PEFT's layers take the ranks of a checkpoint that is loaded before training begins, and keep quantized bases trainable."""
         layers_of(kwargs["model"])
+        keep_gradients(
+            kwargs["model"]
+        )  # before anything is evaluated: what bitsandbytes packs loses some precision
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
