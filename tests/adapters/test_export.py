@@ -207,7 +207,7 @@ def test_a_format_from_outside_the_package_is_one_entry(adapted, tmp_path, monke
     with np.load(tmp_path / "deltas.npz") as found:
         for path, layer in lora_layers(model).items():
             np.testing.assert_allclose(found[path], layer.delta().numpy(), rtol=1e-5, atol=1e-6)
-    with pytest.raises(RankwiseError, match=r"no export format 'delt'.*peft, loralib, delta"):
+    with pytest.raises(RankwiseError, match=r"no export format 'delt'.*peft, loralib, transformers, delta"):
         export(folder, tmp_path / "x", format="delt")
 
 

@@ -104,6 +104,7 @@ def compress(
     for layer in layers.values():
         layer.collect_statistics(False)
     peft_format.save(model, out, base_model=peft_format.read(trained.folder).base_model)
+    peft_format.copy_tokenizer(trained.folder, out)
     _copy_record(trained.folder, out)
     earlier = RunFolder(trained.folder).read_ranks()
     RunFolder(out).write_ranks([*earlier, *(decision.to_json() for decision in decisions)])

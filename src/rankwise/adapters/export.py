@@ -7,17 +7,20 @@ For servers (`serve`) s is folded into B, so that alpha = r, and all layers have
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.adapters import curve_file, formats, peft_format
 from rankwise.adapters.adapter import Adapter, Factors
 from rankwise.adapters.formats import ExportFormat, loralib, peft
+from rankwise.adapters.load import names_given
 from rankwise.adapters.truncate import padded, truncate
 from rankwise.errors import RankwiseError
 from rankwise.files import check_folder
 from rankwise.models import hub
 from rankwise.rank.curve import CurvePoint
+from rankwise.tasks import objectives
 
 RECORDS = ("run.json", "ranks.jsonl", curve_file.CURVE)
 """Files of a run that say how an adapter was made; beside another adapter they would be wrong."""
@@ -55,6 +58,7 @@ def export(
     serve: bool = False,
     head: bool = True,
     base: str | None = None,
+    label_names: Sequence[str] = (),
     alpha: float | None = None,
 ) -> Exported:
     """Write an adapter in a format that another program reads.
@@ -62,14 +66,15 @@ def export(
     Args:
         source: a PEFT adapter's folder, or a loralib checkpoint.
         out: a folder for PEFT's format, a file for loralib's.
-        format: a name in `adapters.formats.FORMATS`: `peft` or `loralib`.
+        format: a name in `adapters.formats.FORMATS`: `peft`, `loralib`, or `transformers` for a folder with the base in it.
         uniform_rank: the same rank for each layer: truncated, or padded with zeros.
         max_params: entries of A and B in all at most. Where the adapter has a curve (`rank_curve.json`), the largest size measured that
             fits; else the components with the least energy are left out.
         max_loss_increase: the smallest size of the curve whose loss increase is at most this share of the gain: 0.01 for 1 %.
         serve: for a server of LoRA adapters: PEFT's format with alpha = r and one rank in all layers, the highest or `uniform_rank`.
         head: keep the classification head.
-        base: the base model's name, which a loralib checkpoint doesn't hold.
+        base: the base model's name, which a loralib checkpoint doesn't hold. Default: the one that the adapter names.
+        label_names: of the outputs, in order, where the adapter has none.
         alpha: s = alpha/r of a loralib checkpoint, which doesn't hold it either.
 
     Raises:
@@ -83,6 +88,11 @@ def export(
             "`max_loss_increase=` takes a size that was measured; `uniform_rank=` truncates it again, which wasn't. Give one of them."
         )
     adapter = loralib.read(source, base, alpha) if source.is_file() else peft_format.read(source)
+    if base is not None:
+        adapter = replace(adapter, base_model=base, base_path=base)
+    if label_names:
+        own = adapter.label_names or objectives.default_names(adapter.num_labels or len(label_names))
+        adapter = replace(adapter, label_names=names_given(source, own, label_names))
     _check_out(out, source, target)
     adapter, kept = replace(_with_one_scaling(adapter, 1.0 if serve else None), fingerprint=None), 1.0
     size = None
@@ -107,6 +117,8 @@ def export(
     if not head:
         adapter = adapter.with_trained({})
     target.write(adapter, out)
+    if not target.one_file and source.is_dir():
+        peft_format.copy_tokenizer(source, out)
     notes = (peft.served_with if serve else target.notes)(adapter)
     return Exported(out, adapter.ranks, adapter.size, kept, notes, size)
 

@@ -45,8 +45,16 @@ def load(
     return model
 
 
-def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.Module, str]:
+def load_any(
+    folder: Path, *, base: str | None, dtype: torch.dtype, labels: Sequence[str] = ()
+) -> tuple[nn.Module, str]:
     """Load any kind of adapter, or a whole model. PEFT's wrapper is returned where the adapter adds virtual tokens.
+
+    Args:
+        folder: holds it.
+        base: the base model's name or folder, where it isn't the one the adapter names.
+        dtype: of the base's weights.
+        labels: names of a model's outputs that have none.
 
     Returns:
         The model, and what of a whole model's weights isn't used, in words.
@@ -58,21 +66,12 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.
         if not (folder / hub.CONFIG).is_file():
             raise RankwiseError(_nothing_trained(folder))
         source, model, found = _whole(folder, dtype)
+        if labels:
+            _name_outputs(model, names_given(folder, _labels(model.config), labels))
         return model, found.in_words()
     adapter = peft_format.read(folder, any_kind=True)
     check_task(adapter)
-    name = base or adapter.base_model
-    if name is None:
-        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Name it with `base=`.")
-    try:
-        source = loading.locate(name)
-    except RankwiseError as error:
-        why = "" if base else f" The adapter in {folder} was trained on it. Say where it is now with `base=`."
-        raise RankwiseError(f"{error}{why}") from error
-    labels = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
-    problem_type = objectives.named(adapter.problem or _problem(source.config, labels)).problem_type
-    model, found = loading.load(source, labels, dtype=dtype, seed=0, problem_type=problem_type)
-    _check_head(adapter, model, source.config)
+    source, model, found = base_of(adapter, base=base, dtype=dtype, labels=labels)
     if adapter.unsupported is not None:
         from rankwise.adapters import peft_kinds
 
@@ -80,8 +79,71 @@ def load_any(folder: Path, *, base: str | None, dtype: torch.dtype) -> tuple[nn.
     else:
         loaded = attach.attach(model, adapter).eval()
     given = {path.removeprefix("base_model.") for path in adapter.trained}
-    check_whole(found, given, f"The adapter in {folder} on {name}")
+    check_whole(found, given, f"The adapter in {folder} on {source.name}")
     return loaded, ""
+
+
+def base_of(
+    adapter: Adapter, *, base: str | None, dtype: torch.dtype | None = None, labels: Sequence[str] = ()
+) -> tuple[loading.Source, PreTrainedModel, Account]:
+    """Load an adapter's base, with the adapter's labels, ready to take the adapter.
+
+    Args:
+        adapter: as it was read.
+        base: the base model's name or folder, where it isn't the one the adapter names.
+        dtype: of the base's weights. Default: its own.
+        labels: names of the outputs, where the adapter has none.
+
+    Returns:
+        Where it comes from, the model, and what of it was drawn.
+
+    Raises:
+        RankwiseError: there is no such model, or its labels aren't the adapter's.
+    """
+    folder, name = adapter.folder, base or adapter.base_model
+    if name is None:
+        raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Name it with `base=`.")
+    try:
+        source = loading.locate(name)
+    except RankwiseError as error:
+        why = "" if base else f" The adapter in {folder} was trained on it. Say where it is now with `base=`."
+        raise RankwiseError(f"{error}{why}") from error
+    names = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
+    names = names_given(folder, names, labels) if labels else names
+    problem_type = objectives.named(adapter.problem or _problem(source.config, names)).problem_type
+    kind: torch.dtype = dtype or getattr(source.config, "dtype", None) or torch.float32
+    model, found = loading.load(source, names, dtype=kind, seed=0, problem_type=problem_type)
+    _check_head(adapter, model, source.config)
+    return source, model, found
+
+
+def names_given(folder: Path | None, own: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return the names that are given to outputs without names.
+
+    Args:
+        folder: of the adapter or model, for messages.
+        own: the outputs' names so far.
+        given: in the order of their ids.
+
+    Raises:
+        RankwiseError: the outputs have other names already, there are more or fewer of them, or a name is given twice.
+    """
+    if list(own) == list(given):
+        return list(given)
+    if list(own) != objectives.default_names(len(own)):
+        raise RankwiseError(
+            f"The outputs of {folder} have names of their own: {account.listed(own)}. Leave out `label_names=`."
+        )
+    if len(given) != len(own) or len(set(given)) < len(given):
+        raise RankwiseError(
+            f"`label_names=` takes {len(own)} different names, one for each output of {folder}, in order; it has {account.listed(given)}."
+        )
+    return list(given)
+
+
+def _name_outputs(model: PreTrainedModel, names: Sequence[str]) -> None:
+    config = cast(Any, model.config)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
 
 
 def _whole(folder: Path, dtype: torch.dtype) -> tuple[loading.Source, PreTrainedModel, Account]:
@@ -179,8 +241,16 @@ def _unnamed_labels(config: Any, count: int | None) -> list[str]:
     return names if count in (None, len(names)) else [f"LABEL_{i}" for i in range(count)]
 
 
-def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> PreTrainedModel:
+def merge(
+    folder: str | Path, out: str | Path, *, base: str | None = None, label_names: Sequence[str] = ()
+) -> PreTrainedModel:
     """Merge an adapter into a float32 copy of its base and write an ordinary Transformers folder, tokenizer included.
+
+    Args:
+        folder: of the adapter.
+        out: folder to write.
+        base: the base model's name or folder, where it isn't the one the adapter names.
+        label_names: of the outputs, in order, where the adapter has none.
 
     Raises:
         RankwiseError: no adapter there, it doesn't fit the base, or `out` can't be written.
@@ -190,6 +260,8 @@ def merge(folder: str | Path, out: str | Path, *, base: str | None = None) -> Pr
         check_folder(out, folder, peft_format.CONFIG)
         adapter = peft_format.read(folder)
         model = load(folder, base=base, dtype=torch.float32)
+        if label_names:
+            _name_outputs(model, names_given(folder, attach.label_names(model), label_names))
         source = loading.locate(base or cast(str, adapter.base_model))
     elif (folder / hub.CONFIG).is_file():
         check_folder(out, folder, peft_format.CONFIG)

@@ -5,10 +5,12 @@ PEFT ignores. Source: PEFT 0.21, `LoraConfig` and `get_peft_model_state_dict`.
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -16,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from rankwise.adapters import checks, peft_config
 from rankwise.adapters.adapter import Adapter, Factors
@@ -36,24 +39,62 @@ PREFIX = "base_model.model."
 """Begins the name of every tensor."""
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 """End the names of A and B."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Files that Transformers' tokenizers write."""
 
 
 # ── Writing ───────────────────────────────────────────────────────────────────────────────────
 
 
-def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
     """Write the adapter of a model made by `adapt` as a PEFT adapter.
 
     Args:
         model: has LoRA layers; its config's `id2label` gives the labels' names.
         folder: is created if needed; files in it are replaced one by one, each atomically.
         base_model: the base's name for `load` (`minilm`). PEFT gets the name or folder that the model was loaded from.
+        tokenizer: is saved beside the adapter, for `AutoTokenizer.from_pretrained(folder)`.
 
     Raises:
         RankwiseError: the model has no LoRA layers, or the folder can't be written.
     """
     with bare(model, parallel=True) as plain:
         write(extract(plain, base_model), folder)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, Path(folder))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer beside an adapter, each file atomically."""
+    with TemporaryDirectory(dir=folder, prefix=".tokenizer-") as workspace:
+        tokenizer.save_pretrained(workspace)
+        for file in Path(workspace).iterdir():
+            file.replace(folder / file.name)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer that stands beside an adapter, if there is one, to another folder."""
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write(adapter: Adapter, folder: str | Path) -> None:
@@ -282,6 +323,7 @@ def _assemble(
     adapter = Adapter(
         folder=folder,
         base_model=metadata.get("base_model") or config.base_model_name_or_path,
+        base_path=config.base_model_name_or_path,
         lora=lora,
         scaling={},
         dropout=0.0,

@@ -3,6 +3,7 @@
 Evaluating a run on its own validation rows therefore gives its own score.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -58,6 +59,7 @@ def open_trained(
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
+    label_names: Sequence[str] = (),
     how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
 ) -> Trained:
     """Load what rankwise or PEFT trained.
@@ -68,6 +70,7 @@ def open_trained(
         text: column of the text. Default for this and the other columns: the run's own.
         text_pair: column of the second text.
         label: column of the label.
+        label_names: of the outputs, in order, where the adapter has none.
         how: device, threads, rows of a batch, and where texts are truncated.
 
     Raises:
@@ -83,7 +86,9 @@ def open_trained(
     stored = _of_record(run, Task, record["task"]) if record.get("task") else None
     dtype, _ = hardware.choose_dtype(facts.get("dtype", "auto"), device)
     is_adapter = (folder / peft_format.CONFIG).is_file()
-    model, note = load_any(folder, base=base, dtype=dtype if is_adapter else torch.float32)
+    model, note = load_any(
+        folder, base=base, dtype=dtype if is_adapter else torch.float32, labels=label_names
+    )
     model.to(device)
     if is_adapter and facts.get("base_bits"):
         quantized.check(device)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rankwise.adapters.predict import Trained
 
 
+LabelNames = Annotated[
+    tuple[str, ...],
+    Parameter(help="Names of the labels, in the order of their ids, where the adapter has none."),
+]
 AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loralib checkpoint (.bin).")]
 
 
@@ -27,6 +31,8 @@ class TextOptions:
     """Column that holds the text. Default: as in training."""
     text_pair: str | None = None
     """Column that holds the second text. Default: as in training."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels, in the order of their ids, where the adapter has none (LABEL_0 …)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +125,9 @@ def _open(adapter: Path, rows: TextOptions, how: HowToRun) -> "Trained":
 
     label = rows.label if isinstance(rows, LabelOptions) else None
     return predict.open_trained(
-        adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label, how=how
-    )
+        adapter, base=rows.model, text=rows.text, text_pair=rows.text_pair, label=label,
+        label_names=rows.label_names, how=how,
+    )  # fmt: skip
 
 
 @command
@@ -195,6 +202,7 @@ def merge(
     *,
     out: Annotated[Path, Parameter(help="Folder for the merged model.")],
     model: Base = None,
+    label_names: LabelNames = (),
     json: Json = False,
 ) -> None:
     """Merge an adapter into a float32 copy of its base model: an ordinary Transformers folder.
@@ -203,7 +211,7 @@ def merge(
     """
     from rankwise.adapters.load import merge as merge_adapter
 
-    merged = merge_adapter(adapter, out, base=model)
+    merged = merge_adapter(adapter, out, base=model, label_names=label_names)
     parameters = sum(p.numel() for p in merged.parameters())
     say(
         json,
@@ -247,6 +255,7 @@ def export(
     serve: bool = False,
     no_head: bool = False,
     model: Base = None,
+    label_names: LabelNames = (),
     alpha: float | None = None,
     json: Json = False,
 ) -> None:
@@ -257,7 +266,7 @@ def export(
     Parameters
     ----------
     format
-        peft or loralib, or one that a plug-in adds.
+        peft, loralib, or transformers: a folder with the base in it, which pipeline() loads. Or one that a plug-in adds.
     uniform_rank
         The same rank for each layer: truncated by singular values, or padded with zeros.
     max_params
@@ -281,7 +290,8 @@ def export(
         )
     done = export.export(
         adapter, out, format=format, uniform_rank=uniform_rank, max_params=max_params,
-        max_loss_increase=max_loss_increase, serve=serve, head=not no_head, base=model, alpha=alpha,
+        max_loss_increase=max_loss_increase, serve=serve, head=not no_head, base=model,
+        label_names=label_names, alpha=alpha,
     )  # fmt: skip
     low, high = min(done.ranks.values()), max(done.ranks.values())
     ranks = str(low) if low == high else f"{low} to {high}"
@@ -313,6 +323,32 @@ def export(
                 "notes": done.notes,
             }
         )
+
+
+@command
+def push(
+    folder: Annotated[Path, Parameter(help="An adapter's folder, or a whole model's.")],
+    repository: Annotated[str, Parameter(help="Where: owner/name on the hub.")],
+    /,
+    *,
+    private: Annotated[bool, Parameter(help="Make a new repository private.")] = False,
+    model: Annotated[
+        str | None, Parameter(help="The base's name on the hub. Default: the one that the adapter names.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Upload an adapter to the Hugging Face hub, with its model card and tokenizer.
+
+    Data, predictions and the run's records stay here. HF_TOKEN or `hf auth login` says who you are; HF_ENDPOINT names another hub.
+
+    Example: rankwise push my-adapter my-name/my-adapter
+    """
+    from rankwise.runs import publish
+
+    pushed = publish.push(folder, repository, private=private, base=model)
+    say(json, f"{', '.join(pushed.files)} in {pushed.url}")
+    if json:
+        print_json({"url": pushed.url, "files": list(pushed.files)})
 
 
 @command

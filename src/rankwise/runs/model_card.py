@@ -141,7 +141,8 @@ import rankwise
 model = rankwise.load("this-folder")
 ```
 
-Or run `rankwise predict this-folder new.csv --out scored.csv`. PEFT loads the adapter with `PeftModel.from_pretrained(base_model,
+`pipeline("text-classification", model=model, tokenizer="this-folder")` answers with the labels' names. Or run
+`rankwise predict this-folder new.csv --out scored.csv`. PEFT loads the adapter with `PeftModel.from_pretrained(base_model,
 "this-folder")`. Its base model comes from `AutoModelForSequenceClassification.from_pretrained` with
 `num_labels={len(task["label_names"])}` and
 `problem_type="{objective.problem_type}"`.

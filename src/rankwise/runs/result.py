@@ -69,7 +69,7 @@ def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> Scores:
 
 
 def _save(run: Prepared, folder: RunFolder, *, keep_model: bool) -> None:
-    """Write the adapter, or the whole model where the base was trained, too."""
+    """Write the adapter, or the whole model where the base was trained, too; and the tokenizer, so that the folder can travel."""
     if run.adapted is not None:
         run.adapted.save(folder.path, run.source.name)
     elif run.method.frozen_base:
@@ -77,7 +77,8 @@ def _save(run: Prepared, folder: RunFolder, *, keep_model: bool) -> None:
     elif keep_model:
         with loading.quiet():
             cast(PreTrainedModel, run.model).save_pretrained(folder.path)
-            run.source.tokenizer.save_pretrained(folder.path)
+    if keep_model:  # the runs of a grid would each have a copy
+        peft_format.save_tokenizer(run.source.tokenizer, folder.path)
 
 
 def _scores(run: Prepared, scores: Scores) -> dict[str, Any]:

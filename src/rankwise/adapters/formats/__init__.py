@@ -4,11 +4,13 @@ To add one, put an `ExportFormat` into `FORMATS`, or call `register` with one in
 """
 
 from rankwise import plugins
-from rankwise.adapters.formats import loralib, peft
+from rankwise.adapters.formats import loralib, peft, whole
 from rankwise.adapters.formats.format import ExportFormat
 from rankwise.errors import RankwiseError, nearest
 
-FORMATS: dict[str, ExportFormat] = {format.name: format for format in (peft.FORMAT, loralib.FORMAT)}
+FORMATS: dict[str, ExportFormat] = {
+    format.name: format for format in (peft.FORMAT, loralib.FORMAT, whole.FORMAT)
+}
 
 __all__ = ["FORMATS", "ExportFormat", "named", "register"]
 
