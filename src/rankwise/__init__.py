@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rankwise.api import Columns, FitResult, evaluate, fit, predict
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
+    from rankwise.estimator import TextClassifier
     from rankwise.lora.inject import adapt, trained
     from rankwise.rank.controller import RankController
     from rankwise.rank.trainer_callback import RankCallback, find_ranks
@@ -26,6 +27,7 @@ _HOME = {
     "RankCallback": "rank.trainer_callback",
     "RankController": "rank.controller",
     "RankwiseError": "errors",
+    "TextClassifier": "estimator",
     "TrainOptions": "config",
     "adapt": "lora.inject",
     "evaluate": "api",
@@ -46,6 +48,7 @@ __all__ = [
     "RankCallback",
     "RankController",
     "RankwiseError",
+    "TextClassifier",
     "TrainOptions",
     "adapt",
     "evaluate",

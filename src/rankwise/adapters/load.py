@@ -67,7 +67,7 @@ def load_any(
             raise RankwiseError(_nothing_trained(folder))
         source, model, found = _whole(folder, dtype)
         if labels:
-            _name_outputs(model, names_given(folder, _labels(model.config), labels))
+            name_outputs(model, names_given(folder, _labels(model.config), labels))
         return model, found.in_words()
     adapter = peft_format.read(folder, any_kind=True)
     check_task(adapter)
@@ -141,7 +141,8 @@ def names_given(folder: Path | None, own: Sequence[str], given: Sequence[str]) -
     return list(given)
 
 
-def _name_outputs(model: PreTrainedModel, names: Sequence[str]) -> None:
+def name_outputs(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Give a model's outputs names."""
     config = cast(Any, model.config)
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
 
@@ -261,7 +262,7 @@ def merge(
         adapter = peft_format.read(folder)
         model = load(folder, base=base, dtype=torch.float32)
         if label_names:
-            _name_outputs(model, names_given(folder, attach.label_names(model), label_names))
+            name_outputs(model, names_given(folder, attach.label_names(model), label_names))
         source = loading.locate(base or cast(str, adapter.base_model))
     elif (folder / hub.CONFIG).is_file():
         check_folder(out, folder, peft_format.CONFIG)
