@@ -105,6 +105,16 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
     )
 
 
+def language_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """The same as a language model's: a text begins with a token, and `[SEP]` ends it where it is asked for."""
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", 1)]
+    )
+    words.eos_token = "[SEP]"
+    return words
+
+
 def model_folder(folder: Path, family: str = "bert") -> Path:
     """A pretrained body without a head, and its tokenizer, as a Transformers folder."""
     classifier(family).base_model.save_pretrained(folder)

@@ -74,7 +74,7 @@ def fit(
     memory: str = "fast",
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> FitResult:
-    """Train a sequence classifier in place: adapters and head after `rankwise.adapt`, every trainable weight otherwise.
+    """Train a sequence classifier or a causal language model in place: what `rankwise.adapt` left to train, or every trainable weight.
 
     The model's `config.problem_type` says what labels mean. Where it is None it is set, by Transformers' rules: one output is a number
     (regression), a list holds several labels of a row, everything else is a class.
@@ -82,7 +82,7 @@ def fit(
     Args:
         model: is trained on its own device and in its own dtype.
         tokenizer: the model's.
-        train: rows with text and label (see `Columns`).
+        train: rows with text and label, or with what a language model learns (see `Columns`).
         validation: rows to score after the last step, and meanwhile with `TrainOptions(evaluate_every=…)`.
         columns: the keys of text, second text and label.
         options: settings; those that are None come from the recipe. With `patience`, a tenth of the training rows is held out for it.
@@ -106,10 +106,10 @@ def fit(
     settings = replace(config.train, lr=lr.value, padding=compute.padding)
     entries = mappings.entries_of(train)
     _set_problem_type(model, entries, columns.label)
-    rows, weights = _encode(entries, columns, tokenizer, limit, model, labelled=True), None
-    objective = objectives.of_config(model.config)
+    rows, weights = _encode(entries, columns, tokenizer, limit, model, config.train), None
+    objective = objectives.of_model(model)
     checked = (
-        None if validation is None else _encode(validation, columns, tokenizer, limit, model, labelled=True)
+        None if validation is None else _encode(validation, columns, tokenizer, limit, model, config.train)
     )
     if settings.evaluate_every is not None and checked is None:
         raise RankwiseError("`evaluate_every=` needs validation rows. Give `validation=`, or leave it out.")
@@ -132,7 +132,7 @@ def fit(
         if checked is not None and settings.evaluate_every and number % settings.evaluate_every == 0:
             curve.append((number, _scores(model, checked, training.compute)))
         if held_out is not None and number % training.batches.steps_per_epoch == 0:
-            logits = predict_logits(model, held_out, training.compute)
+            logits = predict_logits(model, held_out, training.compute, objective=objective)
             stopping.add(objective.mean_loss(logits, cast(Labels, held_out.labels)))
         on_step(steps[-1])
     model.eval()
@@ -144,7 +144,7 @@ def fit(
         f"{'; '.join(filter(None, [compute.padding_reason, engine]))}.",
         f"Learning rate {lr.value:g} ({lr.why}).",
     )
-    notes += tuple(filter(None, [training.rank_note, *training.notes]))
+    notes += tuple(filter(None, [_left_out(rows), training.rank_note, *training.notes]))
     scores = {} if checked is None else _scores(model, checked, _compute(model, tokenizer, limit))
     return FitResult(
         steps, scores, notes, tuple(training.decisions), tuple(curve), skipped_steps=training.skipped_steps
@@ -170,10 +170,14 @@ def predict(
         max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
 
     Raises:
-        RankwiseError: no rows, or a row without text.
+        RankwiseError: no rows, a row without text, or a language model.
     """
+    if not objectives.of_model(model).has_column:
+        raise RankwiseError(
+            f"{type(model).__name__} is a language model: it has logits of tokens, and not of texts."
+        )
     limit = families.text_limit(model, tokenizer, max_length)
-    encoded = _encode(rows, columns, tokenizer, limit, model, labelled=False)
+    encoded = _encode(rows, columns, tokenizer, limit, model, None)
     return predict_logits(model, encoded, _compute(model, tokenizer, limit))
 
 
@@ -185,23 +189,25 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
+    options: TrainOptions | None = None,
     max_length: int | None = None,
 ) -> dict[str, float]:
     """Compute metrics and mean `loss` of a model on labelled rows.
 
     Args:
-        model: a sequence classifier.
+        model: a sequence classifier, or a causal language model.
         tokenizer: the model's.
         rows: with text and label (see `Columns`).
         metrics: their names. Default: those of the model's objective.
         columns: the keys of text, second text and label.
+        options: those of the training, which say which tokens a language model learns.
         max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
 
     Raises:
         RankwiseError: no rows, a row without text or a known label, or an unknown metric.
     """
     limit = families.text_limit(model, tokenizer, max_length)
-    encoded = _encode(rows, columns, tokenizer, limit, model, labelled=True)
+    encoded = _encode(rows, columns, tokenizer, limit, model, options or TrainOptions())
     return _scores(model, encoded, _compute(model, tokenizer, limit), metrics)
 
 
@@ -209,8 +215,8 @@ def _scores(
     model: PreTrainedModel, rows: Encoded, compute: Compute, metrics: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Return metrics and mean `loss` on labelled rows."""
-    logits, labels = predict_logits(model, rows, compute), cast(Labels, rows.labels)
-    objective = objectives.of_config(model.config)
+    objective, labels = objectives.of_model(model), cast(Labels, rows.labels)
+    logits = predict_logits(model, rows, compute, objective=objective)
     return {
         **objective.score(metrics or objective.metrics, labels, logits),
         "loss": objective.mean_loss(logits, labels),
@@ -240,15 +246,22 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     model: PreTrainedModel,
-    *,
-    labelled: bool,
+    train: TrainOptions | None,
 ) -> Encoded:
-    objective = objectives.of_config(model.config) if labelled else None
-    encoded = encode(
-        mappings.read(table, columns, objective, label_names(model)), tokenizer, max_length, None
-    )
+    """Return rows as token ids; without labels where `train` is None."""
+    objective = objectives.of_model(model) if train else None
+    rows = mappings.read(table, columns, objective, label_names(model), train)
+    encoded = encode(rows, tokenizer, max_length, None)
     row_check.check(model, encoded)
     return encoded
+
+
+def _left_out(rows: Encoded) -> str:
+    if not rows.n_left_out:
+        return ""
+    return (
+        f"{rows.n_left_out:,} rows left out: nothing of them that is to be learned is within `max_length=`."
+    )
 
 
 def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
@@ -261,8 +274,8 @@ def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
 
 
 def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
-    """Set the `problem_type` of a model whose config leaves it open."""
-    if model.config.problem_type is None:
+    """Set the `problem_type` of a classifier whose config leaves it open."""
+    if getattr(model.config, "problem_type", None) is None and objectives.of_model(model).has_column:
         several = mappings.several_labels(entries, column)
         objective = objectives.named("multi-label") if several else objectives.of_config(model.config)
         cast(Any, model.config).problem_type = objective.problem_type

@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rankwise.errors import RankwiseError
 
-ProblemName = Literal["classification", "multi-label", "regression"]
-"""What the labels are: one class a row, any number of labels a row, or a number."""
+ProblemName = Literal["classification", "multi-label", "regression", "generation"]
+"""What the labels are: one class a row, any number of labels a row, a number, or the next token."""
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 """Bytes of each unit that a size may be given in."""
 
@@ -151,6 +151,10 @@ class TrainOptions:
     class_weights: str | None = None
     """balanced, or a weight for each class (`spam=5,ham=1`). They weight the training loss and the held-out losses that decide ranks.
     Reported losses and scores are unweighted."""
+    completion_only_loss: bool | None = None
+    """Language models learn the completion alone (the default where there is a prompt and a completion), or the prompt, too."""
+    assistant_only_loss: bool | None = None
+    """Language models learn the assistant's messages alone. Default: whole conversations."""
     patience: int | None = None
     """Stop early if the loss on rows held out of training hasn't improved for so many epochs."""
 
@@ -187,9 +191,17 @@ class TableOptions:
     """Column that holds the second text of a pair."""
     label: tuple[str, ...] | None = None
     """Column that holds the label: a class, a number, or a list of labels. Several columns: 0s and 1s, one column for each label."""
+    prompt: str | None = None
+    """Column that holds the prompt of a language model: a text, or a list of messages. Default: `prompt`."""
+    completion: str | None = None
+    """Column that holds its completion, likewise. Default: `completion`."""
+    messages: str | None = None
+    """Instead of prompt and completion: column that holds whole conversations, lists of messages with `role` and `content`.
+    Default: `messages`."""
     problem: ProblemName | None = None
-    """classification (one class a row), multi-label (any number of labels a row) or regression (a number). Default: lists or several
-    label columns are multi-label, numbers with fractions are regression, all else is classification."""
+    """classification (one class a row), multi-label (any number of labels a row), regression (a number) or generation (a language model
+    learns to write). Default: lists or several label columns are multi-label, numbers with fractions are regression, all else is
+    classification."""
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.train_file:

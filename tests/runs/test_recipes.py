@@ -101,7 +101,13 @@ NOT_IN_THE_PAPER = [("lora-paper", "movies"), ("lora-paper", "wnli")]
 def test_a_recipe_decides_everything_for_the_tasks_it_is_for(name, task, method):
     config = resolve(RunConfig(task=task, train=TrainOptions(recipe=name)), method)
     open_settings = {f.name for f in fields(TrainOptions) if getattr(config.train, f.name) is None}
-    assert open_settings - {"lr", "warmup_steps"} == {"class_weights", "evaluate_every", "patience"}
+    assert open_settings - {"lr", "warmup_steps"} == {
+        "class_weights",
+        "evaluate_every",
+        "patience",
+        "completion_only_loss",
+        "assistant_only_loss",
+    }
     assert 0 < resolve_lr(config, method, 768).value < 0.01
 
 

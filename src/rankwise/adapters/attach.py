@@ -89,10 +89,7 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
     }
     config = getattr(model, "config", None)
     base_path = getattr(config, "_name_or_path", None) or None
-    classifies = config is not None and task_type(model) in (
-        None,
-        "SEQ_CLS",
-    )  # PEFT's classifiers have a config
+    classifies = config is not None and task_type(model) in (None, "SEQ_CLS")
     return Adapter(
         folder=None,
         base_model=base_model or base_path,
@@ -104,10 +101,10 @@ def extract(model: nn.Module, base_model: str | None = None) -> Adapter:
         modules_to_save=saved,
         label_names=None if language_head(model) else label_names(model),
         fingerprint=fingerprint(model, adapted, trained),
-        problem=objectives.of_config(config).name if classifies else None,
+        problem=None if config is None else objectives.of_model(model).name,
         target_modules=_names(model, list(adapted)),
         fan_in_fan_out=all(layer.fan_in_fan_out for layer in adapted.values()),
-        config={} if classifies else {"task_type": task_type(model)},
+        config={} if classifies else {"task_type": task_type(model)},  # PEFT's classifiers have a config
     )
 
 

@@ -70,7 +70,7 @@ def load_any(
             name_outputs(model, names_given(folder, _labels(model.config), labels))
         return model, found.in_words()
     adapter = peft_format.read(folder, any_kind=True)
-    check_task(adapter)
+    check_task(adapter, _task_type(adapter))
     source, model, found = base_of(adapter, base=base, dtype=dtype, labels=labels)
     if adapter.unsupported is not None:
         from rankwise.adapters import peft_kinds
@@ -104,7 +104,7 @@ def base_of(
     if name is None:
         raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Name it with `base=`.")
     try:
-        source = loading.locate(name)
+        source = loading.locate(name, task_type=_task_type(adapter))
     except RankwiseError as error:
         why = "" if base else f" The adapter in {folder} was trained on it. Say where it is now with `base=`."
         raise RankwiseError(f"{error}{why}") from error
@@ -115,6 +115,11 @@ def base_of(
     model, found = loading.load(source, names, dtype=kind, seed=0, problem_type=problem_type)
     _check_head(adapter, model, source.config)
     return source, model, found
+
+
+def _task_type(adapter: Adapter) -> str:
+    """Return what an adapter's base is loaded for, a key of `loading.AUTO`."""
+    return "CAUSAL_LM" if adapter.config.get("task_type") == "CAUSAL_LM" else "SEQ_CLS"
 
 
 def names_given(folder: Path | None, own: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -149,7 +154,7 @@ def name_outputs(model: PreTrainedModel, names: Sequence[str]) -> None:
 
 def _whole(folder: Path, dtype: torch.dtype) -> tuple[loading.Source, PreTrainedModel, Account]:
     """Load a whole model, with the LoRA layers that `save_pretrained` and Trainer's checkpoints leave in it."""
-    source = loading.locate(str(folder))
+    source = loading.locate(str(folder), task_type=loading.task_type_of(str(folder)))
     problem_type = objectives.of_config(source.config).problem_type
     model, found = loading.load(
         source, _labels(source.config), dtype=dtype, seed=0, problem_type=problem_type, adapted=True
@@ -199,16 +204,21 @@ def _inside(
     )
 
 
-def check_task(adapter: Adapter) -> None:
-    """Check that an adapter is one for classes or numbers of whole texts, as far as it says.
+def check_task(adapter: Adapter, task_type: str = "SEQ_CLS") -> None:
+    """Check that an adapter is one for a task, as far as it says.
+
+    Args:
+        adapter: as read.
+        task_type: PEFT's name of the task. `SEQ_CLS` stands for classes or numbers of whole texts.
 
     Raises:
         RankwiseError: it is for another task.
     """
-    task = adapter.config.get("task_type")
-    if task not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
+    said = adapter.config.get("task_type")
+    if said not in (None, "FEATURE_EXTRACTION", task_type):
         raise RankwiseError(
-            f"The adapter in {adapter.folder} was trained for another task ({task}); rankwise runs sequence classifiers (SEQ_CLS)."
+            f"The adapter in {adapter.folder} was trained for another task ({said}); "
+            f"{'rankwise runs sequence classifiers (SEQ_CLS)' if task_type == 'SEQ_CLS' else f'this one takes {task_type}'}."
         )
 
 
@@ -263,7 +273,9 @@ def merge(
         model = load(folder, base=base, dtype=torch.float32)
         if label_names:
             name_outputs(model, names_given(folder, attach.label_names(model), label_names))
-        source = loading.locate(base or cast(str, adapter.base_model))
+        source = loading.locate(
+            base or cast(str, adapter.base_model), task_type=objectives.of_model(model).task_type
+        )
     elif (folder / hub.CONFIG).is_file():
         check_folder(out, folder, peft_format.CONFIG)
         source, model, found = _whole(folder, torch.float32)

@@ -190,10 +190,13 @@ def _task_type(adapter: Adapter) -> str | None:
     said = adapter.config.get("task_type", "SEQ_CLS")
     if adapter.problem is None and said != "SEQ_CLS":
         return said
+    task_type = objectives.named(adapter.problem or "classification").task_type
+    if task_type == "CAUSAL_LM":
+        return task_type
     has_head = any(_ends_part(name.rpartition(".")[0], peft_config.IMPLIED) for name in adapter.trained)
     if not has_head or any(_ends_part(path, peft_config.IMPLIED) for path in adapter.lora):
         return None
-    return objectives.named(adapter.problem or "classification").task_type
+    return task_type
 
 
 def _ends_part(path: str, ends: Sequence[str]) -> bool:
@@ -208,9 +211,10 @@ def rounded_alpha(alpha: float) -> float:
 
 def add_metadata(folder: Path, model: nn.Module, base_model: str) -> None:
     """Add the base's name and the labels' names to the header of a file that PEFT saved."""
-    config = getattr(model, "config", None)
-    name = base_model or getattr(config, "_name_or_path", None)
-    metadata = _metadata(name, objectives.of_config(config).name, label_names(model))
+    name = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    objective = objectives.of_model(model)
+    names = label_names(model) if objective.has_column else None
+    metadata = _metadata(name, objective.name, names)
     _write_weights(folder, safetensors.torch.load_file(folder / WEIGHTS), metadata)
 
 

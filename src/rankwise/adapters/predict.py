@@ -50,7 +50,10 @@ def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done,
     """
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
     row_check.check(trained.model, encoded)
-    logits = predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
+    objective = objectives.named(trained.task.problem)
+    logits = predict_logits(
+        trained.model, encoded, trained.compute, objective=objective, on_progress=on_progress
+    )
     odd = ~np.isfinite(logits).all(axis=1)
     if odd.any():
         raise _no_numbers(trained, odd, rows.idx)

@@ -301,7 +301,7 @@ def _find_model(config: CompareConfig | RunConfig) -> str | None:
 
     if config.model.from_adapter is not None and config.model.model is None:
         return None
-    name = config.model.model or recipes.recipe(config.train.recipe)["model"]
+    name = config.model.model or recipes.default_model(config)
     if name not in hub.EMBEDDED:
         hub.find(name)
     return name

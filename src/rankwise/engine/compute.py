@@ -30,6 +30,7 @@ from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.labels import IGNORED
+from rankwise.tasks.objectives import Objective
 
 Padding = Literal["packed", "longest", "max_length"]
 FORWARD_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -253,14 +254,16 @@ def predict_logits(
     compute: Compute,
     *,
     max_tokens: int | None = None,
+    objective: Objective | None = None,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> np.ndarray:
-    """Return logits of every row, float32 [rows, outputs], in the rows' own order.
+    """Return logits of every row, float32 [rows, outputs], in the rows' own order; or what an objective keeps of them.
 
     Args:
         model: left in eval mode.
-        rows: token ids; their labels aren't used.
+        rows: token ids; their labels aren't used, unless tokens have them.
         compute: how the model is run.
+        objective: its `outputs` are returned. Needed where tokens have labels.
         max_tokens: tokens a batch, padding included; rows of similar length share one. Default: `FORWARD_TOKENS`.
         on_progress: called with (rows done, of all) after each batch.
 
@@ -275,7 +278,11 @@ def predict_logits(
     @torch.no_grad()
     def run(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (batch,) = whole.batches(model, rows, which)
-        return batch.rows, whole.logits(model, batch).cpu().numpy()
+        logits = whole.logits(model, batch)
+        if objective is not None:
+            of_row = None if batch.labelled is None else batch.labelled.rows
+            logits = objective.outputs(logits, batch.labels, of_row, len(batch.rows))
+        return batch.rows, logits.cpu().numpy()
 
     whole = replace(compute, engine=Engine())
     most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])

@@ -34,7 +34,7 @@ from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
 from rankwise.seeding import seed_torch, stream_seed
 from rankwise.tasks.encoding import Encoded
-from rankwise.tasks.objectives import Objective, of_config
+from rankwise.tasks.objectives import Objective, of_model
 
 WARMUP_STEPS = 3
 """First steps that don't count in rows/s, because they also pay for allocation and kernel selection."""
@@ -133,7 +133,7 @@ class Training:
         if len(rows) == 0:
             raise RankwiseError("There are no rows to train on.")
         self.model, self.rows, self.options, self.compute, self.seed = model, rows, options, compute, seed
-        self.hooks, self.objective = hooks, objective or of_config(getattr(model, "config", None))
+        self.hooks, self.objective = hooks, objective or of_model(model)
         self.class_weights = None if class_weights is None else class_weights.to(compute.device)
         self.batches = batches or BatchSchedule(
             rows.lengths,
@@ -357,7 +357,7 @@ class Training:
 
     def _held_out_losses(self) -> Float[Tensor, "rows"]:
         rows = self.rows.select(cast(np.ndarray, self.batches.held_out))
-        logits = torch.from_numpy(predict_logits(self.model, rows, self.compute))
+        logits = torch.from_numpy(predict_logits(self.model, rows, self.compute, objective=self.objective))
         labels = torch.from_numpy(cast(np.ndarray, rows.labels))
         weights = None if self.class_weights is None else self.class_weights.cpu()
         return self.objective.calibrated_losses(logits, labels, weights)

@@ -165,13 +165,16 @@ def _unused(
     )
 
 
-def check_whole(account: Account, given: Iterable[str], what: str) -> None:
+def check_whole(
+    account: Account, given: Iterable[str], what: str, remedy: str = "Train it first with `rankwise train`."
+) -> None:
     """Check that no weight of a model whose answers are asked for was drawn at random.
 
     Args:
         account: of the checkpoint.
         given: weights that come from elsewhere, such as an adapter's head.
         what: the model, to begin the message.
+        remedy: to end it.
 
     Raises:
         RankwiseError: some were.
@@ -188,7 +191,7 @@ def check_whole(account: Account, given: Iterable[str], what: str) -> None:
         if account.other_task is not None:
             why = f" The weights are those of a {account.other_task}."
         raise RankwiseError(
-            f"{what} has {part} ({listed(lacking)}), so its answers would be random.{why} Train it first with `rankwise train`."
+            f"{what} has {part} ({listed(lacking)}), so its answers would be random.{why} {remedy}"
         )
 
 

@@ -14,7 +14,8 @@ from transformers.models.auto import modeling_auto as auto
 from rankwise.errors import RankwiseError
 
 SHORT = 512
-"""Tokens a text may have where nobody asks for more, in models that take more."""
+LONGER = 1024
+"""Tokens a text may have where nobody asks for more, in classifiers and in language models that take more."""
 
 CLASSES: dict[str, set[str]] = {
     "SEQ_CLS": set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()),
@@ -158,13 +159,16 @@ def token_limit(model: nn.Module, tokenizer: Any) -> int | None:
 def text_limit(model: nn.Module, tokenizer: Any, asked: int | None = None) -> int:
     """Return the number of tokens a text may have: those asked for, or the model's own limit, 512 at most.
 
+    For language models it is 1,024 at most, as in TRL.
+
     Raises:
         RankwiseError: more are asked for than model and tokenizer take.
     """
     limit = token_limit(model, tokenizer)
     if asked is not None and limit is not None and asked > limit:
         raise RankwiseError(f"This model takes {limit} tokens at most; `max_length={asked}` is more.")
-    return asked or min(limit or SHORT, SHORT)
+    short = LONGER if task_type(model) == "CAUSAL_LM" else SHORT
+    return asked or min(limit or short, short)
 
 
 def width(config: Any) -> int:

@@ -1,4 +1,4 @@
-"""Pretrained classifiers: by name, from a folder, or the embedded one; loaded in the dtype that they are used in.
+"""Pretrained classifiers and language models: by name, from a folder, or the embedded one; loaded in the dtype that they are used in.
 
 Modules that the checkpoint doesn't have (a new head) are drawn in float32 from the run's seed. So every method starts from the same head,
 whatever the dtype of its base.
@@ -17,7 +17,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     PreTrainedModel,
@@ -27,12 +29,18 @@ from transformers.utils import logging as transformers_logging
 
 from rankwise.errors import RankwiseError
 from rankwise.models import hub
-from rankwise.models.account import Account, account, listed
-from rankwise.models.families import body_and_heads, text_limit, token_limit
+from rankwise.models.account import Account, account, check_whole, listed
+from rankwise.models.families import CLASSES, body_and_heads, text_limit, token_limit
 from rankwise.seeding import stream_seed
 
 CLASSIFIER = "single_label_classification"
 """`problem_type` of a model that predicts one class a row."""
+AUTO: dict[str, tuple[Any, str]] = {
+    "SEQ_CLS": (AutoModelForSequenceClassification, "sequence classifier"),
+    "TOKEN_CLS": (AutoModelForTokenClassification, "token classifier"),
+    "CAUSAL_LM": (AutoModelForCausalLM, "causal language model"),
+}
+"""What loads a model for a task, by PEFT's name of it, and what such a model is called."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 """Number types of weights, as safetensors calls them."""
 LAYERS = 10_000
@@ -51,14 +59,17 @@ class Source:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     """Tokens a text may have."""
+    task_type: str = "SEQ_CLS"
+    """What the model is for, by PEFT's name."""
 
 
-def locate(name: str, max_length: int | None = None) -> Source:
+def locate(name: str, max_length: int | None = None, task_type: str = "SEQ_CLS") -> Source:
     """Find a model's config and tokenizer.
 
     Args:
         name: `minilm`, `smollm2`, a folder, or a Hugging Face name; what is in the local cache is taken without asking the hub.
-        max_length: tokens to truncate to. Default: the model's own limit, 512 at most.
+        max_length: tokens to truncate to. Default: see `families.text_limit`.
+        task_type: what the model is for, a key of `AUTO`.
 
     Raises:
         RankwiseError: there is no such model, it can't be reached, or it can't take `max_length` tokens.
@@ -77,14 +88,24 @@ def locate(name: str, max_length: int | None = None) -> Source:
         )
     tokenizer = _from_pretrained(AutoTokenizer, path)
     _check_tokenizer(tokenizer, name)
-    model = skeleton(config, name)
+    model = skeleton(config, name, task_type)
     _check_size(model, path)
     limit = token_limit(model, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:
         raise RankwiseError(f"{name} takes {limit} tokens at most; `max_length={max_length}` is more.")
     if tokenizer.pad_token is None:  # GPT-2, Llama: attention never sees it, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
-    return Source(name, path, config, tokenizer, max_length or text_limit(model, tokenizer))
+    return Source(name, path, config, tokenizer, max_length or text_limit(model, tokenizer), task_type)
+
+
+def task_type_of(path: str) -> str:
+    """Return what a folder's model was saved for, a key of `AUTO`: `CAUSAL_LM` where its config names such a class, `SEQ_CLS` otherwise.
+
+    Raises:
+        RankwiseError: its config can't be read.
+    """
+    names = getattr(_from_pretrained(AutoConfig, path), "architectures", None) or []
+    return "CAUSAL_LM" if CLASSES["CAUSAL_LM"].intersection(map(str, names)) else "SEQ_CLS"
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -102,20 +123,21 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise RankwiseError(f"The tokenizer in {name} can't be used: {_first_line(error)}") from error
 
 
-def skeleton(config: Any, name: str) -> PreTrainedModel:
-    """Return the classifier that a config describes, without weights (on the meta device).
+def skeleton(config: Any, name: str, task_type: str = "SEQ_CLS") -> PreTrainedModel:
+    """Return the model that a config describes, without weights (on the meta device).
 
     Raises:
-        RankwiseError: Transformers has no sequence classifier of this kind, or the config contradicts itself; `name` begins the message.
+        RankwiseError: Transformers has no model of this kind for the task, or the config contradicts itself; `name` begins the message.
     """
+    kind, called = AUTO[task_type]
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > LAYERS:
         raise RankwiseError(f"{name} can't be loaded: its config.json speaks of {layers:,} layers.")
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(config)
+            return kind.from_config(config)
     except Exception as error:  # a config may hold anything
-        raise RankwiseError(f"{name} is no sequence classifier: {_first_line(error)}") from error
+        raise RankwiseError(f"{name} is no {called}: {_first_line(error)}") from error
 
 
 def _check_size(model: nn.Module, path: str) -> None:
@@ -180,11 +202,11 @@ def load(
     problem_type: str = CLASSIFIER,
     adapted: bool = False,
 ) -> tuple[PreTrainedModel, Account]:
-    """Load a sequence classifier and draw the modules that its checkpoint doesn't have.
+    """Load a model and draw the modules that its checkpoint doesn't have.
 
     Args:
         source: from `locate`.
-        label_names: one name for each output of the head, in order.
+        label_names: one name for each output of the head, in order. Empty for a language model.
         dtype: of every weight. No float32 copy is made on the way.
         seed: the run's seed.
         problem_type: what the outputs stand for, as Transformers' configs name it.
@@ -194,8 +216,10 @@ def load(
         The model in eval mode, and what of it was drawn or isn't used of its checkpoint.
 
     Raises:
-        RankwiseError: the checkpoint can't be read, or its weights aren't those of the model that its config describes.
+        RankwiseError: the checkpoint can't be read, its weights aren't those of the model that its config describes, or it has no
+            language model's head where one is asked for.
     """
+    language_model = source.task_type == "CAUSAL_LM"
     labels = dict(enumerate(label_names))
     options: dict[str, Any] = {
         "num_labels": len(labels),
@@ -203,11 +227,15 @@ def load(
         "label2id": {label: i for i, label in labels.items()},
         "problem_type": problem_type,
     }
+    if language_model:
+        options = {}
     if source.name in hub.SCRATCH:
+        if source.task_type != "SEQ_CLS":
+            raise RankwiseError(f"{source.name} is an encoder, and no {AUTO[source.task_type][1]}.")
         model = _from_scratch(source.config, options, dtype, seed)
         return model, Account(frozenset(name for name, _ in model.named_parameters()))
     model, info = _from_pretrained(
-        AutoModelForSequenceClassification,
+        AUTO[source.task_type][0],
         source.path,
         dtype=dtype,
         output_loading_info=True,
@@ -223,6 +251,8 @@ def load(
             f"{source.name} holds a model with LoRA layers in it ({listed(found.adapted)}), which is no base to start from. "
             "Merge it first: `rankwise merge`."
         )
+    if language_model:
+        check_whole(found, (), source.name, "Take a causal language model.")
     found = _without_other_head(model, source.config, found)
     draw(model, sorted({name.rpartition(".")[0] for name in found.new}), seed)
     return model.eval(), found

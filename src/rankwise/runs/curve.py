@@ -31,7 +31,7 @@ def measure(run: Prepared) -> curve.Curve | None:
     metrics = rows.dataset.task.metrics
 
     def judge() -> tuple[torch.Tensor, dict[str, float]]:
-        logits = predict_logits(run.model, judged, training.compute)
+        logits = predict_logits(run.model, judged, training.compute, objective=rows.objective)
         losses = rows.objective.calibrated_losses(torch.from_numpy(logits), found)
         return losses, rows.objective.score(metrics, labels(judged), logits)
 

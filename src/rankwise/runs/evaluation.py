@@ -36,13 +36,14 @@ def evaluate(
     Raises:
         RankwiseError: the loss isn't finite.
     """
+    objective = objectives.named(task.problem)
     logits = predict_logits(
         training.model,
         rows,
         training.compute,
+        objective=objective,
         on_progress=lambda done, of: emit({"event": "evaluate", "split": split, "done": done, "of": of}),
     )
-    objective = objectives.named(task.problem)
     scores = objective.score(task.metrics, labels(rows), logits)
     loss = objective.mean_loss(logits, labels(rows))
     if not math.isfinite(loss):

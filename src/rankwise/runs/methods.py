@@ -119,7 +119,12 @@ def _head(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], r
     from rankwise.models.families import body_and_heads
 
     model.requires_grad_(False)
-    train_beside(model, [*body_and_heads(model)[1], *new_modules])
+    heads = [*body_and_heads(model)[1], *new_modules]
+    if not heads:
+        raise RankwiseError(
+            f"{type(model).__name__} has no head that is trained apart from its body. Take another method."
+        )
+    train_beside(model, heads)
 
 
 def _bitfit(model: "PreTrainedModel", config: RunConfig, new_modules: list[str], rows: Any = None, /) -> None:

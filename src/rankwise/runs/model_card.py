@@ -81,18 +81,19 @@ def _metadata(record: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         data = {"name": name, "type": repository, "config": config, "split": "validation"}
     headline = result["scores"][next(iter(result["scores"]))]
     metrics = [{"type": name, "value": round(value, 4)} for name, value in headline.items() if name != "loss"]
-    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-classification"}
+    kind = objectives.named(task["problem"]).pipeline_tag
+    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": kind}
     if not Path(base).exists():
         metadata["base_model"] = base
     return {
         **metadata,
-        "tags": ["rankwise", "text-classification", *(["lora"] if result["rank"] else [])],
+        "tags": ["rankwise", kind, *(["lora"] if result["rank"] else [])],
         **({"datasets": [repository]} if repository else {}),
         "metrics": [entry["type"] for entry in metrics],
         "model-index": [
             {
                 "name": f"{task['name']} {result['method']}",
-                "results": [{"task": {"type": "text-classification"}, "dataset": data, "metrics": metrics}],
+                "results": [{"task": {"type": kind}, "dataset": data, "metrics": metrics}],
             }
         ],
     }
@@ -141,11 +142,9 @@ import rankwise
 model = rankwise.load("this-folder")
 ```
 
-`pipeline("text-classification", model=model, tokenizer="this-folder")` answers with the labels' names. Or run
+`pipeline("{objective.pipeline_tag}", model=model, tokenizer="this-folder")` runs it. Or run
 `rankwise predict this-folder new.csv --out scored.csv`. PEFT loads the adapter with `PeftModel.from_pretrained(base_model,
-"this-folder")`. Its base model comes from `AutoModelForSequenceClassification.from_pretrained` with
-`num_labels={len(task["label_names"])}` and
-`problem_type="{objective.problem_type}"`.
+"this-folder")`. Its base model comes from {objective.loaded_by(task["label_names"])}.
 
 ## Training
 

@@ -29,7 +29,7 @@ from rankwise.lora.inject import find_targets, train_beside
 from rankwise.models.families import body_and_heads, position_limit
 from rankwise.seeding import seed_torch
 from rankwise.tasks.encoding import Encoded
-from rankwise.tasks.objectives import of_config
+from rankwise.tasks.objectives import of_model
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora": ("ADALORA", {}),
@@ -170,7 +170,7 @@ def prepare(
     seed_torch(config.seed, "adapter")
     with peft_errors(name, model):
         make = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])
-        task_type = of_config(cast(Any, model).config).task_type
+        task_type = of_model(model).task_type
         peft_config = make(task_type=task_type, modules_to_save=heads, **document)
         wrapper = cast(PeftModel, get_peft_model(model, peft_config))
         if document.get("init_lora_weights") == "eva":

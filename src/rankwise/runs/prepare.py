@@ -146,7 +146,7 @@ def prepare(folder: RunFolder) -> Prepared:
     dataset = load_dataset(
         config
     )  # first, so that an error in the rows is reported before a model is downloaded
-    source = warm_start.locate(config)
+    source = warm_start.locate(config, objectives.named(dataset.task.problem).task_type)
     rows = encode_rows(config, dataset, source)
 
     rss = PeakRss()
@@ -186,6 +186,7 @@ def prepare(folder: RunFolder) -> Prepared:
         *filter(None, [started, training.rank_note, _weights_note(weights, rows)]),
         *rows.dataset.notes,
         *look.lines(seen),
+        *_left_out_note(rows, source.max_length),
         *_threads_note(place.threads, facts.get("threads")),
     ]
     facts = _facts(config, place, source, training, weights, rows)
@@ -334,6 +335,13 @@ def _threads_note(threads: int, before: int | None) -> list[str]:
     return [
         f"It began with threads={before} and goes on with threads={threads}: results may differ by rounding."
     ]
+
+
+def _left_out_note(rows: RunRows, max_length: int) -> list[str]:
+    n = sum(split.n_left_out for split in (rows.train, *rows.validation.values()))
+    were = "row is" if n == 1 else "rows are"
+    nothing = f"nothing of them that is to be learned is within {max_length} tokens"
+    return [f"{n:,} {were} left out: {nothing}."] if n else []
 
 
 def _digest(*documents: Any) -> str:

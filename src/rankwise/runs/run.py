@@ -190,7 +190,7 @@ def _evaluate(run: Prepared, line: dict[str, Any], stopping: EarlyStopping, emit
             emit=emit,
         )
     if rows.held_out is not None and line["step"] % training.batches.steps_per_epoch == 0:
-        logits = predict_logits(run.model, rows.held_out, training.compute)
+        logits = predict_logits(run.model, rows.held_out, training.compute, objective=rows.objective)
         line["held_out_loss"] = rows.objective.mean_loss(logits, labels(rows.held_out))
         stopping.add(line["held_out_loss"])
 

@@ -28,8 +28,12 @@ from rankwise.tasks import objectives
 from rankwise.tasks.task import Task
 
 
-def locate(config: RunConfig) -> Source:
+def locate(config: RunConfig, task_type: str = "SEQ_CLS") -> Source:
     """Return where a run's model is: the one it names, or the base model or whole model that it starts from.
+
+    Args:
+        config: of the run.
+        task_type: what the model is for, by PEFT's name.
 
     Raises:
         RankwiseError: there is no such model, or nothing in the folder to start from.
@@ -41,16 +45,16 @@ def locate(config: RunConfig) -> Source:
             raise RankwiseError(
                 f"{asked} isn't pretrained, so a frozen base is of no use. Take `method={able}`."
             )
-        return loading.locate(asked or hub.DEFAULT, limit)
+        return loading.locate(asked or hub.DEFAULT, limit, task_type)
     methods.check_start(folder, config.method)
     if not (folder / peft_format.CONFIG).is_file():
         run = RunFolder(folder)
         name = run.read_result()["model"] if run.finished else str(folder)
-        return replace(loading.locate(str(folder), limit), name=name)
+        return replace(loading.locate(str(folder), limit, task_type), name=name)
     base = asked or peft_format.read(folder).base_model
     if base is None:
         raise RankwiseError(f"The adapter in {folder} doesn't name its base model. Give it with `model=`.")
-    return loading.locate(base, limit)
+    return loading.locate(base, limit, task_type)
 
 
 def load(
@@ -82,8 +86,15 @@ def load(
     if source.name in hub.SCRATCH:
         return model, new, f"Every weight is new: {source.name} isn't pretrained."
     if folder is None:
-        return model, new, found.in_words() or _other_labels(_labels(source.config), label_names)
+        words = found.in_words()
+        return (
+            model,
+            new,
+            words or (_other_labels(_labels(source.config), label_names) if label_names else ""),
+        )
     if not (folder / peft_format.CONFIG).is_file():
+        if not label_names:
+            return model, new, f"Started from the model in {folder}."
         same = _labels(source.config) == label_names and objectives.of_config(source.config) is objective
         kept = same and not new_head
         if not kept:
@@ -91,7 +102,7 @@ def load(
             loading.draw(model, sorted(n for n, m in model.named_modules() if id(m) in inside), config.seed)
         return model, new, f"Started from the model in {folder}, {_head(kept)}."
     adapter = peft_format.read(folder)
-    check_task(adapter)
+    check_task(adapter, objective.task_type)
     kept = _same_labels(adapter, task) and any(name.startswith(heads) for name in adapter.trained)
     adapter = replace(adapter if kept else _without_head(model, adapter), dropout=config.lora.lora_dropout)
     if not _method(config).frozen_base:
@@ -101,6 +112,8 @@ def load(
         attach.attach(model, adapter)
         there = trained_beside(model)
         train_beside(model, [path for path in (*body_and_heads(model)[1], *new) if path not in there])
+    if not label_names:
+        return model, new, f"Started from the adapter in {folder}."
     beside = [path for path in new if not any(name.startswith(f"{path}.") for name in adapter.trained)]
     also = f" Also new: {listed(beside)}, which neither has." if beside else ""
     return model, new, f"Started from the adapter in {folder}, {_head(kept, new_head)}.{also}"

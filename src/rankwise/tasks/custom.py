@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.config import TableOptions
+from rankwise.config import TableOptions, TrainOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, is_empty, number, plain
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
+from rankwise.tasks.language import KINDS, LEARNED, loss_on
 from rankwise.tasks.rows import has_text, labels_of, left_out, odd_label, read_rows, rows_of
 from rankwise.tasks.splits import Dataset, same_row, stratified_split, two_labels
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
@@ -32,8 +33,12 @@ LARGE = 100.0
 """Numbers beyond this are far from what a new head predicts at first."""
 
 
-def load_table(options: TableOptions) -> Dataset:
+def load_table(options: TableOptions, train: TrainOptions) -> Dataset:
     """Return training and validation rows of a run on files, or on a data set of the hub.
+
+    Args:
+        options: which files and columns.
+        train: says which tokens a language model learns.
 
     Raises:
         RankwiseError: they can't be read, or can't be trained on.
@@ -41,11 +46,11 @@ def load_table(options: TableOptions) -> Dataset:
     name = options.dataset or _saved_dataset(options)
     if name is not None:
         splits = read_dataset(name, options.dataset_config)
-        train, validation = _train_and_validation(name, options, splits)
+        trained_on, validation = _train_and_validation(name, options, splits)
         held_out = None if validation is None else splits[validation]
-        return _dataset(options, splits[train], options.validation or held_out)
+        return _dataset(options, train, splits[trained_on], options.validation or held_out)
     assert options.train_file is not None
-    return _dataset(options, read_tables(options.train_file), options.validation)
+    return _dataset(options, train, read_tables(options.train_file), options.validation)
 
 
 def _saved_dataset(options: TableOptions) -> str | None:
@@ -81,8 +86,10 @@ def _train_and_validation(
     return train, validation or ("validation" if "validation" in splits else None)
 
 
-def _dataset(options: TableOptions, table: Table, validation: Table | Path | None = None) -> Dataset:
-    task, taken = _task(table, options)
+def _dataset(
+    options: TableOptions, settings: TrainOptions, table: Table, validation: Table | Path | None = None
+) -> Dataset:
+    task, taken = _task(table, options, settings)
     train, notes = rows_of(table, task)
     lacking = left_out(table, task, train)
     notes = (*taken, *notes, *_doubts(table, task, train))
@@ -115,8 +122,11 @@ def _dataset(options: TableOptions, table: Table, validation: Table | Path | Non
 # ── What is to be learned ─────────────────────────────────────────────────────────────────────
 
 
-def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
+def _task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Task, tuple[str, ...]]:
     """Return the task with its label names, and notes on what was inferred."""
+    if options.problem == "generation" or (options.problem is None and (options.prompt or options.messages)):
+        return _language_task(table, options, train)
+    _refuse_generation_options(options)
     column, *others = columns = options.label or ("label",)
     _refuse_same_column(options, columns)
     problem = options.problem or _problem(table, columns)
@@ -136,6 +146,44 @@ def _task(table: Table, options: TableOptions) -> tuple[Task, tuple[str, ...]]:
     )
     task = replace(task, label_names=_label_names(table, task))
     return task, _taken(table, task, options)
+
+
+def _language_task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Task, tuple[str, ...]]:
+    """Return the task of a language model: columns of messages, of prompt and completion, or of texts, whichever the table has."""
+    for argument, value in (("label", options.label), ("text_pair", options.text_pair)):
+        if value is not None:
+            raise RankwiseError(
+                f"`{argument}=` is not for generation, which has prompt= and completion=, messages= or text=."
+            )
+    given = [a for a in ("prompt", "messages", "text") if getattr(options, a) is not None]
+    if len(given) > 1:
+        raise RankwiseError(f"`{given[0]}=` and `{given[1]}=` are both given. A row is one of them.")
+    columns = {a: getattr(options, a) or a for a in ("messages", "prompt", "completion", "text")}
+    there = [kind for kind, parts in KINDS.items() if all(columns[part] in table.columns for part in parts)]
+    kind = (given or there or ["prompt"])[0]
+    learned = loss_on(kind, train)
+    task = Task(
+        name=name_of(options),
+        text=columns[kind],
+        text_pair=columns["completion"] if kind == "prompt" else None,
+        label=None,
+        label_names=(),
+        metrics=objectives.named("generation").metrics,
+        source=table.name,
+        problem="generation",
+        loss_on=learned,
+    )
+    for part in KINDS[kind]:
+        table.column(columns[part], part)
+    return task, (
+        f"Generation from {' and '.join(columns[part] for part in KINDS[kind])}; {LEARNED[learned]} are learned.",
+    )
+
+
+def _refuse_generation_options(options: TableOptions) -> None:
+    given = next((a for a in ("prompt", "completion", "messages") if getattr(options, a) is not None), None)
+    if given is not None:
+        raise RankwiseError(f'`{given}=` is for `problem="generation"`.')
 
 
 def _refuse_same_column(options: TableOptions, labels: tuple[str, ...]) -> None:

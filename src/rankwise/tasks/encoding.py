@@ -24,7 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rankwise.errors import RankwiseError
+from rankwise.tasks import language
 from rankwise.tasks.labels import IGNORED, Labels
+from rankwise.tasks.language import Learned
 
 if TYPE_CHECKING:
     import transformers  # for its types alone: the grid's own process reads tasks and needs no tokenizer
@@ -44,12 +46,14 @@ class Rows:
         text_pair: the second text of each row, if the task has pairs.
         labels: in the form of their objective (see `objectives`), or None for prediction.
         idx: the number that identifies each row; predictions.parquet records it.
+        learned: how a language model's rows are read, whose texts are prompts and completions, messages, or texts; None elsewhere.
     """
 
     text: list[str]
     text_pair: list[str] | None
     labels: Labels | None
     idx: Int64[np.ndarray, "rows"]
+    learned: Learned | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -61,6 +65,7 @@ class Rows:
             text_pair=None if self.text_pair is None else [self.text_pair[row] for row in rows],
             labels=None if self.labels is None else self.labels[rows],
             idx=self.idx[rows],
+            learned=self.learned,
         )
 
 
@@ -77,6 +82,7 @@ class Encoded:
         n_truncated: texts (or pairs) that were longer than the limit when the split was encoded.
         token_labels: what the model's output at each token has to be, -100 where that doesn't count; None where rows have labels. A
             language model's output at a token is the next one, so its labels are its tokens, one place to the left.
+        n_left_out: rows that aren't here, because nothing that a language model learns of them is within the limit.
     """
 
     input_ids: Int32[np.ndarray, "tokens"]
@@ -86,6 +92,7 @@ class Encoded:
     idx: Int64[np.ndarray, "rows"]
     n_truncated: int
     token_labels: Int64[np.ndarray, "tokens"] | None = None
+    n_left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -140,6 +147,8 @@ def encode(
     Raises:
         RankwiseError: the limit leaves no room for text, or a text gives no tokens.
     """
+    if rows.learned is not None:
+        return _encode_language(rows, rows.learned, tokenizer, max_length)
     special = tokenizer.num_special_tokens_to_add(pair=rows.text_pair is not None)
     if max_length <= special:
         raise RankwiseError(
@@ -160,6 +169,43 @@ def encode(
             f"Row {rows.idx[row]} gives no tokens with this tokenizer: {rows.text[row][:40]!r}."
         )
     return encoded
+
+
+def _encode_language(
+    rows: Rows, learned: Learned, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int
+) -> Encoded:
+    """Return a language model's rows, cut off behind `max_length` tokens, without those of which nothing is left to learn.
+
+    Raises:
+        RankwiseError: no row is left.
+    """
+    ids: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    kept: list[int] = []
+    n_truncated = 0
+    found = language.tokenise(rows.text, rows.text_pair, learned, tokenizer)
+    for row, (row_ids, counts) in enumerate(found):
+        tokens = np.array(row_ids[:max_length], dtype=np.int32)
+        learnt = np.array(counts[1:max_length], dtype=bool)
+        if learnt.any():
+            kept.append(row)
+            ids.append(tokens)
+            labels.append(np.append(np.where(learnt, tokens[1:], IGNORED), IGNORED))
+            n_truncated += len(row_ids) > max_length
+    if not kept:
+        raise RankwiseError(
+            f"Nothing of any row that is to be learned is within `max_length={max_length}` tokens. Give more."
+        )
+    return Encoded(
+        input_ids=np.concatenate(ids),
+        offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
+        token_type_ids=None,
+        labels=None if rows.labels is None else rows.labels[kept],
+        idx=rows.idx[kept],
+        n_truncated=n_truncated,
+        token_labels=np.concatenate(labels).astype(np.int64),
+        n_left_out=len(rows) - len(kept),
+    )
 
 
 def _tokenise(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int) -> Encoded:

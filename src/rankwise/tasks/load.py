@@ -32,7 +32,12 @@ def load_dataset(config: RunConfig) -> Dataset:
     """
     limits = config.data
     own = config.table.train_file is not None or config.table.dataset is not None
-    dataset = load_table(config.table) if own else _load_named(registry.named(config.task), limits.data)
+    dataset = (
+        load_table(config.table, config.train)
+        if own
+        else _load_named(registry.named(config.task), limits.data)
+    )
+    _check_loss_options(config, dataset.task)
     train, validation, left_out = dataset.train, dataset.validation, dict(dataset.left_out)
     # The seed is fixed, so that every run of a grid has the same rows. The first rows would not do: some files are sorted by label.
     if limits.limit_train is not None:
@@ -47,6 +52,19 @@ def load_dataset(config: RunConfig) -> Dataset:
             for split, rows in validation.items()
         }
     return replace(dataset, train=train, validation=validation, left_out=left_out)
+
+
+def _check_loss_options(config: RunConfig, task: Task) -> None:
+    """Refuse options of language models for other tasks, and where a task by name says itself what is learned."""
+    for name in ("completion_only_loss", "assistant_only_loss"):
+        if getattr(config.train, name) is None:
+            continue
+        if task.loss_on is None:
+            raise RankwiseError(f'`{name}=` is for `problem="generation"`; {task.name} is {task.problem}.')
+        if registry.entry(task) is not None:
+            raise RankwiseError(
+                f"`{name}=` is for a table of your own; {task.name} says itself what is learned."
+            )
 
 
 def load_split(task: Task, split: str, folder: Path | None = None) -> tuple[Rows, tuple[str, ...]]:

@@ -48,7 +48,7 @@ class Split:
 
     Attributes:
         rows: their number.
-        classes: name → rows that have it, the largest first; empty for numbers.
+        classes: name → rows that have it, the largest first; empty where labels have no names.
         numbers: the lowest, the mean and the highest label of a regression; None for classes.
         lengths: the median, the 95th percentile and the maximum of the texts' lengths.
         truncated: texts that are longer than the limit.
@@ -154,6 +154,8 @@ def _words(rows: Rows) -> np.ndarray:
 
 
 def _classes(labels: Labels, names: Sequence[str]) -> dict[str, int]:
+    if not names:
+        return {}
     counts = labels.sum(axis=0) if labels.ndim > 1 else np.bincount(labels, minlength=len(names))
     return {names[int(i)]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 
@@ -190,7 +192,8 @@ def _warnings(dataset: Dataset) -> Iterator[str]:
         yield from _rare(counts)
         if task.problem == "classification":
             yield from _ids(task.label, counts, len(rows))
-    yield from _odd_texts(task.text, rows.text)
+    if rows.learned is None:
+        yield from _odd_texts(task.text, rows.text)
 
 
 def _spellings(counts: Mapping[str, int]) -> Iterator[str]:
@@ -266,6 +269,8 @@ def _labels(found: Look) -> list[str]:
         )
         return [f"Numbers to predict: {'; '.join(each)}."]
     names = list(found.splits["train"].classes)
+    if not names:
+        return []
     few = names[: CLASSES_SHOWN if len(names) > CLASSES_SHOWN + 1 else len(names)]
     table = [["class", *found.splits]]
     table += [[name[:40], *(_share(split, name) for split in found.splits.values())] for name in few]

@@ -7,11 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rankwise.config import TrainOptions
 from rankwise.errors import RankwiseError
+from rankwise.tasks import messages
 from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import by_name, class_names
 from rankwise.tasks.labels import Labels
+from rankwise.tasks.language import KINDS, Learned, loss_on
 from rankwise.tasks.objectives import Objective, default_names
 from rankwise.tasks.tables import refuse_repeated, shown
 
@@ -48,15 +51,25 @@ class Columns:
         text: of the text.
         text_pair: of the second text, where rows are pairs.
         label: of the label: a class's name or id; a number; or a list of label names, or of a 0 or 1 for each label.
+        prompt: of a language model's prompt: a text, or a list of messages.
+        completion: of its completion, likewise.
+        messages: instead of these two, of whole conversations. Rows with neither hold texts.
     """
 
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    messages: str = "messages"
 
 
 def read(
-    table: Table, columns: Columns, objective: Objective | None = None, names: Sequence[str] = ()
+    table: Table,
+    columns: Columns,
+    objective: Objective | None = None,
+    names: Sequence[str] = (),
+    train: TrainOptions | None = None,
 ) -> Rows:
     """Read rows.
 
@@ -65,6 +78,7 @@ def read(
         columns: their keys.
         objective: how labels are read; None leaves labels out.
         names: of the model's outputs.
+        train: says which tokens a language model learns. Default: TRL's defaults.
 
     Raises:
         RankwiseError: no rows, or a row without text or with a label that the objective doesn't know.
@@ -72,6 +86,8 @@ def read(
     entries = entries_of(table)
     if not entries:
         raise RankwiseError("There are no rows: the table is empty.")
+    if objective is not None and not objective.has_column:
+        return _read_language(entries, columns, objective, train or TrainOptions())
     needed = objective is not None
     text = [_text(entry, columns.text, i, needed=needed) for i, entry in enumerate(entries)]
     pair = None
@@ -79,6 +95,41 @@ def read(
         pair = [_text(entry, columns.text_pair, i, needed=needed) for i, entry in enumerate(entries)]
     labels = None if objective is None else _labels(entries, columns.label, objective, names)
     return Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
+
+
+def _read_language(
+    entries: Sequence[Mapping[str, Any]], columns: Columns, objective: Objective, train: TrainOptions
+) -> Rows:
+    """Read rows of a language model, all of the kind that the first one is."""
+    names = {name: getattr(columns, name) for kind in KINDS.values() for name in kind}
+    there = [kind for kind, parts in KINDS.items() if all(names[part] in entries[0] for part in parts)]
+    if not there:
+        wanted = "messages, prompt and completion, or a text"
+        raise RankwiseError(f"Row 0 has none of {wanted}; it has: {shown(map(str, entries[0]))}.")
+    parts = [names[part] for part in KINDS[there[0]]]
+    chat = isinstance(plain(entries[0].get(parts[0])), list)
+    read = messages.dump if chat else text_of
+    texts: list[list[str]] = [[] for _ in parts]
+    for i, entry in enumerate(entries):
+        for part, column in zip(parts, texts, strict=True):
+            try:
+                column.append(read(entry.get(part)))
+                if not column[-1].strip():
+                    raise OddCell(entry.get(part), "a language model's row isn't empty")
+            except OddCell as odd:
+                raise RankwiseError(f"Row {i}: {part!r} holds {odd.value!r:.60}; {odd.expected}.") from None
+        try:
+            if chat and len(parts) > 1:
+                messages.check_pair(texts[0][-1], texts[1][-1])
+        except OddCell as odd:
+            raise RankwiseError(f"Row {i} holds {odd.value!r:.60}; {odd.expected}.") from None
+    return Rows(
+        text=texts[0],
+        text_pair=texts[1] if len(parts) > 1 else None,
+        labels=objective.encode(entries, {}, 0),
+        idx=np.arange(len(entries), dtype=np.int64),
+        learned=Learned(chat=chat, loss_on=loss_on(there[0], train)),
+    )
 
 
 def entries_of(table: Table) -> list[Mapping[str, Any]]:

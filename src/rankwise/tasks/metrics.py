@@ -54,6 +54,49 @@ METRICS: dict[str, Score] = {
 """By name. `f1` is that of class 1. With several labels, `accuracy` is the share of rows whose labels are all right."""
 
 
+TokenScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+"""(mean loss, tokens, tokens predicted right) of each row → a number."""
+
+
+def _token_mean(losses: np.ndarray, tokens: np.ndarray, right: np.ndarray) -> float:
+    return float((losses * tokens).sum() / tokens.sum())
+
+
+TOKEN_METRICS: dict[str, TokenScore] = {
+    "cross_entropy": _token_mean,
+    "perplexity": lambda *rows: float(np.exp(min(_token_mean(*rows), 700.0))),
+    "token_accuracy": lambda losses, tokens, right: float(right.sum() / tokens.sum()),
+}
+"""Of language models: means over all tokens that count, in nats; perplexity is e to the cross-entropy."""
+LOWER_IS_BETTER = ("cross_entropy", "perplexity", "loss")
+"""Metrics of which a lower one is better."""
+
+
+def token_scores(
+    metrics: Sequence[str], losses: np.ndarray, tokens: np.ndarray, right: np.ndarray
+) -> dict[str, float]:
+    """Return the named metrics of a language model, in the order asked for.
+
+    Args:
+        metrics: names in `TOKEN_METRICS`.
+        losses: mean loss of each row's tokens that count.
+        tokens: their number.
+        right: how many of them are predicted.
+
+    Raises:
+        RankwiseError: there is no metric of that name, or it is none of language models.
+    """
+    for name in metrics:
+        if name not in TOKEN_METRICS:
+            known = {**METRICS, **TOKEN_METRICS}
+            raise RankwiseError(
+                f"{name} is no metric of generation. Those that are: {', '.join(TOKEN_METRICS)}."
+                if name in known
+                else f"There is no metric {name!r}.{nearest(name, known)}"
+            )
+    return {name: TOKEN_METRICS[name](losses, tokens, right) for name in metrics}
+
+
 def scores(
     metrics: Sequence[str],
     labels: np.ndarray,

@@ -3,6 +3,7 @@
     classification   logits [rows, classes]   labels int64 [rows]              cross-entropy          predicts the highest logit
     multi-label      logits [rows, labels]    labels float32 [rows, labels]    binary cross-entropy   predicts every logit above 0
     regression       logits [rows, 1]         labels float32 [rows]            squared error          predicts the logit itself
+    generation       logits [tokens, words]   labels int64 [tokens]            cross-entropy          its loss on each row is evaluated
 
 An objective owns everything that differs between them: the labels' form in a table, in Python and as numbers, the loss, the prediction, the
 metrics, and what Transformers and PEFT call it. The rest of the code holds an `Objective` and never asks which one it is.
@@ -25,6 +26,8 @@ from rankwise.tasks.labels import Labels
 if TYPE_CHECKING:
     import torch  # for its types alone: the grid's own process reads tasks and needs no torch
 
+TOKENS = 256
+"""Tokens whose losses are computed at a time where nothing is kept for backward: each has a logit for every word."""
 LARGEST = 1e18
 """The largest number of a regression: the mean of squares must be one too, in float32."""
 
@@ -36,17 +39,21 @@ class Objective(ABC):
         name: as in `TableOptions.problem` and `run.json`.
         problem_type: its name in the config of a Transformers model.
         task_type: its name in the config of a PEFT adapter.
+        pipeline_tag: its name on the Hugging Face hub.
         metrics: names in `metrics.METRICS` that your own tables are scored with, the headline first.
         more_metrics: further ones that can be asked for.
         fewest_names: names that a table's labels have at least. 0 if labels aren't made of names.
+        has_column: labels stand in a column of their own.
     """
 
     name: str
     problem_type: str
     task_type: str = "SEQ_CLS"
+    pipeline_tag: str = "text-classification"
     metrics: tuple[str, ...]
     more_metrics: tuple[str, ...] = ()
     fewest_names: int
+    has_column: bool = True
 
     # ── The labels of a table ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,13 +120,28 @@ class Objective(ABC):
     def example_losses(
         self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
     ) -> "torch.Tensor":
-        """Return the loss of each row, float [rows].
+        """Return the loss of each row, float [rows], or of each token, where tokens have labels.
 
         Args:
             logits: float32 or wider [rows, outputs].
             labels: of the same rows.
             weights: float32 [outputs], from `class_weights`. None counts all classes alike.
         """
+
+    def outputs(
+        self, logits: "torch.Tensor", labels: "torch.Tensor | None", rows: "torch.Tensor | None", count: int
+    ) -> "torch.Tensor":
+        """Return what evaluation keeps of each row, float [rows, outputs]: its logits, unless tokens have labels.
+
+        Everything below takes it under the name of logits.
+
+        Args:
+            logits: as `example_losses` takes them.
+            labels: of the same rows or tokens.
+            rows: the row of each token, from 0; None where rows have labels.
+            count: number of rows.
+        """
+        return logits
 
     @abstractmethod
     def calibrated_losses(
@@ -196,6 +218,13 @@ class Objective(ABC):
     @abstractmethod
     def describe(self, names: Sequence[str]) -> str:
         """Return what a model with these outputs does, as a sentence for its card."""
+
+    def loaded_by(self, names: Sequence[str]) -> str:
+        """Return how Transformers loads the base of a model with these outputs, as the end of a sentence in Markdown."""
+        return (
+            f"`AutoModelForSequenceClassification.from_pretrained` with\n`num_labels={len(names)}` and\n"
+            f'`problem_type="{self.problem_type}"`'
+        )
 
 
 class Classification(Objective):
@@ -408,7 +437,87 @@ class Regression(Objective):
         return f"Predicts a number for a text: {', '.join(names)}."
 
 
-OBJECTIVES: dict[str, Objective] = {o.name: o for o in (Classification(), MultiLabel(), Regression())}
+class Generation(Objective):
+    """The next token, wherever it counts. A row has no label beside its own tokens.
+
+    Evaluation keeps of each row its loss (the mean cross-entropy of its tokens that count), their number, and how many of them have the
+    highest logit. A row's label is the loss that it should have, 0.
+    """
+
+    name = "generation"
+    problem_type = ""
+    task_type = "CAUSAL_LM"
+    pipeline_tag = "text-generation"
+    metrics = ("cross_entropy", "perplexity", "token_accuracy")
+    fewest_names = 0
+    has_column = False
+
+    def parse(self, value: Any, names: Sequence[str] = (), *, ids: bool = False) -> float:
+        return 0.0
+
+    def encode(self, labels: Sequence[Any], ids: Mapping[str, int], outputs: int) -> Labels:
+        return np.zeros(len(labels), dtype=np.float32)
+
+    def example_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        from rankwise.tasks import losses
+
+        return losses.cross_entropy(logits, labels)
+
+    def outputs(
+        self, logits: "torch.Tensor", labels: "torch.Tensor | None", rows: "torch.Tensor | None", count: int
+    ) -> "torch.Tensor":
+        import torch
+
+        assert labels is not None
+        assert rows is not None
+        found = logits.new_zeros(count, 3)
+        for z, y, row in zip(logits.split(TOKENS), labels.split(TOKENS), rows.split(TOKENS), strict=True):
+            right = (z.argmax(dim=1) == y).to(z.dtype)
+            each = torch.stack([self.example_losses(z, y), torch.ones_like(right), right], dim=1)
+            found.index_add_(0, row, each)
+        found[:, 0] /= found[:, 1]
+        return found
+
+    def mean_loss(self, logits: np.ndarray, labels: Labels) -> float:
+        return float(logits[:, 0].mean(dtype=np.float64))
+
+    def calibrated_losses(
+        self, logits: "torch.Tensor", labels: "torch.Tensor", weights: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        return logits[:, 0].double()
+
+    def class_weights(self, spec: str, names: Sequence[str], labels: Labels) -> "torch.Tensor":
+        raise RankwiseError("`class_weights=` is for classes, and this is generation. Leave it out.")
+
+    def predict(self, logits: np.ndarray) -> Labels:
+        return logits[:, 0].astype(np.float32)
+
+    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+        losses = self.predict(logits)
+        low, mean, high = (float(f(losses)) for f in (np.min, np.mean, np.max))
+        return {"loss": losses, "tokens": logits[:, 1].astype(np.int64)}, {
+            "lowest": low,
+            "mean": mean,
+            "highest": high,
+        }
+
+    def score(self, metrics: Sequence[str], labels: Labels, logits: np.ndarray) -> dict[str, float]:
+        from rankwise.tasks.metrics import token_scores
+
+        return token_scores(metrics, *logits.astype(np.float64).T)
+
+    def describe(self, names: Sequence[str]) -> str:
+        return "Writes text."
+
+    def loaded_by(self, names: Sequence[str]) -> str:
+        return "`AutoModelForCausalLM.from_pretrained`"
+
+
+OBJECTIVES: dict[str, Objective] = {
+    o.name: o for o in (Classification(), MultiLabel(), Regression(), Generation())
+}
 """By name."""
 
 
@@ -423,8 +532,17 @@ def named(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
+def of_model(model: "torch.nn.Module") -> Objective:
+    """Return what a Transformers model is for: by its class, and by its config where it classifies."""
+    from rankwise.models.families import task_type
+
+    said = task_type(model)
+    found = next((o for o in OBJECTIVES.values() if o.task_type == said != "SEQ_CLS"), None)
+    return found or of_config(getattr(model, "config", None))
+
+
 def of_config(config: object) -> Objective:
-    """Return the objective that a Transformers config says its model is for. Without a word about it, one output is a number."""
+    """Return the objective that the config of a classifier says it is for. Without a word about it, one output is a number."""
     said = getattr(config, "problem_type", None)
     found = next((o for o in OBJECTIVES.values() if o.problem_type == said), None)
     return found or OBJECTIVES["regression" if getattr(config, "num_labels", 2) == 1 else "classification"]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks import objectives
-from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, number, text_of
+from rankwise.tasks import messages, objectives
+from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, is_empty, number, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.labels import Labels
+from rankwise.tasks.language import Learned
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.streams import Stream, saved_split
 from rankwise.tasks.tables import Places, Table, is_saved_dataset, read_tables, shown
@@ -44,20 +45,26 @@ def _table(path: Path) -> Table:
 
 def rows_of(table: Table, task: Task) -> tuple[Rows, tuple[str, ...]]:
     """Return the rows that have a text and a label, and a note on each kind of row that is left out."""
+    objective, learned = objectives.named(task.problem), learned_from(table, task)
     texts = _texts(table, task)
     no_text = without_text(texts)
-    labels = labels_of(table, task, task.label_names)
+    labels = labels_of(table, task, task.label_names) if objective.has_column else [""] * len(table)
     no_label = np.array([label is None for label in labels]) & ~no_text
     notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
-    notes += tuple(note for column in texts for note in _odd_texts(table, column))
+    if learned is None:
+        notes += tuple(note for column in texts for note in _odd_texts(table, column))
     kept = np.flatnonzero(~(no_text | no_label))
+    if learned is not None and learned.chat and task.text_pair:
+        _check_pairs(table, task, texts, kept)
     if not len(kept):
-        raise RankwiseError(f"{table.name} has no row with both text and label.")
+        needed = "both text and label" if objective.has_column else "text"
+        raise RankwiseError(f"{table.name} has no row with {needed}.")
     return Rows(
         text=[texts[0][row] for row in kept],
         text_pair=[texts[1][row] for row in kept] if len(texts) > 1 else None,
         labels=_encoded(table, task, {int(row): labels[row] for row in kept}),
         idx=kept,
+        learned=learned,
     ), notes
 
 
@@ -66,6 +73,14 @@ def left_out(table: Table, task: Task, rows: Rows) -> dict[str, int]:
     lacking = len(table) - len(rows)
     no_text = int((~has_text(table, task)).sum()) if lacking else 0
     return {"without text": no_text, "without label": lacking - no_text}
+
+
+def _check_pairs(table: Table, task: Task, texts: list[list[str]], rows: Int64[np.ndarray, "rows"]) -> None:
+    for row in rows.tolist():
+        try:
+            messages.check_pair(texts[0][row], texts[1][row])
+        except OddCell as odd:
+            raise odd_label(table, row, f"{task.text} and {task.text_pair}", odd) from None
 
 
 def _left_out(table: Table, rows: Bool[np.ndarray, "rows"], lacking: str) -> tuple[str, ...]:
@@ -176,19 +191,31 @@ def has_text(table: Table, task: Task) -> Bool[np.ndarray, "rows"]:
 def _texts(table: Table, task: Task) -> list[list[str]]:
     """Return the one or two text columns as strings; a missing text is empty."""
     columns = [(task.text, "text")] + ([(task.text_pair, "text_pair")] if task.text_pair else [])
-    texts = []
+    learned, texts = learned_from(table, task), []
+    read = text_of if learned is None or not learned.chat else messages.dump
     for name, argument in columns:
         values, column = table.column(name, argument), []
         for row, value in enumerate(values):
             try:
-                column.append(text_of(value))
+                column.append(read(value))
             except OddCell as odd:
+                if learned is not None:
+                    raise odd_label(table, row, name, odd) from None
                 raise RankwiseError(
                     f"{table.name} {table.where([row])}: column {name!r} holds {odd.value!r:.40}, not text. "
                     f"Say which with `{argument}=`."
                 ) from None
         texts.append(column)
     return texts
+
+
+def learned_from(table: Table, task: Task) -> Learned | None:
+    """Return how a language model's rows are read; None for other problems. They are messages where the first cell is a list."""
+    if task.loss_on is None:
+        return None
+    cells = map(plain, table.column(task.text, "text"))
+    first = next((cell for cell in cells if not is_empty(cell)), None)
+    return Learned(chat=isinstance(first, list), loss_on=task.loss_on)
 
 
 def without_text(texts: list[list[str]]) -> Bool[np.ndarray, "rows"]:

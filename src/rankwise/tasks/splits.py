@@ -90,8 +90,13 @@ def repeated(rows: Rows) -> int:
 
 
 def _keys(rows: Rows) -> list[tuple[Any, ...]]:
-    """Return what makes two rows the same row: the text or the pair, without surrounding white space."""
-    columns = [rows.text] if rows.text_pair is None else [rows.text, rows.text_pair]
+    """Return what makes two rows the same row: the text or the pair, without surrounding white space.
+
+    Of a language model's rows it is the prompt: another completion of it is no new example.
+    """
+    columns = (
+        [rows.text] if rows.text_pair is None or rows.learned is not None else [rows.text, rows.text_pair]
+    )
     return [tuple(text.strip() for text in row) for row in zip(*columns, strict=True)]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rankwise.downloads import Download
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.language import LossOn
 
 Loader = Callable[[str, Path | None], tuple[Rows, tuple[str, ...]]]
 """(split by its stored name, folder or None) → labelled rows, and notes on rows that were left out."""
@@ -19,8 +20,8 @@ class Task:
 
     Attributes:
         name: by which commands and configs refer to it.
-        text: column of the text.
-        text_pair: column of the second text, if rows are pairs.
+        text: column of the text; of a language model's prompt, messages or text.
+        text_pair: column of the second text, if rows are pairs; of a language model's completion.
         label: column of the label; None if each of `label_names` is a column of 0s and 1s.
         label_names: name of each output of the head, in order: of class ids, of labels, or of the one number.
         metrics: names in `metrics.METRICS`; the first is the headline score.
@@ -34,6 +35,8 @@ class Task:
         license: of the rows, as their publisher states it.
         loader: reads the rows of a split. By default they come from Parquet files of the folder, or else from `hub`.
         download: a file that `loader` needs and fetches once.
+        loss_on: what a language model learns of a row: all of its tokens, those of its completion (`text_pair`), or those of the
+            assistant's messages. None for other problems.
         lengths: training rows by their number of tokens, for plans and benchmarks. By default those shipped under the task's name.
     """
 
@@ -53,4 +56,5 @@ class Task:
     license: str | None = None
     loader: Loader | None = field(default=None, compare=False, metadata={"stored": False})
     download: Download | None = field(default=None, compare=False, metadata={"stored": False})
+    loss_on: LossOn | None = None
     lengths: Mapping[int, int] | None = field(default=None, compare=False, metadata={"stored": False})

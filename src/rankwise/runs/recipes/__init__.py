@@ -10,9 +10,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rankwise.config import RunConfig, TrainOptions
+from rankwise.config import CompareConfig, RunConfig, TrainOptions
 from rankwise.errors import RankwiseError, nearest
 from rankwise.runs import methods
+from rankwise.tasks import registry
 
 NAMES = ("lora-paper", "poster", "rankwise")
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
@@ -60,13 +61,27 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
         raise RankwiseError(
             f"The recipe {config.train.recipe!r} has no {', '.join(missing)} for {method} on {config.task}. Give {arguments}."
         )
-    start = None if config.model.from_adapter else data["model"]  # an adapter names its own base
+    start = None if config.model.from_adapter else default_model(config)  # an adapter names its own base
     return replace(
         config,
         train=replace(config.train, **{name: known[name] for name in unset & known.keys()}),
         data=replace(config.data, max_length=max_length),
         model=replace(config.model, model=config.model.model or start),
     )
+
+
+def default_model(config: RunConfig | CompareConfig) -> str:
+    """Return the model of a recipe: its language model where texts are generated."""
+    data = recipe(config.train.recipe)
+    if isinstance(config, CompareConfig):
+        generates = any(registry.named(name).problem == "generation" for name in config.tasks)
+    elif config.table.train_file or config.table.dataset:
+        table = config.table
+        asked = (table.problem is None and (table.prompt or table.messages)) or table.problem == "generation"
+        generates = bool(asked)
+    else:
+        generates = config.task in registry.TASKS and registry.TASKS[config.task].problem == "generation"
+    return data.get("language_model", data["model"]) if generates else data["model"]
 
 
 @dataclass(frozen=True)
