@@ -120,7 +120,7 @@ class TrainOptions:
     """Settings that the recipe provides; each can be overridden."""
 
     recipe: str = "rankwise"
-    """Provides the settings that aren't given: `rankwise`, `poster` or `lora-paper`."""
+    """Provides the settings that aren't given: `rankwise`, `poster`, `lora-paper` or `lora-paper-e2e`."""
     epochs: float | None = None
     """Passes over the training rows."""
     batch_size: int | None = None
@@ -297,11 +297,22 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextOptions(GenerateOptions):
+    """How texts are written and scored."""
+
+    scores: tuple[str, ...] = ()
+    """Scores of the texts a language model writes: bleu, chrf, rouge_l, exact. They need references: a column `references` (lists) or
+    the completions themselves."""
+    answer: str | None = None
+    """Regular expression whose last match in a text is its answer, for the score exact. Default: the whole text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a task, a method, a seed."""
 
     task: str = "movies"
-    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli or movies. Ignored if a file or a data set is given."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies, e2e or gsm8k. Ignored if a file or a data set is given."""
     method: str = "adaptive"
     """The name of a method, with its own options after a colon: `adaptive`, `full`, `lora`, `lora:rank=4,targets=all-linear`,
     `full:lr=5e-5`."""
@@ -322,7 +333,7 @@ class CompareConfig:
     """A grid of runs: tasks × methods × seeds, each run in its own process."""
 
     tasks: tuple[str, ...] = ("movies",)
-    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies."""
+    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies, e2e, gsm8k."""
     methods: tuple[str, ...] = ("full", "lora")
     """Names of methods, with their own options after a colon: `lora:rank=4,targets=all-linear`, `full:lr=5e-5`."""
     seeds: int = 2

@@ -91,7 +91,10 @@ def test_a_recipe_without_epochs_for_a_task_says_to_give_them():
     assert (found.train.epochs, found.train.batch_size) == (2.0, 16)
 
 
-NOT_IN_THE_PAPER = [("lora-paper", "movies"), ("lora-paper", "wnli")]
+NOT_IN_THE_PAPER = [("lora-paper", task) for task in ("movies", "wnli", "e2e", "gsm8k")]
+NOT_IN_THE_PAPER += [
+    ("lora-paper-e2e", task) for task in TASKS
+]  # it has a learning rate for one method on one task
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,8 @@ def test_every_setting_in_a_recipe_is_one_that_there_is():
 )
 def test_an_unknown_recipe_is_refused_with_the_nearest(asked, guess):
     with pytest.raises(
-        RankwiseError, match=f"There is no recipe '{asked}'.*Known: lora-paper, poster, rankwise"
+        RankwiseError,
+        match=f"There is no recipe '{asked}'.*Known: lora-paper, lora-paper-e2e, poster, rankwise",
     ) as said:
         resolve(RunConfig(train=TrainOptions(recipe=asked)), "lora")
     assert (f"Did you mean '{guess}'?" in str(said.value)) == bool(guess)
@@ -208,6 +212,17 @@ def test_a_published_recipe_has_the_settings_of_its_source(name, method, task, s
     assert config.model.model == "roberta-base"
 
 
+def test_gpt_2_on_e2e_has_the_settings_of_the_papers_script():
+    """https://github.com/microsoft/LoRA/blob/main/examples/NLG/README.md"""
+    config = resolve(RunConfig(task="e2e", train=TrainOptions(recipe="lora-paper-e2e")), "lora")
+    script = {
+        "lr": 2e-4, "epochs": 5, "batch_size": 8, "optimizer": "adamw", "beta2": 0.999, "schedule": "linear",
+        "warmup": 0.0, "warmup_steps": 500, "weight_decay": 0.01, "clip": 0.0,
+    }  # fmt: skip
+    assert {key: getattr(config.train, key) for key in script} == script
+    assert (config.model.model, config.data.max_length) == ("gpt2-medium", 512)
+
+
 def test_the_papers_rows_are_cut_at_512_tokens():
     assert (
         resolve(RunConfig(task="rte", train=TrainOptions(recipe="lora-paper")), "lora").data.max_length == 512
@@ -229,6 +244,9 @@ def test_the_papers_rows_are_cut_at_512_tokens():
         ("deberta-v3-base", "qnli", "full", "2303.10512", "", 0.9403),
         ("deberta-v3-base", "mrpc", "lora", "2303.10512", "r=2", 0.8971),
         ("deberta-v3-base", "rte", "peft:adalora", "2303.10512", "1.27M", 0.8809),
+        ("openai-community/gpt2-medium", "e2e", "full", "2106.09685", "BLEU", 68.2),
+        ("gpt2-medium", "e2e", "peft:prefix", "2106.09685", "0.35M", 69.7),
+        ("gpt2-medium", "e2e", "lora", "2106.09685", "0.35M", 70.4),
     ],
 )
 def test_a_published_score_is_the_sources(model, task, method, source, settings, score):

@@ -53,6 +53,21 @@ SCORES: dict[str, Score] = {
 """By name, but for `exact`, which is each text's own."""
 
 
+def check(names: Sequence[str]) -> None:
+    """Check that scores of these names are there, before any text is written.
+
+    Raises:
+        RankwiseError: there is no score of a name, or its package isn't installed.
+    """
+    for name in names:
+        if name not in SCORES and name != "exact":
+            raise RankwiseError(f"There is no score {name!r}.{nearest(name, [*SCORES, 'exact'])}")
+    if "rouge_l" in names:
+        _needed("rouge_score.rouge_scorer")
+    if {"bleu", "chrf"} & {*names}:
+        _needed("sacrebleu")
+
+
 def scores(
     texts: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -73,13 +88,12 @@ def scores(
     missing = next((row for row, some in enumerate(references) if not some), None)
     if missing is not None:
         raise RankwiseError(f"Text {missing} has no reference to be scored against.")
+    check(names)
     found = {}
     for name in names:
         if name == "exact":
             found[name] = 100 * float(np.mean(exact(texts, references, answer)))
             continue
-        if name not in SCORES:
-            raise RankwiseError(f"There is no score {name!r}.{nearest(name, [*SCORES, 'exact'])}")
         found[name] = SCORES[name](texts, references)
     return found
 

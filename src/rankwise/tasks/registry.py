@@ -6,7 +6,9 @@ GLUE: Wang et al. 2019, arXiv:1804.07461. Columns, class ids and metrics are tho
 from rankwise import plugins
 from rankwise.downloads import MOVIES
 from rankwise.errors import RankwiseError, nearest
+from rankwise.tasks.generation_scores import NUMBER
 from rankwise.tasks.movies import load_movies
+from rankwise.tasks.objectives import OBJECTIVES
 from rankwise.tasks.task import Task
 
 
@@ -133,6 +135,35 @@ TASKS: dict[str, Task] = {
             license="MIT, as the package vaderSentiment",
             loader=load_movies,
             download=MOVIES,
+        ),
+        Task(
+            name="e2e",
+            text="prompt",
+            text_pair="completion",
+            label=None,
+            label_names=(),
+            metrics=OBJECTIVES["generation"].metrics,
+            source="E2E NLG Challenge: Novikova et al. 2017",
+            validation=("test",),
+            problem="generation",
+            license="CC BY-SA 4.0",
+            loss_on="completion",
+            separator="\n",
+        ),
+        Task(
+            name="gsm8k",
+            text="messages",
+            text_pair=None,
+            label=None,
+            label_names=(),
+            metrics=OBJECTIVES["generation"].metrics,
+            source="GSM8K: Cobbe et al. 2021",
+            validation=("test",),
+            problem="generation",
+            license="MIT",
+            loss_on="assistant",
+            scores=("exact",),
+            answer=NUMBER,
         ),
     )
 }

@@ -17,6 +17,7 @@ from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, is_empty, n
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.language import Learned
+from rankwise.tasks.prompts import one_completion_a_row
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.streams import Stream, saved_split
 from rankwise.tasks.tables import Places, Table, is_saved_dataset, read_tables, shown
@@ -45,6 +46,7 @@ def _table(path: Path) -> Table:
 
 def rows_of(table: Table, task: Task) -> tuple[Rows, tuple[str, ...]]:
     """Return the rows that have a text and a label, and a note on each kind of row that is left out."""
+    table = one_completion_a_row(table, task)
     objective, learned = objectives.named(task.problem), learned_from(table, task)
     texts = _texts(table, task)
     no_text = without_text(texts)
@@ -206,6 +208,8 @@ def _texts(table: Table, task: Task) -> list[list[str]]:
                     f"Say which with `{argument}=`."
                 ) from None
         texts.append(column)
+    if task.separator and not (learned is not None and learned.chat):
+        texts[0] = [text and text + task.separator for text in texts[0]]
     return texts
 
 

@@ -37,6 +37,9 @@ class Task:
         download: a file that `loader` needs and fetches once.
         loss_on: what a language model learns of a row: all of its tokens, those of its completion (`text_pair`), or those of the
             assistant's messages. None for other problems.
+        separator: what stands between a prompt and its completion, where they are texts.
+        scores: of texts that a language model writes, names of `generation_scores`, the headline first.
+        answer: regular expression of the answer in such a text, for the score `exact`.
         lengths: training rows by their number of tokens, for plans and benchmarks. By default those shipped under the task's name.
     """
 
@@ -57,4 +60,7 @@ class Task:
     loader: Loader | None = field(default=None, compare=False, metadata={"stored": False})
     download: Download | None = field(default=None, compare=False, metadata={"stored": False})
     loss_on: LossOn | None = None
+    separator: str = ""
+    scores: tuple[str, ...] = ("bleu", "chrf", "rouge_l")
+    answer: str | None = None
     lengths: Mapping[int, int] | None = field(default=None, compare=False, metadata={"stored": False})

@@ -15,7 +15,7 @@ from rankwise.errors import RankwiseError, nearest
 from rankwise.runs import methods
 from rankwise.tasks import registry
 
-NAMES = ("lora-paper", "poster", "rankwise")
+NAMES = ("lora-paper", "lora-paper-e2e", "poster", "rankwise")
 NEEDED = ("epochs", "batch_size", "optimizer", "schedule", "warmup", "weight_decay", "clip", "padding")
 """Settings that training needs, besides the learning rate, which may depend on the model's width."""
 
