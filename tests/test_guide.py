@@ -1,7 +1,8 @@
 """Every command and every Python block of the README and the guide runs, on tiny models and tables.
 
 A page's blocks run from top to bottom in one folder. It holds what a reader is taken to have: `reviews.csv`, `held_out.csv`, `new.jsonl`,
-the folder `glue`, and tiny models in folders named `roberta-base` and `tiny-bert`. Two comments adapt what follows them:
+`dishes.jsonl`, `prompts.jsonl`, the folder `glue`, and tiny models in folders named `roberta-base` and `tiny-bert`. Two comments adapt
+what follows them:
 
     <!-- test: OPTIONS -->        take the place of these options in each command of the next block
     <!-- test first: COMMAND -->  runs before the next block
@@ -91,6 +92,9 @@ def place(tmp_path, monkeypatch) -> Path:
             table.writerows((row["text"], row["label"]) for row in tiny.reviews(n, seed))
     new = [json.dumps({"review": row["text"]}) + "\n" for row in tiny.reviews(8, 2)]
     (tmp_path / "new.jsonl").write_text("".join(new))
+    dishes = [{"prompt": f"the film is {word}", "completion": "very good"} for word in tiny.WORDS * 2]
+    (tmp_path / "dishes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dishes))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "the film"}) + "\n")
     for split, n, seed in (("train", 64, 0), ("validation", 16, 1)):
         rows = tiny.reviews(n, seed)
         columns = {

@@ -1,21 +1,23 @@
 """Evaluates a trained model on labelled rows, and predicts on a file."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from rankwise.adapters import prediction_files
+from rankwise.adapters import prediction_files, texts
 from rankwise.adapters.prediction_files import check_out
+from rankwise.adapters.texts import Writer
 from rankwise.adapters.trained import Trained, open_trained
+from rankwise.config import TextOptions
 from rankwise.engine import row_check
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
-from rankwise.tasks import objectives, tables
+from rankwise.tasks import objectives, prompts, tables
 from rankwise.tasks.custom import load_dataset_split
 from rankwise.tasks.encoding import Rows, encode
 from rankwise.tasks.load import load_dataset, load_split
@@ -37,6 +39,8 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, all rows)."""
+GENERATION = "generation"
+"""The problem of language models."""
 KINDS = 20
 """Reasons that are reported one by one; further ones together."""
 OTHER = "other reasons, see the column `reason`"
@@ -73,14 +77,35 @@ def evaluate(
     split: str = "validation",
     folder: Path | None = None,
     on_progress: Progress = lambda done, of: None,
+    options: TextOptions = TextOptions(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Score a model on `labelled_rows`.
+    """Score a model on `labelled_rows`. A language model also writes texts where `options` names their scores.
 
     Returns:
         `n` rows, the task's metrics, `loss`, and `notes` on the rows.
+
+    Raises:
+        RankwiseError: rows can't be read or scored, or a text can't be written for one.
     """
+    _check_options(trained, options)
+    writer = Writer(trained, options) if options.scores else None
     rows, notes = labelled_rows(trained, file, split, folder)
-    return {**_scores(trained, rows, on_progress), "notes": [*trained.notes, *notes]}
+    found = {**_scores(trained, rows, on_progress), "notes": [*trained.notes, *notes]}
+    if writer is not None:
+        writer.write(prompts.of_rows(rows), on_progress)
+        if why := next(iter(writer.reasons.values()), None):
+            raise RankwiseError(f"A prompt of these rows can't be written for: {why}.")
+        found |= {**writer.scores(), "notes": [*found["notes"], *writer.notes()]}
+    return found
+
+
+def _check_options(trained: Trained, options: TextOptions) -> None:
+    """Refuse options of texts for a model that writes none."""
+    given = next((one.name for one in fields(options) if getattr(options, one.name) != one.default), None)
+    if given is not None and trained.task.problem != GENERATION:
+        raise RankwiseError(
+            f"`{given}=` is for language models, and the model in {trained.folder} is for {trained.task.problem}."
+        )
 
 
 def labelled_rows(
@@ -135,8 +160,10 @@ def predict_file(
     on_progress: Progress = lambda done, of: None,
     *,
     keep: Literal["all", "none"] = "all",
+    options: TextOptions = TextOptions(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Predict every row of `file`: its label with probabilities and logits, or its number. Memory doesn't grow with the file.
+    """Predict every row of `file`: its label with probabilities and logits, its number, or a text. Memory doesn't grow with the file,
+    but for texts.
 
     A row that can't be scored has an empty answer, and `reason` says why.
 
@@ -146,18 +173,23 @@ def predict_file(
         out: the same kinds, by its ending. It has a row for each row of `file`, in its order.
         on_progress: called as rows are done.
         keep: `all` writes the columns of `file` before the answer's; `none` writes the row's position in `file`, from 0, as `idx`.
+        options: how a language model writes.
 
     Returns:
-        `n` rows, `unscored` of them without an answer, `out`, `notes`, and `predicted`: how often each label was predicted, or the
-        lowest, mean and highest number.
+        `n` rows, `unscored` of them without an answer, `out`, `notes`, and `predicted`: how often each label was predicted, the
+        lowest, mean and highest number, or scores of texts.
 
     Raises:
         RankwiseError: a file can't be read or written, no row has a text, or the model gives no numbers.
     """
     check_out(out, tables.expand([file]))
     stream = open_stream(file)
-    notes = [*trained.notes, *survey(stream, trained.task)]
-    answers = _Answers(trained)
+    _check_options(trained, options)
+    writes = trained.task.problem == GENERATION
+    if options.scores and trained.task.text_pair and len(_columns_of(trained.task, stream)) == 1:
+        raise texts.no_references()
+    answers = _TextAnswers(trained, options) if writes else _Answers(trained)
+    notes = [*trained.notes, *(stream.notes if writes else survey(stream, trained.task))]
     names = prediction_files.names_beside(stream.columns if keep == "all" else (), answers.schema.names)
     columns = prediction_files.Columns(
         kept=_kept_types(stream, names, out),
@@ -166,7 +198,7 @@ def predict_file(
     )
     done = 0
     with prediction_files.writing(out, columns) as write:
-        for piece in stream.pieces(None if keep == "all" else _texts_of(trained.task)):
+        for piece in stream.pieces(None if keep == "all" else _columns_of(trained.task, stream)):
             table = answers.of(piece, lambda some, of, done=done: on_progress(done + some, stream.rows))
             if keep == "none":
                 table = table.add_column(0, "idx", [np.arange(done, done + len(piece))])
@@ -189,8 +221,11 @@ def predict_file(
     }
 
 
-def _texts_of(task: Task) -> list[str]:
-    return [name for name in (task.text, task.text_pair) if name]
+def _columns_of(task: Task, stream: Stream) -> list[str]:
+    """Return the columns that answers are made from."""
+    if task.problem != GENERATION:
+        return [name for name in (task.text, task.text_pair) if name]
+    return [task.text, *(name for name in (task.text_pair, prompts.REFERENCES) if name in stream.columns)]
 
 
 def _kept_types(stream: Stream, names: dict[str, str], out: Path) -> dict[str, pa.DataType]:
@@ -198,6 +233,55 @@ def _kept_types(stream: Stream, names: dict[str, str], out: Path) -> dict[str, p
     if not names or out.suffix.lower() != ".parquet":
         return dict.fromkeys(names.values(), pa.null())
     return {names[column]: kind for column, kind in arrow_types(stream).items()}
+
+
+class _Reasons:
+    """Why rows have no answer, piece by piece."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Places] = {}
+
+    def add(self, piece: Table, reasons: list[str | None]) -> None:
+        """Add those of the rows of a piece, None for a row with an answer."""
+        for reason in dict.fromkeys(filter(None, reasons)):
+            rows = [row for row, why in enumerate(reasons) if why == reason]
+            kind = reason if len(self._places) < KINDS or reason in self._places else OTHER
+            self._places.setdefault(kind, Places()).add(piece, rows)
+
+    def notes(self, name: str) -> list[str]:
+        """Return a sentence on each reason."""
+        return [
+            f"{name}: {places.count:,} {'row has' if places.count == 1 else 'rows have'} no answer: {reason} ({places})."
+            for reason, places in self._places.items()
+        ]
+
+
+class _TextAnswers:
+    """The texts that a language model writes for the rows of a file, piece by piece."""
+
+    def __init__(self, trained: Trained, options: TextOptions) -> None:
+        self._task, self._writer, self._reasons = trained.task, Writer(trained, options), _Reasons()
+        self.scored = 0
+        """Rows that have a text."""
+        self.schema = pa.schema([("generated", pa.string()), ("reason", pa.string())])
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """Scores of the texts that have references, and words a text."""
+        return {**self._writer.scores(), "words a text": texts.words_a_text(self._writer)}
+
+    def notes(self, name: str) -> list[str]:
+        """Return sentences on rows without a text, and on texts without an end."""
+        return [*self._reasons.notes(name), *self._writer.notes()]
+
+    def of(self, piece: Table, on_progress: Progress) -> pa.Table:
+        """Return a text for each row, or null and the reason where there is none."""
+        asked = prompts.of_table(piece, self._task)
+        self._writer.write(asked, on_progress)
+        table, reasons = texts.table(asked, self._writer)
+        self.scored += reasons.count(None)
+        self._reasons.add(piece, reasons)
+        return table.append_column("reason", [pa.array(reasons, pa.string())])
 
 
 class _Answers:
@@ -210,7 +294,7 @@ class _Answers:
     def __init__(self, trained: Trained) -> None:
         self._trained, self._objective = trained, objectives.named(trained.task.problem)
         self._summaries: list[tuple[int, dict[str, float]]] = []
-        self._reasons: dict[str, Places] = {}
+        self._reasons = _Reasons()
         self._truncated = 0
         outputs = np.ones((1, len(trained.task.label_names)), np.float32)
         example, _ = self._objective.columns(outputs, trained.task.label_names)
@@ -229,10 +313,7 @@ class _Answers:
 
     def notes(self, name: str) -> list[str]:
         """Return sentences on rows without an answer, and on truncated ones."""
-        notes = []
-        for reason, places in self._reasons.items():
-            rows = "row has" if places.count == 1 else "rows have"
-            notes.append(f"{name}: {places.count:,} {rows} no answer: {reason} ({places}).")
+        notes = self._reasons.notes(name)
         if self._truncated:
             texts = "text was" if self._truncated == 1 else "texts were"
             limit = self._trained.compute.max_length
@@ -253,10 +334,7 @@ class _Answers:
             )
         places = {row: place for place, row in enumerate(scored)}
         table = table.take(pa.array([places.get(row) for row in range(len(piece))], pa.int64()))
-        for reason in dict.fromkeys(filter(None, reasons)):
-            rows = [row for row, why in enumerate(reasons) if why == reason]
-            kind = reason if len(self._reasons) < KINDS or reason in self._reasons else OTHER
-            self._reasons.setdefault(kind, Places()).add(piece, rows)
+        self._reasons.add(piece, reasons)
         return table.append_column("reason", [pa.array(reasons, pa.string())])
 
     def _logits(

@@ -6,7 +6,7 @@ Evaluating a run on its own validation rows therefore gives its own score.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier with everything needed to run it on new rows.
+    """A trained model with everything needed to run it on new rows.
 
     Attributes:
         model: on its device, in eval mode.
@@ -94,7 +94,7 @@ def open_trained(
         quantized.check(device)
         quantized.quantize(model, facts["base_bits"])
     name = (base or peft_format.read(folder, any_kind=True).base_model or "") if is_adapter else str(folder)
-    tokenizer = loading.locate(name).tokenizer
+    tokenizer = loading.locate(name, task_type=families.task_type(model) or "SEQ_CLS").tokenizer
     task = _task(stored, folder, model)
     columns = {"text": text, "text_pair": text_pair, "label": label}
     task = replace(task, **{column: name for column, name in columns.items() if name is not None})
@@ -132,6 +132,8 @@ def _of_record(run: RunFolder, kind: type[Kind], stored: Any) -> Kind:
 
 def _task(stored: Task | None, folder: Path, model: nn.Module) -> Task:
     """Return what a run was trained for; for other models, what their config says."""
+    if stored is not None and not objectives.named(stored.problem).has_column:
+        return stored
     if stored is not None:
         outputs = label_names(model)
         if list(stored.label_names) != outputs:
@@ -140,7 +142,9 @@ def _task(stored: Task | None, folder: Path, model: nn.Module) -> Task:
                 f"{listed(outputs)}."
             )
         return stored
-    objective = objectives.of_config(cast(Any, model).config)
+    objective = objectives.of_model(model)
+    if not objective.has_column:
+        return _language_task(folder, objective.metrics)
     return Task(
         name=folder.name,
         text="text",
@@ -150,4 +154,19 @@ def _task(stored: Task | None, folder: Path, model: nn.Module) -> Task:
         metrics=objective.metrics,
         source=str(folder),
         problem=objective.name,
+    )
+
+
+def _language_task(folder: Path, metrics: tuple[str, ...]) -> Task:
+    """Return the task of a language model that rankwise didn't train: it completes prompts."""
+    return Task(
+        name=folder.name,
+        text="prompt",
+        text_pair="completion",
+        label=None,
+        label_names=(),
+        metrics=metrics,
+        source=str(folder),
+        problem="generation",
+        loss_on="completion",
     )

@@ -13,7 +13,15 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 from cyclopts import Parameter, Token
 
-from rankwise.config import DataOptions, HowToRun, LoraOptions, ModelOptions, TableOptions, TrainOptions
+from rankwise.config import (
+    DataOptions,
+    HowToRun,
+    LoraOptions,
+    ModelOptions,
+    TableOptions,
+    TextOptions,
+    TrainOptions,
+)
 from rankwise.errors import RankwiseError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -25,6 +33,7 @@ HEADINGS: dict[type, str] = {
     TrainOptions: "Training",
     TableOptions: "A table of your own",
     HowToRun: "How it runs",
+    TextOptions: "Texts of a language model",
 }
 """Under which heading of `--help` a group of options stands."""
 NO_FLAGS = {(TableOptions, "train_file")}

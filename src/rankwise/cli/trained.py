@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, Token
 
 from rankwise.cli.app import Adapter, Base, Json, command, people, print_json, say
-from rankwise.config import HowToRun
+from rankwise.config import HowToRun, TextOptions
 from rankwise.errors import RankwiseError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ AnyAdapter = Annotated[Path, Parameter(help="A PEFT adapter's folder, or a loral
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions:
+class InputOptions:
     """Where a trained model finds the texts."""
 
     model: Base = None
@@ -36,7 +36,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(TextOptions):
+class LabelOptions(InputOptions):
     """Where a trained model finds labelled rows."""
 
     split: str = "validation"
@@ -56,10 +56,11 @@ def evaluate(
     /,
     rows: LabelOptions = LabelOptions(),
     how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
+    texts: TextOptions = TextOptions(),  # noqa: B008 (frozen)
     *,
     json: Json = False,
 ) -> None:
-    """Score a trained adapter or model on labelled rows.
+    """Score a trained adapter or model on labelled rows. With --scores, a language model also writes texts, and they are scored.
 
     Example: rankwise evaluate my-adapter held_out.csv
     """
@@ -68,7 +69,7 @@ def evaluate(
 
     trained = _open(adapter, rows, how)
     with Bar(people(json), "Evaluating") as bar:
-        result = predict.evaluate(trained, file, rows.split, rows.data, bar)
+        result = predict.evaluate(trained, file, rows.split, rows.data, bar, texts)
     notes = result.pop("notes")
     for note in notes:
         say(json, note)
@@ -83,8 +84,9 @@ def predict(
     adapter: Adapter,
     file: Annotated[Path, Parameter(help="Rows to predict: CSV, TSV, JSONL or Parquet.")],
     /,
-    rows: TextOptions = TextOptions(),
+    rows: InputOptions = InputOptions(),
     how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
+    texts: TextOptions = TextOptions(),  # noqa: B008 (frozen)
     *,
     out: Annotated[
         Path, Parameter(help="File to write. Its ending says the format: .jsonl, .csv, .tsv or .parquet.")
@@ -97,7 +99,7 @@ def predict(
     ] = "all",
     json: Json = False,
 ) -> None:
-    """Write the predictions for each row of a file: label, probabilities and logits, or a number.
+    """Write the predictions for each row of a file: label, probabilities and logits, a number, or a language model's text.
 
     Every row stays, in its order. One that can't be scored has an empty answer, and `reason` says why. An input column with the name of
     one of the answer's is written as `input_NAME`. Files may be larger than memory.
@@ -110,7 +112,7 @@ def predict(
     predict.check_out(out, [file])
     trained = _open(adapter, rows, how)
     with Bar(people(json), "Predicting") as bar:
-        result = predict.predict_file(trained, file, out, bar, keep=keep)
+        result = predict.predict_file(trained, file, out, bar, keep=keep, options=texts)
     for note in result["notes"]:
         say(json, note)
     counts = ", ".join(f"{name} {count:,.6g}" for name, count in result["predicted"].items())
@@ -119,7 +121,7 @@ def predict(
         print_json({"adapter": str(adapter), **result})
 
 
-def _open(adapter: Path, rows: TextOptions, how: HowToRun) -> "Trained":
+def _open(adapter: Path, rows: InputOptions, how: HowToRun) -> "Trained":
     """Open a trained adapter or model with the columns that the flags name."""
     from rankwise.adapters import predict
 
@@ -155,6 +157,7 @@ def compress(
     /,
     rows: LabelOptions = LabelOptions(),
     how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
+    texts: TextOptions = TextOptions(),  # noqa: B008 (frozen)
     *,
     out: Annotated[Path, Parameter(help="Folder for the smaller adapter.")],
     json: Json = False,
