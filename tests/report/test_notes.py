@@ -4,7 +4,7 @@ import pytest
 
 from planted import N, finished, request
 from planted_report import row_of
-from rankwise.report import collect
+from rankwise.report import collect, published
 from rankwise.report.table import HEADERS, cells
 from rankwise.run_folder import write_grid
 
@@ -27,6 +27,15 @@ def test_several_seeds_are_not_called_one(tmp_path):
     for seed in range(2):
         finished(tmp_path, seed=seed)
     assert not any(note.startswith("One seed") for note in collect(tmp_path).notes)
+
+
+def test_a_published_score_by_another_metric_is_a_sentence_and_in_no_figure():
+    pairs = [("e2e", "gpt2-medium")]
+    assert published.scores(pairs) == []
+    assert (
+        "e2e: lora (0.35M parameters) BLEU 70.4 (published, full task; Hu et al. 2021 (arXiv 2106.09685))"
+        in (published.sentences(pairs))
+    )
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_the_papers_rows_are_cut_at_512_tokens():
         ("deberta-v3-base", "qnli", "full", "2303.10512", "", 0.9403),
         ("deberta-v3-base", "mrpc", "lora", "2303.10512", "r=2", 0.8971),
         ("deberta-v3-base", "rte", "peft:adalora", "2303.10512", "1.27M", 0.8809),
-        ("openai-community/gpt2-medium", "e2e", "full", "2106.09685", "BLEU", 68.2),
+        ("openai-community/gpt2-medium", "e2e", "full", "2106.09685", "354.92M", 68.2),
         ("gpt2-medium", "e2e", "peft:prefix", "2106.09685", "0.35M", 69.7),
         ("gpt2-medium", "e2e", "lora", "2106.09685", "0.35M", 70.4),
     ],

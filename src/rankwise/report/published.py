@@ -14,7 +14,11 @@ def tasks_and_models(results: Iterable[Mapping[str, Any]]) -> list[TaskAndModel]
 
 
 def scores(pairs: Iterable[TaskAndModel]) -> list[dict[str, Any]]:
-    """Look up published scores: `task`, `method`, `settings`, `score`, `source`."""
+    """Look up published scores by the metric that runs are scored by: `task`, `method`, `settings`, `score`, `source`."""
+    return [entry for entry in _entries(pairs) if entry.pop("metric") is None]
+
+
+def _entries(pairs: Iterable[TaskAndModel]) -> list[dict[str, Any]]:
     return [{"task": task, **entry} for task, model in pairs for entry in recipes.published(task, model)]
 
 
@@ -22,9 +26,10 @@ def sentences(pairs: Iterable[TaskAndModel]) -> list[str]:
     """Write the scores and their notes as sentences, each once."""
     pairs = list(pairs)
     lines: dict[str, None] = {}
-    for entry in scores(pairs):
+    for entry in _entries(pairs):
         name = f"{entry['method']} ({entry['settings']})" if entry["settings"] else entry["method"]
-        line = f"{entry['task']}: {name} {entry['score']:.4g} (published, full task; {entry['source']})"
+        score = " ".join(filter(None, [entry["metric"], f"{entry['score']:.4g}"]))
+        line = f"{entry['task']}: {name} {score} (published, full task; {entry['source']})"
         lines[line] = None
     for task, model in pairs:
         for note in recipes.published_notes(task, model):

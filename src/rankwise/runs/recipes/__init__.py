@@ -137,7 +137,9 @@ def _log_interpolate(points: list[tuple[int, float]], width: int) -> float:
 
 
 def published(task: str, model: str) -> list[dict[str, Any]]:
-    """Return the published scores of a task with a model: dicts with `method`, `settings`, `score`, `source`.
+    """Return the published scores of a task with a model: dicts with `method`, `settings`, `score`, `metric`, `source`.
+
+    `metric` is None where it is the one that runs are scored by.
 
     They were measured on the full task, so a run on a sample of it can't be compared with them.
     """
@@ -147,6 +149,7 @@ def published(task: str, model: str) -> list[dict[str, Any]]:
             "method": e["method"],
             "settings": e.get("settings", ""),
             "score": e["scores"][task],
+            "metric": e.get("metric"),
             "source": e["source"],
         }
         for e in _read("published")["published"]
