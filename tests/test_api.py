@@ -351,3 +351,12 @@ def test_an_adapter_without_base_name_asks_for_one(base, saved, tmp_path):
     assert not (tmp_path / "merged").exists()
     ours = rankwise.load(tmp_path / "peft", base=str(base))
     assert relative(logits(ours), logits(rankwise.load(saved))) <= 1e-5
+
+
+def test_quality_agrees_with_evaluate_and_fit(fitted):
+    model, result = fitted
+    found = rankwise.quality(model, tiny.tokenizer(), HELD_OUT)
+    assert found == result.quality
+    assert found.scores["accuracy"] == result.scores["accuracy"]
+    assert [one.name for one in found.classes] == ["negative", "positive"]
+    assert str(found).startswith(f"accuracy {result.scores['accuracy']:.4f} (95 % over rows")

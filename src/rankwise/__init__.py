@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rankwise.adapters.export import Exported, export
     from rankwise.adapters.load import load, merge
     from rankwise.adapters.peft_format import save
-    from rankwise.api import Columns, FitResult, evaluate, fit, predict
+    from rankwise.api import Columns, FitResult, Quality, evaluate, fit, predict, quality
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
     from rankwise.estimator import TextClassifier
@@ -24,6 +24,7 @@ _HOME = {
     "Columns": "api",
     "Exported": "adapters.export",
     "FitResult": "api",
+    "Quality": "api",
     "RankCallback": "rank.trainer_callback",
     "RankController": "rank.controller",
     "RankwiseError": "errors",
@@ -37,6 +38,7 @@ _HOME = {
     "load": "adapters.load",
     "merge": "adapters.load",
     "predict": "api",
+    "quality": "api",
     "save": "adapters.peft_format",
     "trained": "lora.inject",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "Columns",
     "Exported",
     "FitResult",
+    "Quality",
     "RankCallback",
     "RankController",
     "RankwiseError",
@@ -58,6 +61,7 @@ __all__ = [
     "load",
     "merge",
     "predict",
+    "quality",
     "save",
     "trained",
 ]

@@ -35,8 +35,9 @@ from rankwise.tasks import mappings, objectives
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.mappings import Columns, Table
+from rankwise.tasks.quality import Quality, measure
 
-__all__ = ["Columns", "FitResult", "Table", "evaluate", "fit", "predict"]
+__all__ = ["Columns", "FitResult", "Quality", "Table", "evaluate", "fit", "predict", "quality"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class FitResult:
         notes: padding, engine and learning rate that were chosen, with the reasons.
         decisions: about ranks, in adaptive training.
         curve: (step, scores on the validation rows) wherever `evaluate_every` asked for them.
+        quality: how good the predictions on the validation rows are; None without such rows, and for texts that are written.
         skipped_steps: steps in which nothing was updated, because a gradient wasn't finite; `notes` says so, too.
     """
 
@@ -58,6 +60,7 @@ class FitResult:
     decisions: tuple[Decision, ...] = ()
     curve: tuple[tuple[int, dict[str, float]], ...] = ()
     skipped_steps: int = 0
+    quality: Quality | None = None
 
 
 @sees_through
@@ -145,9 +148,19 @@ def fit(
         f"Learning rate {lr.value:g} ({lr.why}).",
     )
     notes += tuple(filter(None, [_left_out(rows), training.rank_note, *training.notes]))
-    scores = {} if checked is None else _scores(model, checked, _compute(model, tokenizer, limit))
+    scores, measured = {}, None
+    if checked is not None:
+        compute = _compute(model, tokenizer, limit)
+        logits = predict_logits(model, checked, compute, objective=objectives.of_model(model))
+        scores, measured = _scored(model, checked, logits), _quality(model, checked, logits)
     return FitResult(
-        steps, scores, notes, tuple(training.decisions), tuple(curve), skipped_steps=training.skipped_steps
+        steps,
+        scores,
+        notes,
+        tuple(training.decisions),
+        tuple(curve),
+        skipped_steps=training.skipped_steps,
+        quality=measured,
     )
 
 
@@ -211,12 +224,50 @@ def evaluate(
     return _scores(model, encoded, _compute(model, tokenizer, limit), metrics)
 
 
+@sees_through
+def quality(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Table,
+    *,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    max_length: int | None = None,
+) -> Quality:
+    """Measure how good a model's predictions on labelled rows are: interval, baseline, each class, confusions, calibration.
+
+    The arguments and errors are those of `evaluate`. `str(found)` shows it as the command does.
+    """
+    limit = families.text_limit(model, tokenizer, max_length)
+    encoded = _encode(rows, columns, tokenizer, limit, model, TrainOptions())
+    objective, compute = objectives.of_model(model), _compute(model, tokenizer, limit)
+    found = _quality(model, encoded, predict_logits(model, encoded, compute, objective=objective))
+    if found is None:
+        raise RankwiseError(
+            "A model that writes texts has no classes or numbers to measure. `evaluate` gives its losses."
+        )
+    return found
+
+
 def _scores(
     model: PreTrainedModel, rows: Encoded, compute: Compute, metrics: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Return metrics and mean `loss` on labelled rows."""
-    objective, labels = objectives.of_model(model), cast(Labels, rows.labels)
-    logits = predict_logits(model, rows, compute, objective=objective)
+    logits = predict_logits(model, rows, compute, objective=objectives.of_model(model))
+    return _scored(model, rows, logits, metrics)
+
+
+def _quality(model: PreTrainedModel, rows: Encoded, logits: np.ndarray) -> Quality | None:
+    """Return how good predictions of labelled rows are; None for texts that are written."""
+    objective = objectives.of_model(model)
+    names = label_names(model) if objective.has_column else ()
+    return measure(objective, objective.metrics[0], names, cast(Labels, rows.labels), logits)
+
+
+def _scored(
+    model: PreTrainedModel, rows: Encoded, logits: np.ndarray, metrics: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Return metrics and mean `loss` of logits [rows, outputs]."""
+    labels, objective = cast(Labels, rows.labels), objectives.of_model(model)
     return {
         **objective.score(metrics or objective.metrics, labels, logits),
         "loss": objective.mean_loss(logits, labels),

@@ -85,11 +85,21 @@ def test_a_missing_folder_is_named(tmp_path, place):
         collect(tmp_path / place)
 
 
-def test_one_runs_own_folder_is_told_from_a_grids(tmp_path):
+def test_one_runs_own_folder_makes_a_report_of_that_run(tmp_path):
+    folder = finished(tmp_path, wrong=(0, 1))
+    finished(tmp_path, method="full")
+    document = collect(folder.path)
+    assert [(row.task, row.method, row.score.mean) for row in document.rows] == [("sst2", "lora", 0.9)]
+    assert document.answer[0] == "lora reaches 90.00 accuracy on sst2."
+    assert document.answer[1].startswith(
+        "95 % over the 20 validation rows: 69.90 to 97.21. Always 'negative' would reach 50.00."
+    )
+
+
+def test_an_unfinished_runs_own_folder_is_called_that(tmp_path):
     folder = finished(tmp_path)
-    with pytest.raises(
-        RankwiseError, match=r"sst2\.lora\.s0 is the folder of one run.*Name the folder that it lies in"
-    ):
+    (folder.path / "result.json").unlink()
+    with pytest.raises(RankwiseError, match=r"sst2\.lora\.s0 is the folder of a run that isn't finished"):
         collect(folder.path)
 
 

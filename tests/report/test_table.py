@@ -65,12 +65,12 @@ def test_a_pipe_gets_plain_lines(tmp_path):
     assert text.splitlines()[-1] == f"Written: {', '.join(str(tmp_path / name) for name in FILES)}"
 
 
-def test_the_first_seeds_final_ranks_are_drawn(tmp_path):
+def test_the_mean_of_the_seeds_final_ranks_is_drawn(tmp_path):
     for seed in range(2):
         folder = finished(tmp_path, seed=seed, steps=1000, rank={QUERY: 16, VALUE: seed})
         decide(folder, START, PRUNED)
     lines = shown(collect(tmp_path)).splitlines()
     titles = [line for line in lines if line.startswith("Rank pattern of ")]
-    assert [title.partition(":")[0] for title in titles] == ["Rank pattern of sst2, lora, seed 0"]
+    assert [title.partition(":")[0] for title in titles] == ["Rank pattern of sst2, lora, mean of 2 seeds"]
     drawn = lines[lines.index(titles[0]) + 1 :][:3]
     assert [line.split() for line in drawn] == [["layer", "4"], ["query", "16"], ["value", "·"]]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from rankwise.adapters import prediction_files, texts
+from rankwise.adapters import prediction_files, texts, threshold_file
 from rankwise.adapters.prediction_files import check_out
 from rankwise.adapters.texts import Writer
 from rankwise.adapters.trained import Trained, open_trained
@@ -17,7 +17,7 @@ from rankwise.engine import row_check
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
-from rankwise.tasks import objectives, prompts, tables
+from rankwise.tasks import objectives, prompts, quality, tables, threshold
 from rankwise.tasks.custom import load_dataset_split
 from rankwise.tasks.encoding import Rows, encode
 from rankwise.tasks.load import load_dataset, load_split
@@ -78,19 +78,36 @@ def evaluate(
     folder: Path | None = None,
     on_progress: Progress = lambda done, of: None,
     options: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+    *,
+    threshold_for: str | None = None,
+    of_class: str | None = None,
 ) -> dict[str, Any]:
     """Score a model on `labelled_rows`. A language model also writes texts where `options` names their scores.
 
+    Args:
+        trained: the model.
+        file: see `labelled_rows`, as for `split` and `folder`.
+        split: of the run's own data.
+        folder: of the task's files.
+        on_progress: called as rows are done.
+        threshold_for: such as `precision=0.9`: also find the threshold for it and store it beside the model; `predict_file` uses it.
+        of_class: the class that the threshold is for.
+
     Returns:
-        `n` rows, the task's metrics, `loss`, and `notes` on the rows.
+        `n` rows, the task's metrics, `loss`, `quality` (`tasks.quality`; None for texts), `threshold` (found or stored, else
+        None), and `notes`.
 
     Raises:
         RankwiseError: rows can't be read or scored, or a text can't be written for one.
     """
     _check_options(trained, options)
+    threshold.check(threshold_for, of_class, objectives.named(trained.task.problem), trained.task.label_names)
     writer = Writer(trained, options) if options.scores else None
     rows, notes = labelled_rows(trained, file, split, folder)
-    found = {**_scores(trained, rows, on_progress), "notes": [*trained.notes, *notes]}
+    found = {
+        **_scores(trained, rows, on_progress, threshold_for, of_class),
+        "notes": [*trained.notes, *notes],
+    }
     if writer is not None:
         writer.write(prompts.of_rows(rows), on_progress)
         if why := next(iter(writer.reasons.values()), None):
@@ -139,14 +156,27 @@ def task_rows(trained: Trained, split: str, folder: Path | None) -> tuple[Rows, 
     return load_split(trained.task, split, folder or config.data.data)
 
 
-def _scores(trained: Trained, rows: Rows, on_progress: Progress) -> dict[str, Any]:
+def _scores(
+    trained: Trained, rows: Rows, on_progress: Progress, threshold_for: str | None, of_class: str | None
+) -> dict[str, Any]:
+    """Return what `evaluate` does of predictions; the threshold that is asked for is stored."""
     if not len(rows) or rows.labels is None:
         raise RankwiseError("There is no row with both text and label to evaluate on.")
-    logits, objective = logits_of(trained, rows, on_progress), objectives.named(trained.task.problem)
+    task, objective = trained.task, objectives.named(trained.task.problem)
+    logits, names = logits_of(trained, rows, on_progress), task.label_names
+    found = trained.threshold
+    if threshold_for is not None and of_class is not None:
+        found = threshold.find(threshold_for, of_class, objective, rows.labels, logits, names)
+        threshold_file.write(trained.folder, found)
+    measured = quality.measure(
+        objective, task.metrics[0], names, rows.labels, logits, most_frequent=trained.most_frequent
+    )
     return {
         "n": len(rows),
-        **objective.score(trained.task.metrics, rows.labels, logits),
+        **objective.score(task.metrics, rows.labels, logits),
         "loss": objective.mean_loss(logits, rows.labels),
+        "quality": measured and measured.to_json(),
+        "threshold": found and {**found.to_json(), "here": found.on(objective, rows.labels, logits, names)},
     }
 
 
@@ -327,7 +357,9 @@ class _Answers:
         scored = [row for row, reason in enumerate(reasons) if reason is None]
         table = self._of_scored.empty_table()
         if scored:
-            columns, summary = self._objective.columns(logits, self._trained.task.label_names)
+            names, limit = self._trained.task.label_names, self._trained.threshold
+            said = None if limit is None else limit.decide(self._objective, logits, names)
+            columns, summary = self._objective.columns(logits, names, said)
             self._summaries.append((len(scored), summary))
             table = pa.table(
                 {name: pa.array(values, self._of_scored.field(name).type) for name, values in columns.items()}

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rankwise import hardware
-from rankwise.adapters import peft_format
+from rankwise.adapters import peft_format, threshold_file
 from rankwise.adapters.attach import label_names
 from rankwise.adapters.load import load_any
 from rankwise.config import HowToRun, RunConfig, from_json
@@ -23,8 +23,9 @@ from rankwise.lora import quantized
 from rankwise.models import families, loading
 from rankwise.models.account import listed
 from rankwise.run_folder import RunFolder
-from rankwise.tasks import objectives
+from rankwise.tasks import look, objectives
 from rankwise.tasks.task import Task
+from rankwise.tasks.threshold import Threshold
 
 Kind = TypeVar("Kind")
 
@@ -40,6 +41,8 @@ class Trained:
         compute: how batches are run.
         config: what the run was asked for; None where rankwise didn't train it.
         folder: where it was read from.
+        threshold: from which probability on a row is of one class; None goes by the highest.
+        most_frequent: the answer that its training rows have most often; None where that isn't known.
         notes: on how it was loaded, for people.
     """
 
@@ -49,6 +52,8 @@ class Trained:
     compute: Compute
     config: RunConfig | None
     folder: Path
+    threshold: Threshold | None = None
+    most_frequent: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -108,7 +113,25 @@ def open_trained(
         threads=how.threads,
     )
     compute = replace(compute, forward_rows=how.batch_size)
-    return Trained(model, tokenizer, task, compute, asked, folder, (note,) if note else ())
+    return Trained(
+        model,
+        tokenizer,
+        task,
+        compute,
+        asked,
+        folder,
+        threshold=threshold_file.read(folder, task.label_names),
+        most_frequent=_most_frequent(record.get("look"), task),
+        notes=(note,) if note else (),
+    )
+
+
+def _most_frequent(stored: Any, task: Task) -> tuple[str, ...] | None:
+    """Return the answer that most training rows have; None where a run doesn't say what its rows were."""
+    try:
+        return None if stored is None else tuple(look.most_frequent(look.from_json(stored), task.problem))
+    except ValueError:
+        return None
 
 
 def _max_length(

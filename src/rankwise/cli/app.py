@@ -55,6 +55,13 @@ Adapter = Annotated[Path, Parameter(help="Folder that `rankwise train` or PEFT w
 Base = Annotated[
     str | None, Parameter(name="--model", help="The base model. Default: the one that the adapter names.")
 ]
+ThresholdFor = Annotated[
+    str | None,
+    Parameter(
+        help="Also find the threshold of --class for a precision or a recall (precision=0.9) on these rows, and store it: predict uses it."
+    ),
+]
+OfClass = Annotated[str | None, Parameter(name="--class", help="The class that the threshold is for.")]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

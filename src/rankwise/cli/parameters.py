@@ -40,7 +40,7 @@ NO_FLAGS = {(TableOptions, "train_file")}
 """Fields that a command fills in itself."""
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`|(?<![^\s(])([a-z_]+)=([\w-]*(?:\.\w+)*)(?!\S*=)")
 """How a message of the library writes an argument, with or without a value: `` `memory=` ``, `` `memory="fast"` ``, `memory=fast`."""
-OTHER_NAMES = {"base=": "--model", "head=False": "--no-head"}
+OTHER_NAMES = {"base=": "--model", "head=False": "--no-head", "of_class=": "--class"}
 """Arguments of the library whose flag is called otherwise."""
 
 

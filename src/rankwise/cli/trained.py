@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
-from rankwise.cli.app import Adapter, Base, Json, command, people, print_json, say
+from rankwise.cli.app import (
+    Adapter,
+    Base,
+    Json,
+    OfClass,
+    ThresholdFor,
+    command,
+    people,
+    print_json,
+    say,
+)
 from rankwise.config import HowToRun, TextOptions
 from rankwise.errors import RankwiseError
 
@@ -58,6 +68,8 @@ def evaluate(
     how: HowToRun = HowToRun(),  # noqa: B008 (frozen)
     texts: TextOptions = TextOptions(),  # noqa: B008 (frozen)
     *,
+    threshold_for: ThresholdFor = None,
+    of_class: OfClass = None,
     json: Json = False,
 ) -> None:
     """Score a trained adapter or model on labelled rows. With --scores, a language model also writes texts, and they are scored.
@@ -66,17 +78,29 @@ def evaluate(
     """
     from rankwise.adapters import predict
     from rankwise.cli.progress import Bar
+    from rankwise.tasks import quality, threshold
 
     trained = _open(adapter, rows, how)
     with Bar(people(json), "Evaluating") as bar:
-        result = predict.evaluate(trained, file, rows.split, rows.data, bar, texts)
-    notes = result.pop("notes")
+        result = predict.evaluate(
+            trained, file, rows.split, rows.data, bar, texts, threshold_for=threshold_for, of_class=of_class
+        )
+    notes, measured, limit = (result.pop(name) for name in ("notes", "quality", "threshold"))
     for note in notes:
         say(json, note)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "n")
     say(json, f"{shown} on {result['n']:,} rows.")
+    for line in quality.lines(quality.from_json(measured)) if measured else ():
+        say(json, line)
+    if limit is not None:
+        stored = threshold.from_json({name: value for name, value in limit.items() if name != "here"})
+        here = ", ".join(f"{name} {value:.4f}" for name, value in limit["here"].items())
+        say(json, f"Threshold{' stored' if threshold_for else ''}, which predict uses: {stored}.")
+        say(json, f"With it on these rows: {here}.")
     if json:
-        print_json({"adapter": str(adapter), **result, "notes": notes})
+        print_json(
+            {"adapter": str(adapter), **result, "quality": measured, "threshold": limit, "notes": notes}
+        )
 
 
 @command

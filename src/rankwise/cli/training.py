@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import Json, command, people, print_json, say
+from rankwise.cli.app import Json, OfClass, ThresholdFor, command, people, print_json, say
 from rankwise.cli.parameters import flag, in_flags
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, same_run, to_json
 from rankwise.errors import RankwiseError
@@ -49,7 +49,7 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
 
 @command
 def report(
-    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` wrote.")],
+    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` or `rankwise train` wrote.")],
     /,
     *,
     watch: Annotated[
@@ -58,7 +58,7 @@ def report(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write report.html, report.md, report.json and results.parquet from the run folders of a grid.
+    """Write report.html, report.md, report.json and results.parquet from the run folders of a grid, or from one run's.
 
     Example: rankwise report runs/first
     """
@@ -126,6 +126,8 @@ def train(
     *,
     out: Annotated[Path, Parameter(help="Folder of the run: the adapter, its record, and its scores.")],
     tensorboard: Annotated[bool, Parameter(help="Also write the run's curves for TensorBoard.")] = False,
+    threshold_for: ThresholdFor = None,
+    of_class: OfClass = None,
     json: Json = False,
 ) -> None:
     """Train one adapter (or a whole model), on a task by name or on a table of your own.
@@ -140,6 +142,7 @@ def train(
 
     if tensorboard:
         check_tensorboard()
+    _check_threshold(threshold_for, of_class)
     by_name = not files and config.table.dataset is None
     if by_name:
         _refuse_table_options(config)
@@ -168,6 +171,7 @@ def train(
                 "No layer kept a component: the adapters didn't lower the loss on held-out rows, so only the head is trained. "
                 "More rows or --epochs may change that. --method lora has a fixed rank.",
             )
+    _say_quality(result.get("quality"), json)
     say(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
@@ -179,8 +183,52 @@ def train(
                 json,
                 f"Every validation row got the same prediction: nothing was learned. Try a lower --lr{lr}, or more steps.",
             )
+    found = (
+        None
+        if threshold_for is None or of_class is None
+        else _find_threshold(folder, threshold_for, of_class)
+    )
+    if found is not None:
+        say(json, f"Threshold stored, which predict uses: {found}.")
     if json:
-        print_json({"out": str(out), **result})
+        print_json({"out": str(out), **result, **({"threshold": found.to_json()} if found else {})})
+
+
+def _say_quality(stored: Any, json: bool) -> None:
+    """Print how good a run's predictions are, if its result says so."""
+    from rankwise.tasks import quality
+
+    with suppress(ValueError):
+        for line in quality.lines(quality.from_json(stored)):
+            say(json, line)
+
+
+def _check_threshold(wanted: str | None, name: str | None) -> None:
+    """Refuse a threshold that can't be found whatever the classes are, before training."""
+    from rankwise.tasks import threshold
+
+    if wanted is not None:
+        threshold.parse(wanted)
+    if (wanted is None) != (name is None):
+        raise RankwiseError(
+            "`threshold_for=` and `of_class=` go together: --threshold-for precision=0.9 --class spam."
+        )
+
+
+def _find_threshold(folder: Any, wanted: str, name: str) -> Any:
+    """Find a threshold on a run's validation rows and store it beside what was trained."""
+    import numpy as np
+
+    from rankwise.adapters import threshold_file
+    from rankwise.tasks import objectives, threshold
+
+    task, table = folder.read_run()["task"], folder.read_predictions()
+    objective, names = objectives.named(task["problem"]), task["label_names"]
+    threshold.check(wanted, name, objective, names)
+    labels, logits = (np.array(table[column].to_pylist()) for column in ("label", "logits"))
+    found = threshold.find(wanted, name, objective, labels, logits, names)
+    threshold_file.write(folder.path, found)
+    return found
 
 
 def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool) -> dict[str, Any]:

@@ -4,10 +4,12 @@ A difference is claimed only where the tests over rows and over seeds, both corr
 difference stands with its interval. Beside the score stands what a method costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rankwise.report.cells import Cell
 from rankwise.report.row import Row, Verdict
-from rankwise.report.words import listed, minus, percent, share, span
+from rankwise.report.words import clock, listed, minus, percent, share, span
+from rankwise.tasks.quality import Quality
 
 METHODS_SHOWN = 6
 """Methods that get a sentence each; the table has the others."""
@@ -23,6 +25,21 @@ def answer(rows: Sequence[Row]) -> list[str]:
     if len(methods) > METHODS_SHOWN:
         lines.append(f"{len(methods) - METHODS_SHOWN} more methods are in the table.")
     return [_headline(compared), *lines]
+
+
+def of_one_run(row: Row, qualities: Mapping[Cell, Quality]) -> list[str]:
+    """Say what one run reaches, and what always giving one answer would."""
+    lines = [f"{row.method} reaches {percent(row.score)} {row.metric} on {row.task}."]
+    quality = qualities.get((row.task, row.method))
+    if quality is not None:
+        low_high = (
+            "" if quality.interval is None else " to ".join(f"{100 * end:.2f}" for end in quality.interval)
+        )
+        over = f"95 % over the {quality.n:,} validation rows: {low_high}. " if low_high else ""
+        base = 100 * quality.baseline[quality.metric]
+        lines.append(f"{over}Always {quality.baseline_answer!r:.60} would reach {base:.2f}.")
+    trained = f"{row.method} trains {share(row.trainable_share)} of the parameters"
+    return [*lines, f"{trained} ({row.trainable:,}), in {clock(row.train_seconds)} on {row.n_train:,} rows."]
 
 
 def _best(rows: Sequence[Row]) -> str:

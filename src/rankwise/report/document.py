@@ -6,16 +6,18 @@ from typing import Any
 
 from rankwise.errors import RankwiseError
 from rankwise.report import notes, published, settings
-from rankwise.report.answer import answer
-from rankwise.report.cells import Run, by_cell, distinct, read
+from rankwise.report.answer import answer, of_one_run
+from rankwise.report.cells import Cell, Run, by_cell, distinct, read
 from rankwise.report.curves import Curve, curves
 from rankwise.report.examples import Example, disagreements
+from rankwise.report.qualities import qualities
 from rankwise.report.rank_pattern import RankPattern, rank_patterns
 from rankwise.report.row import Row
 from rankwise.report.rows import rows
 from rankwise.run_folder import RunFolder, read_grid, run_folders
 from rankwise.tasks import look
 from rankwise.tasks.look import Look
+from rankwise.tasks.quality import Quality
 
 
 class NothingFinished(RankwiseError):
@@ -27,7 +29,7 @@ class Document:
     """A report.
 
     Attributes:
-        out: the grid's folder.
+        out: the grid's folder, or that of one run.
         answer: what the grid found, in sentences; the first is the headline.
         rows: one for each task and method.
         runs: result.json of every finished run.
@@ -38,6 +40,7 @@ class Document:
         curves: training curves.
         rank_patterns: the ranks of runs that changed them.
         examples: validation rows on which methods disagree.
+        qualities: how good the predictions of each task and method are, over its runs.
         looks: task → a look at its rows, as the first of its runs recorded it.
         settings: what was set, on what machine, with which versions, by which command.
         planned: number of runs that the grid asks for.
@@ -54,6 +57,7 @@ class Document:
     curves: list[Curve]
     rank_patterns: list[RankPattern]
     examples: list[Example]
+    qualities: dict[Cell, Quality]
     looks: dict[str, Look]
     settings: dict[str, str]
     planned: int
@@ -67,7 +71,8 @@ def collect(out: Path) -> Document:
     """
     if not out.is_dir():
         raise RankwiseError(f"{out} is no folder. Name the one that `rankwise compare` wrote.")
-    folders = run_folders(out)
+    alone = RunFolder(out)
+    folders = [alone] if alone.finished else run_folders(out)
     runs, left_out = _read(folders)
     if not runs:
         raise NothingFinished(" ".join([_nothing_finished(out), *left_out]))
@@ -78,23 +83,26 @@ def collect(out: Path) -> Document:
     patterns, not_drawn = rank_patterns(cells)
     pairs = published.tasks_and_models(run.result for run in runs)
     looks, unseen = _looks(runs)
+    measured, unmeasured = qualities(cells)
     described = settings.of_grid((f"{r.result['task']} {r.result['method']}", r.settings) for r in runs)
     if grid.get("command"):
         described["command"] = str(grid["command"])
     return Document(
         out=out,
-        answer=answer(table),
+        answer=of_one_run(table[0], measured) if alone.finished else answer(table),
         rows=table,
         runs=[run.result for run in runs],
         left_out=left_out,
         notes=[
             *notes.notes(table),
+            *notes.baselines(measured),
             *notes.constant_predictions(runs),
             *notes.different_rows(cells),
             *unpaired,
             *unread,
             *not_drawn,
             *unseen,
+            *unmeasured,
             *damage,
         ],
         published=published.sentences(pairs),
@@ -102,6 +110,7 @@ def collect(out: Path) -> Document:
         curves=drawn,
         rank_patterns=patterns,
         examples=disagreements(cells),
+        qualities=measured,
         looks=looks,
         settings=described,
         planned=max(len(folders), _planned(grid)),
@@ -143,12 +152,9 @@ def _looks(runs: list[Run]) -> tuple[dict[str, Look], list[str]]:
 def _nothing_finished(out: Path) -> str:
     """Say that there is nothing to report on; a run's own folder is not a folder of runs."""
     run = RunFolder(out)
-    if not run.finished and not run.has_run:
+    if run.finished or not run.has_run:
         return f"{out} holds no finished run."
-    return (
-        f"{out} is the folder of one run, and a report is made of a folder of runs. Name the folder that it lies in, "
-        f"or read {'its result.json' if run.finished else 'its log, steps.jsonl'}."
-    )
+    return f"{out} is the folder of a run that isn't finished. Its log is steps.jsonl; the command that began it continues it."
 
 
 def _grid(out: Path) -> tuple[dict[str, Any], list[str]]:

@@ -85,6 +85,8 @@ def html(document: Document, *, live: bool = False) -> str:
     }
     drawn = [*(figure for section in sections for figure in section["figures"]), *memory.values()]
     drawn += [figure for _, made in looks.values() for figure in made]
+    measured = _qualities(document, style)
+    drawn += [figure for task in measured for figure in (*task["calibration"], *task["confusions"])]
     columns = page_table.columns(document)
     return _render(
         "page.html",
@@ -101,6 +103,7 @@ def html(document: Document, *, live: bool = False) -> str:
         ],
         rank_memory=memory,
         looks=looks,
+        qualities=measured,
         tasks=list(dict.fromkeys((row.task, row.n_train, row.n_validation) for row in document.rows)),
         live=RELOAD_SECONDS if live else None,
     )
@@ -170,6 +173,30 @@ def _kinds(rows: list[Row]) -> list[str]:
     if not rows or not all(row.memory for row in rows if row.peak_mb is not None):
         return []
     return [kind for kind in figures.KINDS if any((row.memory or {}).get(kind) for row in rows)]
+
+
+def _qualities(document: Document, style: Style) -> list[dict[str, Any]]:
+    """What the section on quality shows of each task: a table, the figures, and each method's classes."""
+    made = []
+    for task in dict.fromkeys(task for task, _ in document.qualities):
+        methods = {method: q for (of, method), q in document.qualities.items() if of == task}
+        first = next(iter(methods.values()))
+        made.append(
+            {
+                "task": task,
+                "headers": page_table.quality_headers(first),
+                "rows": [
+                    {"method": method, "colour": style.colour(method), "cells": page_table.quality_cells(q)}
+                    for method, q in methods.items()
+                ],
+                "constant": first.baseline_answer,
+                "baseline": page_table.baseline_cells(first),
+                "calibration": figures.calibration(document, task),
+                "confusions": figures.confusions(document, task),
+                "classes": [(method, q.classes) for method, q in methods.items() if q.classes],
+            }
+        )
+    return made
 
 
 def _legend(method: str, style: Style) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rankwise import inert
 from rankwise.report.document import Document
 from rankwise.report.figures import KINDS, facts
+from rankwise.report.page_table import baseline_cells, quality_cells, quality_headers
 from rankwise.report.rank_pattern import summary
 from rankwise.report.table import HEADERS, cells
 from rankwise.report.words import flags, percent, probability
@@ -23,7 +24,7 @@ def markdown(document: Document) -> str:
     ]
     if document.left_out:
         lines += ["", "## Left out", "", *(f"- {inert.markdown(line)}" for line in document.left_out)]
-    for part in (_differences, _memory, _ranks, _data, _examples):
+    for part in (_differences, _memory, _ranks, _quality, _data, _examples):
         lines += part(document)
     if document.published:
         lines += ["", "## Published", "", *(f"- {inert.markdown(line)}" for line in document.published)]
@@ -90,6 +91,31 @@ def _ranks(document: Document) -> list[str]:
     for one in document.rank_patterns:
         lines.append(f"- {inert.markdown(f'{one.task} {one.method} seed {one.seed}: {summary(one)}')}")
         lines += [f"  - {inert.markdown(d.text)}{'' if d.accepted else ' (rejected)'}" for d in one.decisions]
+    return lines
+
+
+def _quality(document: Document) -> list[str]:
+    lines = []
+    for task in dict.fromkeys(task for task, _ in document.qualities):
+        methods = {method: quality for (of, method), quality in document.qualities.items() if of == task}
+        first = next(iter(methods.values()))
+        rows = [(method, *quality_cells(quality)) for method, quality in methods.items()]
+        rows.append((f"always {first.baseline_answer}", *baseline_cells(first)))
+        lines += ["", f"## How good the predictions of {inert.markdown(task)} are", ""]
+        lines += _table(("method", *quality_headers(first)), rows)
+        for method, quality in methods.items():
+            each = [
+                (
+                    c.name,
+                    f"{100 * c.precision:.1f}",
+                    f"{100 * c.recall:.1f}",
+                    f"{100 * c.f1:.1f}",
+                    f"{c.support:,}",
+                )
+                for c in quality.classes
+            ]
+            headers = (f"{inert.markdown(method)}: class", "precision", "recall", "F1", "predictions")
+            lines += ["", *_table(headers, each)] if each else []
     return lines
 
 

@@ -1,11 +1,12 @@
 """The sentences beside the table: how its columns are computed, and what they can't show."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from rankwise.report.cells import Cells, Run
+from rankwise.report.cells import Cell, Cells, Run
 from rankwise.report.row import REFERENCE, Row
 from rankwise.run_folder import one_answer
 from rankwise.tasks.objectives import OBJECTIVES
+from rankwise.tasks.quality import Quality
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -47,6 +48,18 @@ def notes(rows: Sequence[Row]) -> list[str]:
             "(1 MB = 10⁶ bytes)."
         )
     return lines
+
+
+def baselines(qualities: Mapping[Cell, Quality]) -> list[str]:
+    """Say what always giving the same answer would score on each task."""
+    first: dict[str, Quality] = {}
+    for (task, _), quality in qualities.items():
+        if quality.classes:
+            first.setdefault(task, quality)
+    return [
+        f"On {task} always {one.baseline_answer!r:.60} gives {100 * one.baseline[one.metric]:.2f} {one.metric}."
+        for task, one in first.items()
+    ]
 
 
 def _wins(row: Row) -> bool:

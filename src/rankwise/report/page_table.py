@@ -9,6 +9,7 @@ from rankwise.report.figures import Style
 from rankwise.report.row import Row
 from rankwise.report.stats import Estimate
 from rankwise.report.words import clock, minus, percent, probability, share, spread
+from rankwise.tasks.quality import Quality, in_words
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,28 @@ def _interval(value: Estimate | None, *, sign: bool = False, verdict: str | None
     mean, _, half = minus(percent(value, sign=sign)).partition(" ± ")
     arrow = ("▲" if value.mean > 0 else "▼") if verdict == "shown" else ""
     return Cell(mean, value.mean, f"± {half}" if half else None, arrow)
+
+
+def quality_headers(quality: Quality) -> list[str]:
+    """Name the columns of the table of qualities."""
+    first, *others = [in_words(name) for name in quality.scores]
+    return [first, "95 % over rows", *others, *([] if quality.calibration is None else ["calibration error"])]
+
+
+def quality_cells(quality: Quality) -> list[str]:
+    """Write a method's row of that table."""
+    first, *others = (_score(name, value) for name, value in quality.scores.items())
+    low_high = "" if quality.interval is None else " to ".join(f"{100 * end:.1f}" for end in quality.interval)
+    error = [] if quality.calibration is None else [f"{100 * quality.calibration.error:.1f}"]
+    return [first, low_high, *others, *error]
+
+
+def baseline_cells(quality: Quality) -> list[str]:
+    """Write the row of always giving the same answer."""
+    first, *others = (_score(name, value) for name, value in quality.baseline.items())
+    return [first, "", *others, *([] if quality.calibration is None else [""])]
+
+
+def _score(name: str, value: float) -> str:
+    """Write shares in %, and errors of numbers as they are."""
+    return f"{value:.4g}" if name.endswith("error") else f"{100 * value:.1f}"

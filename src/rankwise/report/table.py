@@ -45,7 +45,7 @@ def table(document: Document) -> Table:
 
 
 def rank_tables(document: Document) -> list[str]:
-    """Draw the final ranks of the first seed of each task and method that changed them."""
+    """Draw the final ranks of each task and method that changed them, of several seeds their mean."""
     ranks = {(run["task"], run["method"], run["seed"]): run.get("rank") for run in document.runs}
     lines, drawn = [], set()
     for pattern in document.rank_patterns:
@@ -54,8 +54,22 @@ def rank_tables(document: Document) -> list[str]:
         if cell in drawn or not final:
             continue
         drawn.add(cell)
-        title = f"Rank pattern of {pattern.task}, {pattern.method}, seed {pattern.seed}: {summary(pattern)}."
-        lines += ["", title, *rank_table.draw(final)]
+        seeds = [
+            found
+            for (*of, _), found in ranks.items()
+            if tuple(of) == cell and found and found.keys() == final.keys()
+        ]
+        whose, about = f"seed {pattern.seed}", summary(pattern)
+        if len(seeds) > 1:
+            (row,) = (row for row in document.rows if (row.task, row.method) == cell)
+            size = spread(row.adapter_params, row.adapter_params_range)
+            whose, about = f"mean of {len(seeds)} seeds", f"{size} parameters of the adapter"
+            final = {path: round(sum(found[path] for found in seeds) / len(seeds)) for path in final}
+        lines += [
+            "",
+            f"Rank pattern of {pattern.task}, {pattern.method}, {whose}: {about}.",
+            *rank_table.draw(final),
+        ]
     return [*lines, ""] if lines else []
 
 
@@ -100,5 +114,9 @@ def to_json(document: Document) -> dict[str, Any]:
         "out": str(document.out),
         "rows": [{**asdict(row), "verdict": row.verdict} for row in document.rows],
         "examples": [asdict(example) for example in document.examples],
+        "qualities": [
+            {"task": task, "method": method, **quality.to_json()}
+            for (task, method), quality in document.qualities.items()
+        ],
         "looks": {task: look.to_json() for task, look in document.looks.items()},
     }

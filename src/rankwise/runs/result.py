@@ -17,6 +17,7 @@ from rankwise.runs import curve, model_card
 from rankwise.runs.evaluation import evaluate, labels
 from rankwise.runs.events import Emit, optional
 from rankwise.runs.prepare import Prepared
+from rankwise.tasks import look, quality
 
 Scores = dict[str, dict[str, float]]
 """Split → metric → score."""
@@ -31,13 +32,14 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         emit: told how far evaluation is.
         peak_rss_mb: the process's memory at its peak in training.
     """
-    scores = _evaluate(run, folder, emit)
+    scores, measured = _evaluate(run, folder, emit)
     _save(run, folder, keep_model=run.assigned.keep_model)
     with optional("The curve of the adapter's sizes", emit):
         if (sizes := curve.measure(run)) is not None:
             curve_file.write(folder.path, sizes)
     result = {
         **_scores(run, scores),
+        "quality": measured and measured.to_json(),
         **_sizes(run),
         **_costs(run, folder, emit, peak_rss_mb=peak_rss_mb),
         **_ranks(run),
@@ -55,9 +57,10 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
     return result
 
 
-def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> Scores:
-    """Return the scores on every split; the headline split's predictions are written."""
+def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> tuple[Scores, quality.Quality | None]:
+    """Return the scores on every split, and how good the headline split's predictions are, which are written."""
     scores: Scores = {}
+    task, measured = run.rows.dataset.task, []
     for split, rows in run.rows.validation.items():
         logits, scores[split] = evaluate(
             run.training, rows, split=split, task=run.rows.dataset.task, emit=emit
@@ -65,7 +68,18 @@ def _evaluate(run: Prepared, folder: RunFolder, emit: Emit) -> Scores:
         if split == run.rows.headline:
             predictions = run.rows.objective.predict(logits)
             folder.write_predictions(rows.idx, labels(rows), predictions, logits)
-    return scores
+            most_frequent = look.most_frequent(run.look, task.problem)
+            measured.append(
+                quality.measure(
+                    run.rows.objective,
+                    task.metrics[0],
+                    task.label_names,
+                    labels(rows),
+                    logits,
+                    most_frequent=most_frequent,
+                )
+            )
+    return scores, measured[0]
 
 
 def _save(run: Prepared, folder: RunFolder, *, keep_model: bool) -> None:

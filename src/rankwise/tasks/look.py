@@ -91,9 +91,20 @@ class Look:
     numbers: Histogram | None
     warnings: list[str]
 
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
+
+
+def most_frequent(found: Look, problem: str) -> list[str]:
+    """Return the answer that most training rows have: the largest class, or the labels that more than half of them have."""
+    train = found.splits["train"]
+    if problem == "multi-label":
+        return [name for name, n in train.classes.items() if 2 * n > train.rows]
+    return list(train.classes)[:1]
 
 
 def from_json(stored: Any) -> Look:

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, matthews_corrcoef
 
 from rankwise.errors import RankwiseError, nearest
 
@@ -44,6 +44,7 @@ def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 METRICS: dict[str, Score] = {
     "accuracy": accuracy_score,
+    "balanced_accuracy": _defined(balanced_accuracy_score),
     "f1": _f1("binary"),
     "mcc": _defined(matthews_corrcoef),
     "micro_f1": _f1("micro"),

@@ -190,11 +190,18 @@ class Objective(ABC):
         """Return the predictions of logits [rows, outputs], in the labels' form."""
 
     @abstractmethod
-    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    def columns(
+        self, logits: np.ndarray, names: Sequence[str], said: Labels | None = None
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Return predictions as columns of a table, and a summary of them.
 
         The columns are `label`, and for classes and labels `probability_<name>` and `logit_<name>`. The summary counts each name, or has
         the `lowest`, `mean` and `highest` number.
+
+        Args:
+            logits: float [rows, outputs].
+            names: of the outputs.
+            said: the predictions, where a threshold makes others than `predict`.
         """
 
     def combine(self, summaries: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
@@ -233,7 +240,7 @@ class Classification(Objective):
     name = "classification"
     problem_type = "single_label_classification"
     metrics = ("accuracy", "mcc")
-    more_metrics = ("f1", "micro_f1", "macro_f1")
+    more_metrics = ("balanced_accuracy", "f1", "micro_f1", "macro_f1")
     fewest_names = 2
 
     def read(self, values: Sequence[Any], names: Sequence[str] = (), *, ids: bool = False) -> list[Any]:
@@ -281,10 +288,12 @@ class Classification(Objective):
     def predict(self, logits: np.ndarray) -> Labels:
         return logits.argmax(axis=1)
 
-    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    def columns(
+        self, logits: np.ndarray, names: Sequence[str], said: Labels | None = None
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         from scipy.special import softmax
 
-        said, labels = self.predict(logits), _as_numbers(names)
+        said, labels = self.predict(logits) if said is None else said, _as_numbers(names)
         counts = np.bincount(said, minlength=len(names))
         columns = _of_each_name(names, softmax(logits, axis=1), logits)
         return {"label": [labels[i] for i in said], **columns}, _counted(names, counts)
@@ -367,10 +376,12 @@ class MultiLabel(Objective):
     def predict(self, logits: np.ndarray) -> Labels:
         return (logits > 0).astype(np.float32)
 
-    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    def columns(
+        self, logits: np.ndarray, names: Sequence[str], said: Labels | None = None
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         from scipy.special import expit
 
-        said, labels = self.predict(logits), _as_numbers(names)
+        said, labels = self.predict(logits) if said is None else said, _as_numbers(names)
         columns = _of_each_name(names, expit(logits), logits)
         lists = [[labels[i] for i in np.flatnonzero(row)] for row in said]
         return {"label": lists, **columns}, _counted(names, said.sum(axis=0))
@@ -420,8 +431,10 @@ class Regression(Objective):
     def predict(self, logits: np.ndarray) -> Labels:
         return logits[:, 0].astype(np.float32)
 
-    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
-        said = self.predict(logits)
+    def columns(
+        self, logits: np.ndarray, names: Sequence[str], said: Labels | None = None
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        said = self.predict(logits) if said is None else said
         low, mean, high = (float(f(said)) for f in (np.min, np.mean, np.max))
         return {"label": said}, {"lowest": low, "mean": mean, "highest": high}
 
@@ -494,7 +507,9 @@ class Generation(Objective):
     def predict(self, logits: np.ndarray) -> Labels:
         return logits[:, 0].astype(np.float32)
 
-    def columns(self, logits: np.ndarray, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    def columns(
+        self, logits: np.ndarray, names: Sequence[str], said: Labels | None = None
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         losses = self.predict(logits)
         low, mean, high = (float(f(losses)) for f in (np.min, np.mean, np.max))
         return {"loss": losses, "tokens": logits[:, 1].astype(np.int64)}, {

@@ -3,6 +3,7 @@
 from rankwise.report.figures.cost import memory, speed
 from rankwise.report.figures.data import data, facts
 from rankwise.report.figures.plot import KINDS, Figure, Style, style_of
+from rankwise.report.figures.quality import calibration, confusions
 from rankwise.report.figures.ranks import rank_memory, ranks
 from rankwise.report.figures.scores import differences, parameters, scores
 from rankwise.report.figures.training import losses, validation
@@ -11,6 +12,8 @@ __all__ = [
     "KINDS",
     "Figure",
     "Style",
+    "calibration",
+    "confusions",
     "data",
     "differences",
     "facts",

@@ -119,6 +119,17 @@ def parameters(document: Document) -> list[Figure]:
             trained = spread(row.trainable, row.trainable_range)
             shown = inert.plot(f"{row.method}: {percent(row.score)} {row.metric}, {trained} trained")
             trace |= {"x": [row.trainable], "y": trace["x"], "text": [shown], "name": inert.plot(row.method)}
+            low, high = row.trainable_range
+            if low < high:  # seeds that found other ranks
+                trace["error_x"] = {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [high - row.trainable],
+                    "arrayminus": [row.trainable - low],
+                    "color": style.colour(row.method),
+                    "thickness": 2,
+                    "width": 5,
+                }
             data.append(trace | ({"error_y": error} if error else {}))
         low, high = (math.log10(f(max(row.trainable, 1) for row in rows)) for f in (min, max))
         layout = {

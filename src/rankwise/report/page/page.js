@@ -1,5 +1,5 @@
 "use strict";
-// Sorts the table, switches the colour scheme, and draws figures when they come into view and again for print.
+// Sorts the table, switches the colour scheme, and draws the figures, and draws them again for print.
 const root = document.documentElement;
 // what a reader set survives a reload
 const stored = {
@@ -66,14 +66,15 @@ const axis = () => ({
   gridcolor: colour("var(--line)"), linecolor: colour("var(--line)"), zerolinecolor: colour("var(--muted)"), zeroline: false,
   fixedrange: true, automargin: true, title: { standoff: 8, font: { size: 11.5, color: colour("var(--muted)") } }, ticks: "",
 });
+const hue = () => [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]);
 const styled = (spec) => {
   const data = coloured(spec.data).map((trace) => trace.colorscale === "ranks" ? {
     ...trace,
     // log2: 4 → 8 is the same step in colour as 16 → 32
     z: trace.z.map((row) => row.map((rank) => rank === null ? null : Math.log2(1 + rank))),
     text: trace.z,
-    colorscale: [0, 1, 2, 3, 4].map((k) => [k / 4, colour(`var(--r${k})`)]),
-  } : trace);
+    colorscale: hue(),
+  } : trace.colorscale === "shares" ? { ...trace, colorscale: hue() } : trace);
   const layout = merged({
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("var(--ink)") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 8, r: 14, t: 8, b: 36 }, dragmode: false,
@@ -98,35 +99,27 @@ const loadPlotly = () => {
   script.textContent = document.getElementById("plotly").textContent;
   document.body.append(script);
 };
-const drawAll = () => {
-  loadPlotly();
-  const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
-    if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
-  }), { rootMargin: "400px" });
-  plots.forEach((element) => seen.observe(element));
-  const rest = () => {  // one at a time, so that the page stays responsive
-    const next = plots.find((element) => !drawn.has(element) && !element.closest("[hidden]"));
-    if (!next) { root.dataset.drawn = "all"; return; }
-    draw(next);
-    setTimeout(rest, 10);
-  };
-  setTimeout(rest, 10);
-};
-addEventListener("load", () => setTimeout(drawAll, 50));
+// all at once while the page loads: what captures the page right after that finds every figure
+addEventListener("load", () => { loadPlotly(); plots.forEach(draw); root.dataset.drawn = "all"; });
 let waiting = 0;
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
 
 // ── Print ──
 let before = null;
+let opened = [];  // what only paper shows: every run's ranks, every method's classes
 addEventListener("beforeprint", () => {
   before = root.style.colorScheme;
   root.style.colorScheme = "light";
   document.body.classList.add("paper");
   loadPlotly();
+  opened = [...document.querySelectorAll(".choice[hidden]")].map((element) => [element, "hidden"]);
+  opened.push(...[...document.querySelectorAll("#quality details:not([open])")].map((element) => [element, "open"]));
+  opened.forEach(([element, name]) => { element[name] = !element[name]; });
   plots.forEach(draw);
 });
 addEventListener("afterprint", () => {
   document.body.classList.remove("paper");
+  opened.forEach(([element, name]) => { element[name] = !element[name]; });
   root.style.colorScheme = before;
   redraw();
 });
