@@ -237,13 +237,12 @@ def merge(
     Example: rankwise merge my-adapter --out merged-model
     """
     from rankwise.adapters.load import merge as merge_adapter
+    from rankwise.models import families, loading
 
     merged = merge_adapter(adapter, out, base=model, label_names=label_names)
     parameters = sum(p.numel() for p in merged.parameters())
-    say(
-        json,
-        f"Merged model of {parameters:,} parameters in {out}: AutoModelForSequenceClassification.from_pretrained loads it.",
-    )
+    kind = loading.AUTO[families.task_type(merged) or "SEQ_CLS"][0].__name__
+    say(json, f"Merged model of {parameters:,} parameters in {out}: {kind}.from_pretrained loads it.")
     if json:
         print_json({"adapter": str(adapter), "out": str(out), "total_params": parameters})
 
