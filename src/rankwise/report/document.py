@@ -14,6 +14,7 @@ from rankwise.report.qualities import qualities
 from rankwise.report.rank_pattern import RankPattern, rank_patterns
 from rankwise.report.row import Row
 from rankwise.report.rows import rows
+from rankwise.report.sizes import Sizes, sizes
 from rankwise.run_folder import RunFolder, read_grid, run_folders
 from rankwise.tasks import look
 from rankwise.tasks.look import Look
@@ -39,6 +40,7 @@ class Document:
         published_scores: the same as data.
         curves: training curves.
         rank_patterns: the ranks of runs that changed them.
+        sizes: what each smaller size of an adapter loses, of runs that measured it.
         examples: validation rows on which methods disagree.
         qualities: how good the predictions of each task and method are, over its runs.
         looks: task → a look at its rows, as the first of its runs recorded it.
@@ -56,6 +58,7 @@ class Document:
     published_scores: list[dict[str, Any]]
     curves: list[Curve]
     rank_patterns: list[RankPattern]
+    sizes: list[Sizes]
     examples: list[Example]
     qualities: dict[Cell, Quality]
     looks: dict[str, Look]
@@ -81,6 +84,7 @@ def collect(out: Path) -> Document:
     table, unpaired = rows(cells)
     drawn, unread = curves(cells)
     patterns, not_drawn = rank_patterns(cells)
+    measured, unmeasured = sizes(cells)
     pairs = published.tasks_and_models(run.result for run in runs)
     looks, unseen = _looks(runs)
     measured, unmeasured = qualities(cells)
@@ -109,6 +113,7 @@ def collect(out: Path) -> Document:
         published_scores=published.scores(pairs),
         curves=drawn,
         rank_patterns=patterns,
+        sizes=measured,
         examples=disagreements(cells),
         qualities=measured,
         looks=looks,

@@ -67,6 +67,13 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Document], list[Figure]]], ...] =
         "Point at one to read its evidence. Below: the memory of the same steps, where it was recorded.",
         figures.ranks,
     ),
+    (
+        "sizes",
+        "Smaller sizes of the adapter",
+        "What an adapter loses when only its most important components are kept, on validation rows, with the standard error. "
+        "`rankwise export ADAPTER --max-params N` takes one of these sizes, without training or data.",
+        figures.sizes,
+    ),
 )
 
 

@@ -105,9 +105,9 @@ def show_progress(document: Document, stream: TextIO) -> None:
 def to_json(document: Document) -> dict[str, Any]:
     """Turn the report into plain values, one key for each attribute of `Document`; each row has its `verdict` too.
 
-    Training curves and rank patterns are left out: the run folders' own logs hold them.
+    Training curves, rank patterns and sizes are left out: the run folders' own logs hold them.
     """
-    left_out = ("curves", "rank_patterns")
+    left_out = ("curves", "rank_patterns", "sizes")
     plain = {f.name: getattr(document, f.name) for f in fields(document) if f.name not in left_out}
     return {
         **plain,

@@ -6,6 +6,7 @@ from rankwise.report.figures.plot import KINDS, Figure, Style, style_of
 from rankwise.report.figures.quality import calibration, confusions
 from rankwise.report.figures.ranks import rank_memory, ranks
 from rankwise.report.figures.scores import differences, parameters, scores
+from rankwise.report.figures.sizes import sizes
 from rankwise.report.figures.training import losses, validation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "rank_memory",
     "ranks",
     "scores",
+    "sizes",
     "speed",
     "style_of",
     "validation",
