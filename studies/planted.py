@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from rankwise.config import Preference
 from rankwise.engine.attention import packed
 from rankwise.engine.packing import batch_order, pack
 from rankwise.engine.pooling import packed_logits
@@ -30,7 +32,7 @@ from rankwise.lora.inject import adapt_at_start_rank
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.models.hub import DEFAULT
-from rankwise.rank.config import RankConfig
+from rankwise.rank.config import preferring
 from rankwise.rank.controller import RankController
 from rankwise.seeding import stream_seed
 from rankwise.tasks import registry
@@ -44,6 +46,8 @@ LAYERS = (1, 3, 4)
 RANKS = (0, 1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
 ROWS, HELD_OUT, BATCH, STEPS, LR, CLASSES = 6000, 300, 32, 1200, 2e-3, 16
+PLANTED_EVERYWHERE = ("1.attention.self.value", "3.attention.output.dense", "4.intermediate.dense")
+"""Where the teacher's update is if the student has adapters in every linear layer."""
 SIZE = 0.5
 """Frobenius norm of the planted update, relative to the weight's."""
 
@@ -62,11 +66,20 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=16, help="rank that the student starts from")
     parser.add_argument("--late", type=float, help="tolerance of the last prune, as a share of the gain")
     parser.add_argument("--steps", type=int, help=f"of a training, {STEPS:,} if not given")
+    parser.add_argument(
+        "--everywhere", action="store_true", help="adapters in all linear layers of the student"
+    )
+    parser.add_argument("--prefer", choices=("accuracy", "size"), default="size")
     asked = parser.parse_args()
     asked.show |= asked.earlier
     if not asked.show:
         wanted = [
             {"rank": rank, "seed": seed, "start": asked.start, "late": asked.late, "steps": asked.steps}
+            | (
+                {"everywhere": True, "prefer": asked.prefer}
+                if asked.everywhere or asked.prefer != "size"
+                else {}
+            )
             for seed in asked.seeds
             for rank in asked.ranks
         ]
@@ -76,20 +89,34 @@ def main() -> None:
     show(pq.read_table(earlier(STORED) if asked.earlier else STORED).to_pylist())
 
 
-def trial(rank: int, seed: int, start: int, late: float | None, steps: int | None) -> dict[str, Any]:
+def trial(
+    rank: int,
+    seed: int,
+    start: int,
+    late: float | None,
+    steps: int | None,
+    everywhere: bool = False,
+    prefer: Preference = "size",
+) -> dict[str, Any]:
     """Train one student; return a row of the study."""
     total = steps or STEPS
-    config = RankConfig()
+    config = preferring(prefer)
     if late is not None:
         config = prune_at({**config.prune_at, max(config.prune_at): late})
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)
     student = copy.deepcopy(teacher)
-    _plant(teacher, rank, seed)
+    planted = PLANTED_EVERYWHERE if everywhere else [f"{layer}.attention.self.value" for layer in LAYERS]
+    _plant(teacher, rank, seed, planted)
     targets = _logits(teacher, rows)
     scale = targets.var(dim=0).mean()
-    adapt_at_start_rank(student, start, targets=("query", "value"), seed=stream_seed(seed, "adapter"))
+    adapt_at_start_rank(
+        student,
+        start,
+        targets=("all-linear",) if everywhere else ("query", "value"),
+        seed=stream_seed(seed, "adapter"),
+    )
     student.requires_grad_(False)
     layers = lora_layers(student)
     trained = [
@@ -120,9 +147,7 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
         optimizer.zero_grad()
         controller.step()
     found = {path: layer.rank for path, layer in layers.items()}
-    planted = (
-        {path for path in layers if path.endswith("value") and _layer(path) in LAYERS} if rank else set()
-    )
+    planted = {path for path in layers if rank and path.endswith(tuple(f"layer.{name}" for name in planted))}
     kept = {path for path, r in found.items() if r}
     return {
         "rank": rank,
@@ -130,7 +155,9 @@ def trial(rank: int, seed: int, start: int, late: float | None, steps: int | Non
         "start": start,
         "late": late,
         "steps": steps,
-        "planted": rank * len(LAYERS),
+        "everywhere": everywhere,
+        "prefer": prefer,
+        "planted": rank * 3,
         "found": sum(found.values()),
         "precision": len(kept & planted) / len(kept) if kept else 1.0,
         "recall": len(kept & planted) / len(planted) if planted else 1.0,
@@ -158,19 +185,15 @@ def _model(seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _plant(model: nn.Module, rank: int, seed: int) -> None:
-    """Add U·Vᵀ with equal singular values, of `SIZE` of the weight's norm in all, to the value projections of `LAYERS`."""
+def _plant(model: nn.Module, rank: int, seed: int, planted: Sequence[str]) -> None:
+    """Add U·Vᵀ with equal singular values, of `SIZE` of the weight's norm in all, to some linear layers of the encoder."""
     generator = torch.Generator().manual_seed(stream_seed(seed, "planted"))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith("value") and _layer(name) in LAYERS and rank:
+        if isinstance(module, nn.Linear) and name.endswith(tuple(f"layer.{p}" for p in planted)) and rank:
             out, into = module.weight.shape
             U = torch.linalg.qr(torch.randn(out, rank, generator=generator)).Q
             V = torch.linalg.qr(torch.randn(into, rank, generator=generator)).Q
             module.weight += SIZE * module.weight.norm() / rank**0.5 * U @ V.t()
-
-
-def _layer(path: str) -> int:
-    return int(path.split(".layer.")[1].split(".")[0])
 
 
 @torch.no_grad()
@@ -199,6 +222,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"loss {row['loss_before']:.4f} → {row['loss_after']:.5f}"
             + (f"  {100 * row['late']:g} % tolerance" if row.get("late") else "")
             + (f"  {row['steps']:,} steps" if row.get("steps") else "")
+            + (f"  all linear layers, {row['prefer']}" if row.get("everywhere") else "")
         )
 
 

@@ -34,7 +34,7 @@ def encoded(n):
 
 def training(n=600, padding="packed", targets=(), dropout=0.0, start=None, given=None, **changes):
     model = tiny.classifier("bert")
-    adapt_at_start_rank(model, start, targets=targets, dropout=dropout)
+    adapt_at_start_rank(model, start, targets=targets, dropout=dropout, prefer="size")
     compute = Compute(device=torch.device("cpu"), padding=padding, max_length=64, pad_id=0)
     return Training(
         model, encoded(n), options=replace(OPTIONS, **changes), compute=compute, seed=0, **given or {}

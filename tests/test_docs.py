@@ -45,7 +45,7 @@ def test_results_table_takes_memory_and_speed_of_the_study(results_table):
     costs = results_table.of_study([run | where])
     lines = results_table.table(results_table.read(*results_table.GRID), costs).splitlines()
     cells = {line.split("|")[1].strip(): line.split("|")[-3:-1] for line in lines if line.startswith("| ")}
-    assert [cell.strip() for cell in cells["**adaptive rank**"]] == ["1,234 MB", "57"]
+    assert [cell.strip() for cell in cells["**adaptive rank**, `prefer=size`"]] == ["1,234 MB", "57"]
     assert [cell.strip() for cell in cells["full fine-tuning"]] == ["–", "–"]
 
 

@@ -15,6 +15,8 @@ from rankwise.errors import RankwiseError
 
 ProblemName = Literal["classification", "multi-label", "regression", "generation"]
 """What the labels are: one class a row, any number of labels a row, a number, or the next token."""
+Preference = Literal["accuracy", "size"]
+"""What adaptive rank prefers: to be as accurate as without pruning, or to be small."""
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 """Bytes of each unit that a size may be given in."""
 
@@ -101,6 +103,8 @@ class LoraOptions:
     """Use s = alpha/√r instead (rank-stabilized LoRA, Kalajdzievski 2023)."""
     lora_dropout: float = 0.0
     """Dropout on the adapter's input."""
+    prefer: Preference = "accuracy"
+    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses up to a point of accuracy."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value; with adaptive all linear layers."""
 
@@ -113,6 +117,8 @@ class LoraOptions:
         _at_least(1, rank=self.rank)
         _above_zero(alpha=self.alpha)
         _share(lora_dropout=self.lora_dropout)
+        if self.prefer not in get_args(Preference):
+            raise RankwiseError(f"`prefer=` takes accuracy or size, not {self.prefer!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +390,8 @@ class PlanConfig:
     """full, lora, adaptive (at its start rank and at its largest)."""
     rank: int = 8
     """Rank of LoRA's adapters."""
+    prefer: Preference = "accuracy"
+    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses up to a point of accuracy."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value; with adaptive all linear layers."""
     batch_size: int = 16

@@ -55,7 +55,7 @@ METHODS = (
     Method(
         "LoRA, rank 8 in all linear layers", of_rank(8, everywhere=True), "lora:rank=8,targets=all-linear"
     ),
-    Method("**adaptive rank**", "adaptive", "adaptive"),
+    Method("**adaptive rank**, `prefer=size`", "adaptive", "adaptive"),
 )
 
 

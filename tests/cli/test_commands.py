@@ -226,6 +226,9 @@ def test_a_misspelt_target_is_answered_with_the_nearest_layer(model, table, refu
         ("train --seed 1 --seed 2 --out out", "--seed specified multiple times"),
         ("compare --tasks --out out", "--tasks names nothing to compare"),
         ("compare --methods full:rank=4 --out out", "full has no settings of its own"),
+        ("compare --methods lora:prefer=size --out out", "lora has no setting 'prefer'"),
+        ("compare --methods adaptive:prefer=speed --out out", "takes accuracy or size, not 'speed'"),
+        ("train --prefer speed --out out", "--prefer"),
     ],
 )
 def test_an_argument_that_is_missing_or_makes_no_sense_is_named(command, says, refused):

@@ -54,6 +54,15 @@ def test_replacement_examples_take_the_place_of_held_out_rows():
     assert batches(found) == whole, "they come back"
 
 
+def test_held_out_rows_have_the_shares_of_the_strata():
+    found = schedule()
+    strata = (np.arange(found.rows) % 10 == 0).astype(np.int64)
+    found.hold_out(20, strata)
+    assert len(set(found.held_out.tolist())) == 20
+    assert strata[found.held_out].sum() == 2
+    assert not set(found.replacements.tolist()) & set(found.held_out.tolist())
+
+
 def test_given_batches_come_in_turn():
     found = GivenBatches([np.array([3, 1]), np.array([0])], steps=5)
     assert batches(found) == [[3, 1], [0], [3, 1], [0], [3, 1]]

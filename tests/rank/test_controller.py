@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.lora.inject import adapt_at_start_rank
-from rankwise.rank.components import Basis
+from rankwise.lora.inject import adapt, adapt_at_start_rank
+from rankwise.rank.components import Basis, identity_basis
 from rankwise.rank.compress import compress
-from rankwise.rank.config import RankConfig
+from rankwise.rank.config import RankConfig, preferring
 from rankwise.rank.controller import RankController
 
 CONFIG = RankConfig()
@@ -46,7 +46,19 @@ def planted(rank: int, layer: str = "first", noise: float = 0.05, seed: int = 0)
     return network.double(), x.double(), (y + noise * torch.randn_like(y)).double()
 
 
-def train(network, x, y, steps=600, start=6, seed=0, held_out=300, shuffle=False, batch=50, also_train=()):
+def train(
+    network,
+    x,
+    y,
+    steps=600,
+    start=6,
+    seed=0,
+    held_out=300,
+    shuffle=False,
+    batch=50,
+    also_train=(),
+    prefer="size",
+):
     adapt_at_start_rank(network, start, targets=("first", "second"), also_train=also_train)
     if shuffle:
         y = y[torch.randperm(len(y))]
@@ -58,7 +70,7 @@ def train(network, x, y, steps=600, start=6, seed=0, held_out=300, shuffle=False
         with torch.no_grad():
             return (network(x[held]) - y[held]).square().mean(dim=1)
 
-    controller = RankController(network, losses, steps, optimizer, seed=seed)
+    controller = RankController(network, losses, steps, optimizer, seed=seed, prefer=prefer)
     xs, ys = x[rest], y[rest]
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -76,7 +88,7 @@ def test_the_scaling_follows_the_rank_and_the_function_stays():
     fresh = adapt_at_start_rank(copy.deepcopy(network), 6, targets=("first", "second"))
     adapt_at_start_rank(network, 6, targets=("first", "second"))
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=0.02)
-    controller = RankController(network, lambda: torch.zeros(1), 1000, optimizer)
+    controller = RankController(network, lambda: torch.zeros(1), 1000, optimizer, prefer="size")
     for _ in range(30):
         (network(x[:50]) - y[:50]).square().mean().backward()
         optimizer.step()
@@ -131,7 +143,11 @@ def one_layer(losses, left=1000, importance=IMPORTANCE):
     drawn = (drawn - drawn.mean()) / drawn.std()
     shares = torch.cat([importance.flip(0).cumsum(0).flip(0) / importance.sum(), torch.zeros(1)]).tolist()
     controller = RankController(
-        network, lambda: losses(shares[network.first.rank], drawn), left, torch.optim.SGD(parameters)
+        network,
+        lambda: losses(shares[network.first.rank], drawn),
+        left,
+        torch.optim.SGD(parameters),
+        prefer="size",
     )
     one = torch.eye(16, dtype=torch.float64)
     controller.bases = lambda: {"first": Basis(one, one, importance)}
@@ -167,9 +183,11 @@ def test_the_noise_tolerance_shrinks_with_the_steps_left():
 def test_a_short_training_is_pruned_at_its_end_only(steps, prunes):
     network = adapt_at_start_rank(Network(), 4, targets=("first", "second"))
     parameters = [p for p in network.parameters() if p.requires_grad]
-    controller = RankController(network, lambda: torch.zeros(1), steps, torch.optim.SGD(parameters))
+    controller = RankController(
+        network, lambda: torch.zeros(1), steps, torch.optim.SGD(parameters), prefer="size"
+    )
     growth = [round(share * steps) for share in CONFIG.grow_at]
-    assert sorted(controller.checks) == sorted([*growth, *prunes])
+    assert sorted(controller.checks) == sorted([*growth, *prunes, round(CONFIG.undo_at * steps)])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +270,7 @@ def test_adapters_without_a_sure_gain_go_if_it_cannot_be_much(loss, spread, step
         return whole if network.first.rank or network.second.rank else whole + gain
 
     parameters = [p for p in network.parameters() if p.requires_grad]
-    controller = RankController(network, losses, 10, torch.optim.AdamW(parameters))
+    controller = RankController(network, losses, 10, torch.optim.AdamW(parameters), prefer="size")
     for _ in range(steps):
         network(torch.randn(5, 16)).square().sum().backward()
         controller.step()
@@ -289,7 +307,7 @@ def test_other_constants_reach_the_checks():
     controller = RankController(
         network, lambda: torch.zeros(1), 1000, torch.optim.SGD(parameters), config=config
     )
-    assert sorted(controller.checks) == [500]
+    assert sorted(controller.checks) == [500, 900]
 
 
 @pytest.mark.parametrize(
@@ -302,3 +320,145 @@ def test_other_constants_reach_the_checks():
 def test_constants_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         RankConfig(**changes)
+
+
+# What a user prefers, and what keeps evidence from misleading
+
+
+def undo_after(now, plain_now=None, limit=0.02):
+    """Prune a layer of importance that rows don't miss at first; return the controller after the check that may undo it.
+
+    Args:
+        now: what each row's loss is by then, beside what it was before the prune.
+        plain_now: likewise, of the plain loss.
+    """
+    since = [0.0, 0.0]
+
+    def losses(missing, drawn):
+        loss = 20.0 + drawn + (1.0 if missing > 0.99 else 0.0) + since[0] * (missing > 0)
+        return loss, loss + since[1] * (missing > 0)
+
+    controller, missing = one_layer(losses, left=10)
+    first, known = controller.layers["first"], controller.bases
+    controller.bases = lambda: known() if first.rank == 16 else {"first": identity_basis(first)}
+    controller.steps_taken = controller.last_prune
+    controller.prune(limit)
+    assert 0 < missing() < 0.99
+    assert not controller.done
+    since[:] = now, (now if plain_now is None else plain_now)
+    controller.steps_taken = controller.undo_at
+    controller.undo()
+    assert controller.done
+    return controller, missing()
+
+
+@pytest.mark.parametrize(("now", "plain"), [(0.3, 0.0), (0.0, 0.3)], ids=["the loss", "the plain loss"])
+def test_a_prune_that_training_does_not_make_up_for_is_undone(now, plain):
+    controller, missing = undo_after(now, plain)
+    assert missing == 0.0
+    assert (controller.decisions[-1].kind, controller.decisions[-1].accepted) == ("undo", True)
+    assert "was undone" in controller.summary
+
+
+def test_a_prune_that_training_has_made_up_for_stays():
+    controller, missing = undo_after(-0.1)
+    assert missing > 0.0
+    assert (controller.decisions[-1].kind, controller.decisions[-1].accepted) == ("undo", False)
+    assert controller.summary.startswith(
+        f"Kept {100 * controller.ranks['first'] / 16:.0f} % of 640 adapter parameters."
+    )
+
+
+def test_adapters_that_plain_evidence_speaks_for_are_not_all_pruned():
+    """The loss can't tell whether there are adapters; the plain loss can."""
+    network = adapt_at_start_rank(Network(), 3, targets=("first", "second"), also_train=["offset"])
+
+    def losses():
+        whole = torch.linspace(0.9, 1.1, 64)
+        has_adapters = bool(network.first.rank or network.second.rank)
+        return whole, whole if has_adapters else whole + torch.linspace(0.1, 0.3, 64)
+
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    controller = RankController(network, losses, 10, torch.optim.AdamW(parameters), prefer="size")
+    for _ in range(8):
+        network(torch.randn(5, 16)).square().sum().backward()
+        controller.step()
+    assert sum(controller.ranks.values()) == 6
+    assert [decision.accepted for decision in controller.decisions] == [False]
+
+
+def test_accuracy_keeps_what_rows_cannot_tell():
+    """The held-out losses don't hang on the adapters; `size` would remove them all."""
+    network = adapt_at_start_rank(Network(), 3, targets=("first", "second"), also_train=["offset"])
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters)
+    controller = RankController(
+        network, lambda: torch.linspace(0.9, 1.1, 64), 10, optimizer, prefer="accuracy"
+    )
+    for _ in range(10):
+        network(torch.randn(5, 16)).square().sum().backward()
+        controller.step()
+    assert sum(controller.ranks.values()) == 6
+    assert controller.done
+    assert controller.summary.startswith("Kept all ")
+
+
+def test_accuracy_prunes_what_rows_do_not_miss():
+    controller = train(*planted(2), prefer="accuracy")
+    assert controller.ranks["first"] >= 2
+    assert sum(controller.ranks.values()) < 12
+
+
+def test_the_layers_carry_what_is_preferred():
+    controllers = [
+        RankController(
+            (network := adapt(Network(), targets=("first",), prefer=prefer)),
+            lambda: torch.zeros(2),
+            100,
+            torch.optim.SGD([p for p in network.parameters() if p.requires_grad]),
+        )
+        for prefer in ("accuracy", "size")
+    ]
+    assert [controller.config for controller in controllers] == [preferring("accuracy"), preferring("size")]
+
+
+def sized(increase, trained=None, noise=0.0):
+    """Prune a layer of 16 components to the smallest size that rows allow; return how many it keeps, and the decision.
+
+    Args:
+        increase: components missing → loss increase on held-out rows.
+        trained: likewise, on rows that are trained on.
+        noise: standard error of the increase on held-out rows.
+    """
+    network = adapt_at_start_rank(Network(), 16, targets=("first",), also_train=["offset"])
+    by_chance = 10.0 * noise * torch.tensor([1.0, -1.0]).repeat(50)
+
+    def held_out():
+        missing = 16 - network.first.rank
+        return 1.0 + (0.5 if missing == 16 else (missing > 0) * (increase(missing) + by_chance))
+
+    controller = RankController(
+        network,
+        lambda: held_out() + torch.zeros(100),
+        100,
+        torch.optim.SGD([p for p in network.parameters() if p.requires_grad]),
+        trained=None if trained is None else lambda: trained(16 - network.first.rank) + torch.ones(100),
+    )
+    one = torch.eye(16, dtype=torch.float64)
+    controller.bases = lambda: {"first": Basis(one, one, IMPORTANCE)}
+    controller.prune(0.01)
+    (decision,) = controller.decisions
+    return controller.ranks["first"], decision.accepted
+
+
+def test_the_smallest_size_is_taken_that_rows_do_not_miss():
+    assert sized(lambda missing: 0.0 if missing <= 10 else 0.05) == (6, True)
+    assert sized(lambda missing: 0.0 if missing <= 3 else 0.05) == (16, False)
+
+
+def test_rows_that_are_trained_on_speak_where_held_out_rows_cannot_tell():
+    """On held-out rows every size costs less than the limit of 0.005, with an error of twice as much."""
+    assert sized(lambda missing: 0.002, noise=0.01) == (16, False)
+    assert sized(lambda missing: 0.002, lambda missing: 0.05 * (missing > 10), noise=0.01) == (6, True)
+    assert sized(lambda missing: 0.002, lambda missing: 0.05 * (missing > 0), noise=0.01) == (16, False)
+    assert sized(lambda missing: 0.009, lambda missing: 0.0, noise=0.01) == (16, False)

@@ -1,5 +1,7 @@
 """Held-out evidence: bounds against drawing, acceptance rules against planted loss increases."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from rankwise.rank.evidence import (
     accept_prune_after_trial,
     accept_prune_by_both,
     accept_prune_by_rows,
+    accept_size,
     factor_bound,
 )
 
@@ -47,3 +50,20 @@ def test_the_factor_bound_equals_the_one_by_drawing(increase, error, expected):
     weights = likely[order].cumsum(0)
     bound = factors[(weights < 0.95 * weights[-1]).sum()].item()
     assert factor_bound(increase, error, expected, CONFIG.prior_sd) == pytest.approx(bound, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "trained", "accepted"),
+    [
+        ((0.001, 0.001), None, True),  # the held-out rows are sure
+        ((0.001, 0.010), None, False),  # they aren't
+        ((0.001, 0.010), (0.002, 0.001), True),  # rows that are trained on are
+        ((0.001, 0.010), (0.006, 0.001), False),  # these miss the components
+        ((0.006, 0.010), (0.002, 0.001), False),  # held-out rows miss them more than is negligible
+        ((0.001, 0.010), (math.nan, 0.001), False),
+    ],
+)
+def test_a_smaller_size_needs_sure_evidence_by_either_rows(held_out, trained, accepted):
+    increase = LossIncrease(*held_out, 60)
+    on_trained = None if trained is None else LossIncrease(*trained, 60)
+    assert accept_size(increase, on_trained, limit=0.005) is accepted

@@ -111,6 +111,8 @@ def _draw_ranks(ranks: dict[str, int], result: dict[str, Any], json: bool) -> No
         say(json, line)
     mean = sum(ranks.values()) / len(ranks)
     say(json, f"Mean rank {mean:.2f}, {result['adapter_params']:,} adapter parameters.")
+    if result.get("rank_summary"):
+        say(json, result["rank_summary"])
 
 
 @command

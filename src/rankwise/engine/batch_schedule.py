@@ -47,19 +47,27 @@ class BatchSchedule:
         self.steps_per_epoch = math.ceil(len(lengths) / batch_size)
         self.held_out: np.ndarray | None = None
         """Row numbers kept out of training, until they come back."""
+        self.replacements: np.ndarray | None = None
+        """As many row numbers, of examples that stand in for them."""
         self._lengths, self._seed, self._group_by_length = lengths, seed, group_by_length
         self._replacement: np.ndarray | None = None
         self._kept: tuple[int, list[np.ndarray]] = (-1, [])
 
-    def hold_out(self, n: int) -> None:
+    def hold_out(self, n: int, strata: Int64[np.ndarray, "rows"] | None = None) -> None:
         """Draw `n` rows to hold out. A batch without them has a replacement example in the place of each.
 
         So every method takes as many steps of as many rows, and the rows that aren't held out are the same.
+
+        Args:
+            n: at most half of the rows.
+            strata: group of each row; the held-out rows have the groups' shares. Default: one group.
         """
         order = np.random.default_rng(stream_seed(self._seed, "held out")).permutation(self.rows)
-        self.held_out, others = order[:n], order[n:]
+        by_group = order if strata is None else order[np.argsort(strata[order], kind="stable")]
+        self.held_out = by_group[((np.arange(n) + 0.5) * self.rows // n).astype(np.int64)]
+        others = order[~np.isin(order, self.held_out)]
         self._replacement = np.arange(self.rows)
-        self._replacement[self.held_out] = others[:n]
+        self.replacements = self._replacement[self.held_out] = others[:n]
 
     def batch(self, step: int, *, all_rows: bool = True) -> np.ndarray:
         """Return the row numbers of a step.
@@ -106,7 +114,7 @@ class GivenBatches(BatchSchedule):
         )
         self.steps_per_epoch, self._batches = len(batches), batches
 
-    def hold_out(self, n: int) -> None:
+    def hold_out(self, n: int, strata: Int64[np.ndarray, "rows"] | None = None) -> None:
         """Hold nothing out: the batches stay as they were given."""
         self.held_out = np.empty(0, dtype=np.int64)
 

@@ -2,6 +2,8 @@
 
 from typing import cast
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from rankwise.engine.batch_schedule import BatchSchedule
@@ -11,7 +13,9 @@ from rankwise.rank.controller import RankController
 from rankwise.rank.too_little import held_out_rows, keep_safe_rank
 
 
-def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
+def hold_out(
+    model: nn.Module, batches: BatchSchedule, strata: Int64[np.ndarray, "rows"] | None = None
+) -> str:
     """Hold out rows to decide ranks on, where a model's ranks are to be found and there is enough data.
 
     With too little data, layers keep a safe rank instead.
@@ -19,6 +23,7 @@ def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
     Args:
         model: its LoRA layers collect statistics where their ranks are to be found.
         batches: of the training; the rows are held out of them.
+        strata: group of each row, see `BatchSchedule.hold_out`.
 
     Returns:
         What was done, in a sentence; empty where no ranks are to be found.
@@ -26,10 +31,10 @@ def hold_out(model: nn.Module, batches: BatchSchedule) -> str:
     layers = [x for x in lora_layers(model).values() if x.statistics is not None and x.is_trained]
     if not layers:
         return ""
-    config = defaults.current().config
+    config = defaults.config_for(layers)
     n = held_out_rows(batches.rows, batches.steps * batches.batch_size, batches.steps, config)
     if n:
-        batches.hold_out(n)
+        batches.hold_out(n, strata)
         return (
             f"Ranks start at {_ranks(layers)}; {n:,} training rows decide them and are trained on afterwards."
         )

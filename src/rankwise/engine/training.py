@@ -151,12 +151,18 @@ class Training:
         self.step_number = self.skipped_steps = self._skipped_in_a_row = 0
         self.seconds = self.rank_seconds = 0.0
         self.speed = Speed(skip=WARMUP_STEPS)
-        self.rank_note = hold_out(model, self.batches)
+        strata = None if rows.labels is None else self.objective.strata(rows.labels)
+        self.rank_note = hold_out(model, self.batches, strata)
         self.update = _update(model, options, update_clipping=update_clipping)
         self.rank: RankController | None = None
         if self.batches.held_out is not None:
             self.rank = defaults.make_controller(
-                model, self._held_out_losses, self.steps, self.update, seed=stream_seed(seed, "rank")
+                model,
+                lambda: self._losses(self.batches.held_out),
+                self.steps,
+                self.update,
+                trained=lambda: self._losses(self.batches.replacements),
+                seed=stream_seed(seed, "rank"),
             )
         self.copies = Copies(model, self.update.parameters, compute.autocast)
         self._bytes_then, self._numbers_then, self._peak_mb = self.trained_bytes, -1, 0.0
@@ -355,12 +361,14 @@ class Training:
             wanted = [*self.copies.leaves(self.update.parameters), *collectors(self.rank)]
             return value, torch.autograd.grad(loss, wanted, allow_unused=True)
 
-    def _held_out_losses(self) -> Float[Tensor, "rows"]:
-        rows = self.rows.select(cast(np.ndarray, self.batches.held_out))
+    def _losses(self, which: np.ndarray | None) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+        """Return the calibrated and the plain loss of each of some rows (row numbers), in eval mode."""
+        rows = self.rows.select(cast(np.ndarray, which))
         logits = torch.from_numpy(predict_logits(self.model, rows, self.compute, objective=self.objective))
         labels = torch.from_numpy(cast(np.ndarray, rows.labels))
         weights = None if self.class_weights is None else self.class_weights.cpu()
-        return self.objective.calibrated_losses(logits, labels, weights)
+        calibrated = self.objective.calibrated_losses(logits, labels, weights)
+        return calibrated, self.objective.example_losses(logits, labels, weights)
 
     def _find_ranks(self, rank: RankController) -> None:
         started = time.perf_counter()

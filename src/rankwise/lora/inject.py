@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.config import Preference
 from rankwise.errors import RankwiseError, nearest
 from rankwise.lora import names
 from rankwise.lora.layer import LoRALinear, draw_A, lora_layers
@@ -67,6 +68,7 @@ def adapt(
     targets: Sequence[str] = (),
     also_train: Sequence[str] = (),
     seed: int = 0,
+    prefer: Preference = "accuracy",
 ) -> nn.Module:
     """Put LoRA layers into a model, in place; they, a classifier's head and `also_train` are trained, everything else is frozen.
 
@@ -82,6 +84,7 @@ def adapt(
         targets: see `find_targets`. Default: query and value; all linear layers where ranks are found.
         also_train: paths of further modules trained and saved whole (BERT's pooler where it is new).
         seed: draws A.
+        prefer: where ranks are found: `accuracy` prunes only what held-out rows don't miss, `size` until they do.
 
     Returns:
         The same model; a compiled one stays compiled.
@@ -98,7 +101,13 @@ def adapt(
         check_heads(plain)
         if rank is None:
             adapt_at_start_rank(
-                plain, dropout=dropout, alpha=alpha, targets=targets, also_train=also_train, seed=seed
+                plain,
+                dropout=dropout,
+                alpha=alpha,
+                targets=targets,
+                also_train=also_train,
+                seed=seed,
+                prefer=prefer,
             )
             return model
         paths = _outside(find_targets(plain, targets), also_train)
@@ -118,6 +127,7 @@ def adapt_at_start_rank(
     targets: Sequence[str] = (),
     also_train: Sequence[str] = (),
     seed: int = 0,
+    prefer: Preference = "accuracy",
 ) -> nn.Module:
     """Put LoRA layers into a model whose ranks are to be found; they collect statistics from then on.
 
@@ -129,6 +139,7 @@ def adapt_at_start_rank(
         targets: see `find_targets`. Default: all linear layers of the body.
         also_train: paths of further modules trained and saved whole.
         seed: draws A.
+        prefer: see `adapt`.
 
     Returns:
         The same model.
@@ -145,6 +156,7 @@ def adapt_at_start_rank(
     insert(model, ranks, dict.fromkeys(paths, scaling), dropout=dropout, seed=seed)
     train_beside(model, [*body_and_heads(model)[1], *also_train])
     for layer in lora_layers(model).values():
+        layer.prefer = prefer
         layer.collect_statistics()
     return model
 

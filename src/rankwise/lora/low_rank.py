@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rankwise.config import Preference
+
 
 class LowRankLayer(ABC):
     """A layer with an update s·B·A whose rank can change. A and B are the same parameters at every rank.
@@ -20,6 +22,7 @@ class LowRankLayer(ABC):
         scaling: s.
         statistics: None, or a zero tensor [2·rank + 1, rank]; see `collect_statistics`. Its gradient holds Σ z·zᵀ, below it Σ dz·dzᵀ,
             and in the last row the number of tokens. The sums are over the tokens that the loss depends on.
+        prefer: what adaptive rank prefers in this layer's model, see `rank.config.preferring`.
         replaced: the A and B that a state dict or `resize` has replaced since statistics are collected; None where A and B have only
             been trained.
     """
@@ -28,6 +31,7 @@ class LowRankLayer(ABC):
     lora_B: nn.Parameter
     scaling: float
     statistics: Tensor | None = None
+    prefer: Preference = "accuracy"
     replaced: tuple[Tensor, Tensor] | None = None
 
     @property

@@ -1,11 +1,16 @@
 """Every constant of adaptive rank. None is meant to be set by a user; studies vary them (`studies/ablations.py`).
 
+A user chooses between two sets of them: `preferring("accuracy")`, the default, and `preferring("size")`.
+
 "Gain" is the mean held-out loss without any adapter minus the mean loss with all of them. The start rank and the scaling belong to the
 layers: see `lora/scaling.py`. The evidence for each value is in studies/LOG.md ("Constants and their evidence").
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from rankwise.config import Preference
+from rankwise.errors import RankwiseError
 
 CONFIDENCE = 1.645
 """Standard errors of a one-sided 95 % bound."""
@@ -18,6 +23,10 @@ class RankConfig:
     Attributes:
         tolerance: loss increase that is negligible, as a share of the gain, when layers grow and when a finished adapter is compressed.
         prune_at: share of the training steps after which layers are pruned → tolerance then, as a share of the gain.
+        by_size: a prune check goes through smaller sizes of the adapter and takes the smallest that rows don't miss
+            (`accept_size`); otherwise it makes a prune that follows from trial prunings (`accept_prune_after_trial`).
+        prune_all: where it isn't sure that the adapters gain anything, the last check may prune all of them.
+        undo_at: share of the training steps after which the last prune is undone, if training hasn't made up for it by then.
         grow_at: shares of the training steps after which layers may grow.
         confidence: standard errors in a bound. 1.645: one-sided 95 %.
         decay: of the statistics, a step.
@@ -30,10 +39,13 @@ class RankConfig:
         trial_limit: a trial of more than this many times the proposal's share is repeated with a smaller one.
         trial_factor: the next trial is then this many times the proposal.
         smallest_prune: share of all components below which a prune isn't evaluated.
+        held_out_share: share of the training rows that are held out, at most.
         fewest_rows: training rows below which no rank is found.
         fewest_steps: training steps below which no rank is found.
         safe_rank: rank of every layer in such a training.
         scaling_exponent: s falls with this power of a layer's rank when it is resized.
+
+    The values here prefer size; `PREFERRED` has those that prefer accuracy.
 
     Raises:
         ValueError: no prune check, or a check outside the training.
@@ -41,6 +53,9 @@ class RankConfig:
 
     tolerance: float = 0.02
     prune_at: Mapping[float, float] = field(default_factory=lambda: {0.4: 0.002, 0.8: 0.02})
+    by_size: bool = False
+    prune_all: bool = True
+    undo_at: float = 0.9
     grow_at: tuple[float, ...] = (0.1, 0.2, 0.3)
     confidence: float = CONFIDENCE
     decay: float = 0.98
@@ -52,6 +67,7 @@ class RankConfig:
     trial_limit: float = 8.0
     trial_factor: float = 4.0
     smallest_prune: float = 1 / 16
+    held_out_share: float = 0.1
     fewest_rows: int = 500
     fewest_steps: int = 60
     safe_rank: int = 8
@@ -62,8 +78,31 @@ class RankConfig:
             raise ValueError(
                 "prune_at is empty: the last prune check ends the use of held-out rows. Give one."
             )
-        outside = [share for share in (*self.prune_at, *self.grow_at) if not 0 < share <= 1]
+        outside = [share for share in (*self.prune_at, *self.grow_at, self.undo_at) if not 0 < share <= 1]
         if outside:
             raise ValueError(
                 f"Checks come after a share of the steps between 0 and 1, not after {outside[0]:g}."
             )
+
+
+def preferring(prefer: Preference) -> RankConfig:
+    """Return the constants for a preference.
+
+    Args:
+        prefer: `accuracy`: as accurate as without pruning. `size`: as small as held-out rows allow within their noise.
+
+    Raises:
+        RankwiseError: there is no such preference.
+    """
+    if prefer not in PREFERRED:
+        raise RankwiseError(f"`prefer=` takes accuracy or size, not {prefer!r}.")
+    return PREFERRED[prefer]
+
+
+PREFERRED: Mapping[Preference, RankConfig] = {
+    "accuracy": RankConfig(
+        prune_at={0.8: 0.01}, by_size=True, prune_all=False, noise_cap=0.0, held_out_share=0.05
+    ),
+    "size": RankConfig(),
+}
+"""accuracy: one prune check, late, which keeps whatever held-out rows can't show to be negligible."""

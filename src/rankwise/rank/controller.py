@@ -8,6 +8,7 @@ Importance orders the components and says how many to try. Held-out rows decide.
 constants, `PruningRule` the order.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.config import Preference
 from rankwise.lora.peft_layer import low_rank_layers
 from rankwise.lora.quantized import keep_gradients
 from rankwise.lora.wrappers import bare
 from rankwise.rank.components import Basis, Components, OptimizerState
-from rankwise.rank.config import RankConfig
-from rankwise.rank.decision import Decision
+from rankwise.rank.config import RankConfig, preferring
+from rankwise.rank.decision import Decision, summary
 from rankwise.rank.evidence import (
     Allowance,
     HeldOutTest,
@@ -31,6 +33,7 @@ from rankwise.rank.evidence import (
     accept_addition,
     accept_prune_after_trial,
     accept_prune_by_rows,
+    accept_size,
     factor_bound,
     mean_and_error,
 )
@@ -40,7 +43,9 @@ from rankwise.rank.pruning_rule import (
     Proposal,
     PruningRule,
     least_important,
+    ranks_without,
     rule_named,
+    smaller_sizes,
 )
 from rankwise.rank.resize import Resizer
 from rankwise.rank.statistics import Statistics, all_finite
@@ -55,16 +60,21 @@ class RankController:
     Args:
         model: with LoRA layers of the start rank (`rankwise.adapt(model)`).
         losses: loss of each held-out example; no such row may be trained on before `done`.
+        trained: loss of each of some examples that are trained on, about as many. Where held-out examples are few, they show that a
+            prune costs little; without them more is kept.
         steps: optimizer steps of the whole training.
         optimizer: one of torch's, or an `OptimizerState`. State that isn't known to follow a change of rank begins anew
             (`torch_optimizer`); `notes` says so.
         seed: draws the A of components that are added.
-        config: constants.
+        prefer: `accuracy` or `size`, see `preferring`. Default: what the layers were made for.
+        config: constants, in the place of those of the preference.
         rule: which components go first: a name in `PRUNING_RULES`, or a `PruningRule`.
 
     Attributes:
         layers: the LoRA layers that are trained, by module path. A layer whose A and B have `requires_grad=False` stays as it is.
         decisions: so far.
+        before_prune: losses of the held-out examples before the last prune and, below them, their plain losses; None where none is to be
+            compared with them any more.
         guard: see `Guard`.
 
     Raises:
@@ -80,7 +90,9 @@ class RankController:
         steps: int,
         optimizer: torch.optim.Optimizer | OptimizerState,
         *,
+        trained: Losses | None = None,
         seed: int = 0,
+        prefer: Preference | None = None,
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
     ) -> None:
@@ -93,8 +105,9 @@ class RankController:
             raise ValueError("No LoRA layer of this model is trained: all have requires_grad=False.")
         check_placement(adapted)
         keep_gradients(plain)
-        self.config, self.rule = config or RankConfig(), rule_named(rule)
-        self.held_out = HeldOutTest(self.layers, losses)
+        prefer = prefer or next(iter(self.layers.values())).prefer
+        self.config, self.rule = config or preferring(prefer), rule_named(rule)
+        self.held_out = HeldOutTest(self.layers, losses, trained)
         self.statistics = Statistics(self.layers, self.config.decay)
         self.optimizer = optimizer_state(optimizer, self.layers)
         self.resizer = Resizer(
@@ -114,7 +127,14 @@ class RankController:
             for at, tolerance in self.config.prune_at.items()
         }
         first = 2 * self.config.memory
-        self.checks |= {at: prune for at, prune in prunes.items() if at >= first or at == max(prunes)}
+        self.last_prune = max(prunes)
+        self.checks |= {at: prune for at, prune in prunes.items() if at >= first or at == self.last_prune}
+        self.undo_at = max(self.last_prune, round(self.config.undo_at * steps))
+        self.before_prune: Tensor | None = None
+        self.most = self._parameters(self.ranks)
+        self._gain: float | None = None
+        if self.undo_at > self.last_prune:
+            self.checks[self.undo_at] = self.undo
         self.decisions: list[Decision] = []
         self.guard = Guard(self.model, self.layers, self.optimizer, self.resizer)
         self.guard.check_layers()
@@ -127,12 +147,25 @@ class RankController:
     @property
     def done(self) -> bool:
         """No decision is left to make: the held-out rows may be trained on."""
-        return self.steps_taken >= max(self.checks)
+        return self.steps_taken >= self.last_prune and (
+            self.before_prune is None or self.steps_taken >= self.undo_at
+        )
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of each layer now, by module path."""
         return {path: layer.rank for path, layer in self.layers.items()}
+
+    @property
+    def summary(self) -> str:
+        """What became of the adapter's parameters, in a sentence or two for people."""
+        return summary(self.decisions, self.most, self._parameters(self.ranks))
+
+    def _parameters(self, ranks: Mapping[str, int]) -> int:
+        layers = self.layers
+        return sum(
+            rank * (layers[path].in_features + layers[path].out_features) for path, rank in ranks.items()
+        )
 
     def step(self) -> list[Decision]:
         """Take in the statistics of a step and, where a check is due, decide.
@@ -174,7 +207,9 @@ class RankController:
         if evidence is None:
             return
         losses, without_adapters = evidence
-        gain = LossIncrease.of(without_adapters - losses)
+        begun = self.held_out.begun
+        gain, last = LossIncrease.of(without_adapters - losses), self.steps_taken >= self.last_prune
+        self._gain = gain.mean
         gain_is_sure = gain.mean > self.config.confidence * gain.error
         scale = gain.mean if gain_is_sure else without_adapters.mean().item()  # what tolerances are shares of
         noise_tolerance = min(mean_and_error(losses)[1], self.config.noise_cap * scale)
@@ -185,11 +220,17 @@ class RankController:
             losses = self._restore(losses, limit)
         bases = self.bases()
         order = self.order(bases)
-        if order and gain_is_sure:
+        if order and gain_is_sure and self.config.by_size:
+            self._prune_by_size(bases, order, losses, limit)
+        elif order and gain_is_sure:
             allowance = Allowance(gain.mean, tolerance, noise_tolerance)
             self._prune_after_trials(bases, order, losses, limit, allowance)
-        elif order and self.done:  # a training may begin slowly, so this isn't asked earlier
+        elif (
+            order and self.config.prune_all and last
+        ):  # a training may begin slowly, so this isn't asked earlier
             self._prune_all(bases, order, gain, limit)
+        if last and self.resizer.pruned and self.undo_at > self.steps_taken:
+            self.before_prune = begun
 
     def _prune_after_trials(
         self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float, allowance: Allowance
@@ -223,27 +264,79 @@ class RankController:
             if decision.accepted:
                 return
 
+    def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float) -> None:
+        """Prune to the smallest size that rows don't miss. Sizes are those of `rank.curve`; halving the interval finds it."""
+        trained = self.held_out.trained_losses_with({})
+        sizes = smaller_sizes(len(order))
+        largest, smallest = (
+            0,
+            len(sizes),
+        )  # the sizes before `largest` are accepted, those from `smallest` on are refused
+        taken: Decision | None = None
+        while largest < smallest:
+            middle = (largest + smallest) // 2
+            ranks = ranks_without(bases, order[: len(order) - sizes[middle]])
+            matrices = self.matrices(bases, ranks)
+            increase = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
+            of_trained = self.held_out.trained_losses_with(matrices)
+            on_trained = (
+                None if of_trained is None or trained is None else LossIncrease.of(of_trained - trained)
+            )
+            accepted = increase.finite and accept_size(increase, on_trained, limit, self.config.confidence)
+            expected = None if on_trained is None or not on_trained.finite else on_trained.mean
+            if increase.finite:
+                decision = self.decision("prune", accepted, increase, limit, ranks, expected)
+                taken = decision if accepted or taken is None else taken
+            else:
+                self._not_finite(f"without {len(order) - sizes[middle]} components")
+            largest, smallest = (middle + 1, smallest) if accepted else (largest, middle)
+        if taken is not None:
+            self._carry_out(taken)
+
     def _prune_all(self, bases: dict[str, Basis], order: Order, gain: LossIncrease, limit: float) -> None:
         """Remove all components where it isn't sure that they gain anything, and it can't be much."""
         ranks = dict.fromkeys(bases, 0)
         if self.only_adapters:  # without a single component there would be nothing to train
             ranks[order[-1][1]] = 1
         if ranks != {path: self.layers[path].rank for path in bases}:
-            accepted = accept_prune_by_rows(gain, limit, self.config.confidence)
+            accepted = accept_prune_by_rows(gain, limit, self.config.confidence) and not accept_addition(
+                self.held_out.plain_gain, 0.0, self.config.confidence
+            )
             self._carry_out(self.decision("prune", accepted, gain, limit, ranks))
 
     @torch.no_grad()
-    def grow(self) -> None:
-        """Double the rank of layers that are short of it, where held-out rows miss the last component of each.
+    def undo(self) -> None:
+        """Bring back what the last prune removed, where held-out rows still miss it after training has gone on."""
+        before, self.before_prune = self.before_prune, None
+        if before is None or self.guard.begin_check(self.held_out, self.steps_taken, "undo") is None:
+            return
+        limit = self.decisions[-1].limit
+        both, compared = self._with_pruned(), self.held_out.compared
+        now = self.held_out.begun if compared is None else self.held_out.begun[:, compared]
+        before = before if compared is None else before[:, compared]
+        restored = torch.stack([self.held_out.losses_with(both), self.held_out.plain])
+        increases = [LossIncrease.of(row[row.isfinite()]) for row in now - before]
+        undone = [
+            accept_addition(increase, limit, self.config.confidence) and bool(row.mean() < 0)
+            for increase, row in zip(increases, restored - now, strict=True)
+        ]
+        ranks = {path: A.shape[0] for path, (A, _) in both.items()}
+        increase = increases[1 if undone == [False, True] else 0]
+        self._carry_out(self.decision("undo", any(undone), increase, limit, ranks))
+        self.resizer.pruned = {}
 
-        A layer's next component is hardly more important than its last. So there is nothing to gain where the last ones together have
-        little importance.
+    @torch.no_grad()
+    def grow(self) -> None:
+        """Double the rank of layers that are short of it, where held-out rows miss the last quarter of their components.
+
+        A layer's next component is hardly more important than its last. So twice the rank gains at most about rank times the importance
+        of the last one, and there is nothing to gain where that is little in all layers together.
         """
         bases, tolerance = self.bases(), self.config.tolerance
         total = sum(basis.importance.sum().item() for basis in bases.values())
-        last = {path: basis.importance[-1].item() for path, basis in bases.items()}
-        short = [path for path, importance in last.items() if importance > tolerance * total / len(last)]
-        if sum(last[path] for path in short) <= tolerance * total:
+        room = {path: len(basis.importance) * basis.importance[-1].item() for path, basis in bases.items()}
+        short = [path for path, gained in room.items() if gained > tolerance * total / len(room)]
+        if sum(room[path] for path in short) <= tolerance * total:
             return
         evidence = self.guard.begin_check(self.held_out, self.steps_taken, "grow")
         if evidence is None:
@@ -251,10 +344,10 @@ class RankController:
         losses, without_adapters = evidence
         gain = (without_adapters - losses).mean().item()
         layers = {path: self.layers[path] for path in short}
-        shorter = {path: layer.rank - 1 for path, layer in layers.items()}
+        shorter = {path: layer.rank - math.ceil(layer.rank / 4) for path, layer in layers.items()}
         increase = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, shorter)) - losses)
         if not increase.finite:
-            self._not_finite("without the last component of some layers")
+            self._not_finite("without the last components of some layers")
             return
         limit = tolerance * max(gain, 0.0)
         twice = {path: min(2 * x.rank, x.in_features, x.out_features) for path, x in layers.items()}
@@ -263,10 +356,7 @@ class RankController:
 
     def _restore(self, losses: Tensor, limit: float) -> Tensor:
         """Bring back what the last prune removed, where held-out rows miss it by now; return the losses after that."""
-        both: Matrices = {}
-        for path, pruned in self.resizer.pruned.items():
-            layer = self.layers[path]
-            both[path] = torch.cat([layer.lora_A, pruned.A]), torch.cat([layer.lora_B, pruned.B], dim=1)
+        both = self._with_pruned()
         restored = self.held_out.losses_with(both)
         increase = LossIncrease.of(losses - restored)
         if not increase.finite:
@@ -279,6 +369,17 @@ class RankController:
         self._carry_out(decision)
         self.resizer.pruned = {}
         return restored if decision.accepted else losses
+
+    def _with_pruned(self) -> Matrices:
+        """Return A and B of the pruned layers with what the last prune removed."""
+        layers = self.layers
+        return {
+            path: (
+                torch.cat([layers[path].lora_A, pruned.A]),
+                torch.cat([layers[path].lora_B, pruned.B], dim=1),
+            )
+            for path, pruned in self.resizer.pruned.items()
+        }
 
     def _not_finite(self, where: str) -> None:
         self.guard.say(self.steps_taken, f"held-out losses aren't finite {where}.")
@@ -323,7 +424,10 @@ class RankController:
         """Return the decision on a proposal; nothing is changed yet. The arguments are fields of `Decision`; `ranks` are proposed."""
         before = self.ranks
         changes = {path: (before[path], rank) for path, rank in ranks.items() if before[path] != rank}
-        return Decision(self.steps_taken, kind, accepted, changes, before, *increase, limit, expected, factor)
+        gain = self._gain if kind in ("prune", "restore") else None
+        return Decision(
+            self.steps_taken, kind, accepted, changes, before, *increase, limit, expected, factor, gain
+        )
 
     def _evaluate(
         self, bases: Mapping[str, Basis], proposal: Proposal, losses: Tensor
@@ -334,10 +438,11 @@ class RankController:
 
     def _carry_out(self, decision: Decision) -> None:
         """Record a decision, and resize the layers where the proposal was accepted."""
-        if decision.accepted and decision.kind == "restore":
+        if decision.accepted and decision.kind in ("restore", "undo"):
             self.resizer.restore(self.bases())
         elif decision.accepted:
             self.resizer.resize(decision.changes, self.bases(), self.steps_taken)
+        self.most = max(self.most, self._parameters(self.ranks))
         self.decisions.append(replace(decision, ranks=self.ranks))
 
     # Checkpoints
@@ -347,10 +452,13 @@ class RankController:
         tensors = {f"statistics.{path}": value for path, value in self.statistics.sums.items()}
         for path, pruned in self.resizer.pruned.items():
             tensors |= {f"pruned.{name}.{path}": value for name, value in pruned._asdict().items()}
+        if self.before_prune is not None:
+            tensors["before_prune"] = self.before_prune
         values = {
             "steps": self.steps_taken,
             "rows": self.held_out.rows_seen,
             "skipped_steps": self.guard.skipped_steps,
+            "most": self.most,
             "scaling": {path: layer.scaling for path, layer in self.layers.items()},
             "decisions": [decision.to_json() for decision in self.decisions],
         }
@@ -359,8 +467,9 @@ class RankController:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned, after the layers have taken their ranks."""
         self.steps_taken, self.held_out.rows_seen = values["steps"], values["rows"]
-        self.guard.skipped_steps = values["skipped_steps"]
+        self.guard.skipped_steps, self.most = values["skipped_steps"], values["most"]
         self.decisions = [Decision.from_json(stored) for stored in values["decisions"]]
+        self.before_prune = tensors["before_prune"].cpu() if "before_prune" in tensors else None
         self.load_statistics(tensors, values)
 
     def load_statistics(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

@@ -16,12 +16,7 @@ from torch import Tensor
 from rankwise.errors import RankwiseError
 from rankwise.rank.controller import RankController
 from rankwise.rank.evidence import LossIncrease
-from rankwise.rank.pruning_rule import ranks_without
-
-STEP = 2**-0.5
-"""Each size is this share of the one before it."""
-SIZES = 12
-"""Sizes smaller than the whole adapter, at most; the last has no component."""
+from rankwise.rank.pruning_rule import ranks_without, smaller_sizes
 
 Judge = Callable[[], tuple[Tensor, Mapping[str, float]]]
 """Returns the loss of each row with the model as it is, and its scores by metric."""
@@ -110,7 +105,7 @@ def measure(controller: RankController, judge: Judge) -> Curve:
     whole, scores = judge()
     points = [CurvePoint(_params(controller, controller.ranks), controller.ranks, 0.0, 0.0, dict(scores))]
     without = whole  # losses of the last size, which has no component
-    for kept in _sizes(len(order)):
+    for kept in [*smaller_sizes(len(order)), *[0] * bool(order)]:
         smaller = ranks_without(bases, order[: len(order) - kept])
         ranks = controller.ranks | smaller
         with controller.held_out.replaced(controller.matrices(bases, smaller)):
@@ -121,12 +116,6 @@ def measure(controller: RankController, judge: Judge) -> Curve:
         )
         without = losses
     return Curve(tuple(points), (without - whole).double().mean().item(), len(whole))
-
-
-def _sizes(components: int) -> list[int]:
-    """Return how many components each smaller size keeps; the last keeps none."""
-    kept = [round(components * STEP**i) for i in range(1, SIZES)]
-    return [n for n in dict.fromkeys(kept) if 0 < n < components] + [0] * (components > 0)
 
 
 def _params(controller: RankController, ranks: Mapping[str, int]) -> int:

@@ -1,10 +1,10 @@
 """A proposal of the controller and what became of it: a line of ranks.jsonl, and a sentence for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DONE = {"prune": "pruned", "grow": "grown", "restore": "restored"}
+DONE = {"prune": "pruned", "grow": "grown", "restore": "restored", "undo": "undone"}
 
 
 @dataclass(frozen=True)
@@ -13,17 +13,19 @@ class Decision:
 
     Attributes:
         step: optimizer steps taken before it; 0 where a finished adapter is compressed.
-        kind: `prune`, `grow` or `restore`.
+        kind: `prune`, `grow`, `restore` (what an earlier prune removed) or `undo` (the last prune, which training has not made up for).
         accepted: the layers were resized.
         changes: module path → (rank before, rank proposed); only where they differ.
         ranks: module path → rank after the decision.
-        loss_increase: mean over held-out rows of the loss without the components minus with them.
+        loss_increase: mean over held-out rows of the loss without the components minus with them. Of an `undo`: of the loss now minus
+            before the prune.
         error: its standard error.
         rows: held-out rows it was measured on.
         limit: loss increase that is tolerated: a share of the gain, or the noise tolerance. Where the gain isn't sure and all components
             may go, a share of the loss without adapters.
-        expected: loss increase that the statistics expect, where they say something.
+        expected: loss increase that the statistics expect, or that rows show which are trained on; None where neither says anything.
         factor: upper 95 % bound of loss increase / expected, by a trial pruning; None where there was none.
+        gain: mean held-out loss without any adapter minus with all of them, as the check began; None where it wasn't asked.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Decision:
     limit: float
     expected: float | None = None
     factor: float | None = None
+    gain: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, a line of ranks.jsonl."""
@@ -53,6 +56,7 @@ class Decision:
                 "limit": self.limit,
                 "expected": self.expected,
                 "factor": self.factor,
+                "gain": self.gain,
             },
             "text": str(self),
         }
@@ -69,12 +73,42 @@ class Decision:
         before = sum(self.ranks.values()) - (added if self.accepted else 0)
         when = f"step {self.step}" if self.step else "compress"
         layers = f"{len(self.changes)} layer{'s' * (len(self.changes) > 1)}"
-        they = "the last of each" if self.kind == "grow" else f"the {abs(added)}"
+        they = "the last quarter of each" if self.kind == "grow" else f"the {abs(added)}"
         return (
             f"{when}: {'' if self.accepted else 'not '}{DONE[self.kind]}, {before} → {before + added} components, in {layers}; "
             f"held-out loss without {they}: {self.loss_increase:+.4f} ± {self.error:.4f} on {self.rows} rows, "
             f"limit {self.limit:.4f}"
         )
+
+
+def summary(decisions: Sequence[Decision], most: int, kept: int) -> str:
+    """Return what became of an adapter's parameters, in a sentence or two for people.
+
+    Args:
+        decisions: of the whole training.
+        most: adapter parameters when there were most of them.
+        kept: adapter parameters now.
+    """
+    pruned = [d for d in decisions if d.kind == "prune" and d.accepted]
+    if not pruned:
+        return f"Kept all {most:,} adapter parameters: held-out rows can't show that any are negligible."
+    last, after = pruned[-1], decisions[-1]
+    line = f"Kept {100 * kept / most:.0f} % of {most:,} adapter parameters. "
+    if after.kind == "undo" and after.accepted:
+        return line + (
+            f"The last prune was undone: after further training the held-out loss was {_of_gain(after, last.gain)} higher than before it."
+        )
+    line += f"Without what was pruned last, the held-out loss rose by {_of_gain(last, last.gain)} ({last.rows} rows)"
+    if after.kind == "undo":
+        line += f"; after further training it differed by {_of_gain(after, last.gain)} from before"
+    return line + "."
+
+
+def _of_gain(decision: Decision, gain: float | None) -> str:
+    """Return a loss increase as a share of the gain, or in units of the loss where the gain isn't known or isn't above 0."""
+    if gain is None or gain <= 0:
+        return f"{decision.loss_increase:.4f} ± {decision.error:.4f}"
+    return f"{100 * decision.loss_increase / gain:.1f} ± {100 * decision.error / gain:.1f} % of what the adapter gains"
 
 
 def start_line(ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -7,16 +7,17 @@ block of code, and everything that is trained inside it takes the replacements:
         rankwise.cli.main(["train", "reviews.csv"])
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from rankwise.lora.low_rank import LowRankLayer
 from rankwise.rank.components import OptimizerState
-from rankwise.rank.config import RankConfig
+from rankwise.rank.config import RankConfig, preferring
 from rankwise.rank.controller import RankController
 from rankwise.rank.evidence import Losses
 from rankwise.rank.pruning_rule import PruningRule
@@ -27,12 +28,12 @@ class Defaults:
     """What a training takes where nothing is given.
 
     Attributes:
-        config: constants.
+        config: constants, in the place of those of a preference.
         rule: a name in `PRUNING_RULES`, or a rule.
         controller: called with the arguments of `RankController`.
     """
 
-    config: RankConfig = field(default_factory=RankConfig)
+    config: RankConfig | None = None
     rule: PruningRule | str = "importance"
     controller: Callable[..., RankController] = RankController
 
@@ -56,13 +57,21 @@ def replaced(**changes: Any) -> Iterator[None]:
         _now = before
 
 
+def config_for(layers: Sequence[LowRankLayer]) -> RankConfig:
+    """Return the constants in force for layers whose ranks are to be found: those of what they prefer, if none replace them."""
+    return _now.config or preferring(layers[0].prefer)
+
+
 def make_controller(
     model: nn.Module,
     losses: Losses,
     steps: int,
     optimizer: torch.optim.Optimizer | OptimizerState,
     *,
+    trained: Losses | None = None,
     seed: int = 0,
 ) -> RankController:
     """Return a controller by the defaults in force; the arguments are those of `RankController`."""
-    return _now.controller(model, losses, steps, optimizer, seed=seed, config=_now.config, rule=_now.rule)
+    return _now.controller(
+        model, losses, steps, optimizer, trained=trained, seed=seed, config=_now.config, rule=_now.rule
+    )

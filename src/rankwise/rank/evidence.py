@@ -17,8 +17,9 @@ from torch import Tensor
 from rankwise.lora.low_rank import LowRankLayer
 from rankwise.rank.config import CONFIDENCE
 
-Losses = Callable[[], Float[Tensor, " examples"]]
-"""Loss of each held-out example, without gradients, in eval mode. Any loss may be used."""
+Losses = Callable[[], Tensor | tuple[Tensor, Tensor]]
+"""Loss of each held-out example, [examples], without gradients, in eval mode. Any loss may be used. Where it leaves something out that
+training has to learn (a classifier's confidence), the plain loss of each example may stand behind it: (losses, plain losses)."""
 Matrices = dict[str, tuple[Tensor, Tensor]]
 """Module path → A [rank, d_in] and B [d_out, rank]."""
 LEVEL = 0.95
@@ -30,14 +31,22 @@ class HeldOutTest:
 
     Attributes:
         losses: loss of each held-out example with the model as it is.
+        trained: likewise, of examples that are trained on; None where there are none.
+        plain: plain loss of each example that was evaluated last; the loss itself where there is no other.
+        begun: losses and, below them, plain losses of all examples, as the last check has begun.
+        plain_gain: what the adapters gained then by the plain loss.
         rows_seen: examples evaluated so far, over all passes.
         compared: which examples take part in the check that is going on; None for all.
     """
 
-    def __init__(self, layers: Mapping[str, LowRankLayer], losses: Losses) -> None:
-        self.layers, self.losses = layers, losses
+    def __init__(
+        self, layers: Mapping[str, LowRankLayer], losses: Losses, trained: Losses | None = None
+    ) -> None:
+        self.layers, self.losses, self.trained = layers, losses, trained
         self.rows_seen = 0
         self.compared: Tensor | None = None
+        self.plain, self.begun = torch.empty(0), torch.empty(2, 0)
+        self.plain_gain = LossIncrease(0.0, 0.0, 0)
 
     def begin(self) -> tuple[Float[Tensor, " examples"], Float[Tensor, " examples"]]:
         """Begin a check: return the loss of each example with the adapters as they are, and without any.
@@ -45,11 +54,16 @@ class HeldOutTest:
         Examples for which one of the two isn't finite are left out of the whole check.
         """
         self.compared = None
-        losses, without_adapters = self.losses_with({}), self.losses_without_adapters()
+        losses, plain = self.losses_with({}), self.plain
+        self.begun = torch.stack([losses, plain])
+        without_adapters = self.losses_without_adapters()
         finite = losses.isfinite() & without_adapters.isfinite()
+        plain_gain = (self.plain - plain)[finite]
+        self.plain_gain = LossIncrease.of(plain_gain) if len(plain_gain) > 1 else LossIncrease(0.0, 0.0, 0)
         if finite.all():
             return losses, without_adapters
         self.compared = finite
+        self.plain = self.plain[finite]
         return losses[finite], without_adapters[finite]
 
     @contextmanager
@@ -67,9 +81,24 @@ class HeldOutTest:
     def losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"]:
         """Return the loss of each example with these matrices in place of the layers' own, in float64 on the CPU."""
         with self.replaced(matrices), _uncompiled():
-            losses = self.losses().cpu().double()
+            found = self.losses()
+        losses, plain = found if isinstance(found, tuple) else (found, found)
         self.rows_seen += len(losses)
-        return losses if self.compared is None else losses[self.compared]
+        losses, self.plain = (
+            x.cpu().double() if self.compared is None else x.cpu().double()[self.compared]
+            for x in (losses, plain)
+        )
+        return losses
+
+    def trained_losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"] | None:
+        """Return the loss of each example that is trained on, with these matrices; None where there are none."""
+        if self.trained is None:
+            return None
+        with self.replaced(matrices), _uncompiled():
+            found = self.trained()
+        losses = (found[0] if isinstance(found, tuple) else found).cpu().double()
+        self.rows_seen += len(losses)
+        return losses
 
     def losses_without_adapters(self) -> Float[Tensor, " examples"]:
         """Return the loss of each example with rank 0 in every layer."""
@@ -166,6 +195,24 @@ def accept_addition(increase: LossIncrease, limit: float, confidence: float = CO
 def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float = CONFIDENCE) -> bool:
     """Return whether held-out rows alone allow a prune: the upper bound of its loss increase is within the limit."""
     return increase.mean + confidence * increase.error <= limit
+
+
+def accept_size(
+    increase: LossIncrease, trained: LossIncrease | None, limit: float, confidence: float = CONFIDENCE
+) -> bool:
+    """Return whether a smaller size of an adapter will do: held-out rows see no loss increase above the limit, and that isn't chance.
+
+    It isn't chance if the upper bound of the increase is within the limit, by the held-out rows or by rows that are trained on. Those miss
+    a component more than others do, because it was fitted to them.
+
+    Args:
+        increase: on held-out rows.
+        trained: on rows that are trained on; None where there are none.
+        limit: loss increase that is negligible.
+        confidence: standard errors in a bound.
+    """
+    bounds = [x.mean + confidence * x.error for x in (increase, trained) if x is not None and x.finite]
+    return increase.mean <= limit and min(bounds, default=math.inf) <= limit
 
 
 def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:

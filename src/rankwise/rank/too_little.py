@@ -9,8 +9,7 @@ from rankwise.rank.config import RankConfig
 
 ROWS_PER_HELD_OUT_ROW = 96
 """Rows trained on, over all epochs, for one that is held out: evaluating held-out rows then takes a few percent of the time."""
-LEAST_HELD_OUT, MOST_HELD_OUT, LARGEST_SHARE = 200, 1024, 10
-"""Rows; the share of the training rows is one in so many."""
+LEAST_HELD_OUT, MOST_HELD_OUT = 200, 1024
 
 
 def held_out_rows(rows: int, trained: int, steps: int, config: RankConfig) -> int:
@@ -20,11 +19,15 @@ def held_out_rows(rows: int, trained: int, steps: int, config: RankConfig) -> in
         rows: of the training data.
         trained: rows over all steps.
         steps: of the optimizer.
-        config: the least rows and steps.
+        config: the least rows and steps, and the largest share.
     """
     if rows < config.fewest_rows or steps < config.fewest_steps:
         return 0
-    return min(max(LEAST_HELD_OUT, trained // ROWS_PER_HELD_OUT_ROW), rows // LARGEST_SHARE, MOST_HELD_OUT)
+    return min(
+        max(LEAST_HELD_OUT, trained // ROWS_PER_HELD_OUT_ROW),
+        int(rows * config.held_out_share),
+        MOST_HELD_OUT,
+    )
 
 
 def keep_safe_rank(layers: Sequence[LowRankLayer], config: RankConfig) -> None:

@@ -19,17 +19,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rankwise.config import Preference
 from rankwise.errors import RankwiseError
 from rankwise.lora.low_rank import LowRankLayer
 from rankwise.lora.peft_layer import low_rank_layers
 from rankwise.lora.quantized import keep_gradients
 from rankwise.lora.wrappers import bare
-from rankwise.rank.config import RankConfig
+from rankwise.rank.config import RankConfig, preferring
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
+from rankwise.rank.evidence import Losses
 from rankwise.rank.example_losses import ExampleLosses, Examples, is_language_model, outputs_of
 from rankwise.rank.pruning_rule import PruningRule
 from rankwise.tasks.labels import IGNORED
@@ -56,7 +58,8 @@ class RankCallback(TrainerCallback):
             model's config names; for language models the mean cross-entropy over an example's labelled tokens (`example_losses`).
         batch_size: examples a batch of held-out passes. Default: 64; 8 for language models, whose logits are large.
         seed: draws the components that are added when a layer grows.
-        config: constants of the controller.
+        prefer: `accuracy` or `size`, see `adapt`. Default: what the layers were made for.
+        config: constants of the controller, in the place of those of the preference.
         rule: which components are pruned first: a name in `PRUNING_RULES`, or a `PruningRule`.
     """
 
@@ -67,11 +70,12 @@ class RankCallback(TrainerCallback):
         losses: ExampleLosses | None = None,
         batch_size: int | None = None,
         seed: int = 0,
+        prefer: Preference | None = None,
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
     ) -> None:
         self.held_out, self.losses, self.batch_size, self.seed = held_out, losses, batch_size, seed
-        self.config, self.rule = config, rule
+        self.prefer, self.config, self.rule = prefer, config, rule
         self.controller: RankController | None = None
 
     @property
@@ -102,8 +106,9 @@ class RankCallback(TrainerCallback):
                 f"RankCallback doesn't work with `{wrapper}=`, which keeps weights and the optimizer's state in another form. Leave it out."
             )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
-        self.controller, config = None, self.config or RankConfig()
         layers = list(layers_of(model).values())
+        prefer = self.prefer or layers[0].prefer
+        self.controller, config = None, self.config or preferring(prefer)
         if state.max_steps < config.fewest_steps:
             warnings.warn(
                 f"Too little to find ranks on ({state.max_steps} steps; {config.fewest_steps} are needed): every layer keeps its rank.",
@@ -121,6 +126,7 @@ class RankCallback(TrainerCallback):
             lambda: self._example_losses(model, loader),
             state.max_steps,
             optimizer,
+            trained=self._trained_losses(model, loader, kwargs.get("train_dataloader")),
             seed=self.seed,
             config=config,
             rule=self.rule,
@@ -218,6 +224,19 @@ class RankCallback(TrainerCallback):
             raise RankwiseError(
                 f"`losses=` gives a tensor of shape {list(losses.shape)} for {len(some)} held-out examples; it must give one loss for each."
             )
+
+    def _trained_losses(
+        self, model: nn.Module, held_out: DataLoader[Any], training: DataLoader[Any] | None
+    ) -> Losses | None:
+        """Return what gives the losses of as many training examples, drawn by the seed; None where they can't be drawn."""
+        dataset: Any = getattr(training, "dataset", None)
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+            return None
+        n = min(len(cast(Sequence[Any], held_out.dataset)), len(dataset))
+        drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed % 2**63))[:n]
+        some = Subset(dataset, sorted(drawn.tolist()))
+        loader = DataLoader(some, held_out.batch_size, collate_fn=held_out.collate_fn)
+        return lambda: self._example_losses(model, loader)
 
     def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
         outputs, *labels = self._outputs_and_labels(model, loader)

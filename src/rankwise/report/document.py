@@ -84,7 +84,7 @@ def collect(out: Path) -> Document:
     table, unpaired = rows(cells)
     drawn, unread = curves(cells)
     patterns, not_drawn = rank_patterns(cells)
-    measured, unmeasured = sizes(cells)
+    smaller, unread_sizes = sizes(cells)
     pairs = published.tasks_and_models(run.result for run in runs)
     looks, unseen = _looks(runs)
     measured, unmeasured = qualities(cells)
@@ -106,6 +106,7 @@ def collect(out: Path) -> Document:
             *unread,
             *not_drawn,
             *unseen,
+            *unread_sizes,
             *unmeasured,
             *damage,
         ],
@@ -113,7 +114,7 @@ def collect(out: Path) -> Document:
         published_scores=published.scores(pairs),
         curves=drawn,
         rank_patterns=patterns,
-        sizes=measured,
+        sizes=smaller,
         examples=disagreements(cells),
         qualities=measured,
         looks=looks,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PEFT = "peft:"
 """Prefix of the methods that PEFT builds."""
 LORA_OPTIONS = tuple(field.name for field in fields(LoraOptions))
+FIXED_RANK_OPTIONS = tuple(name for name in LORA_OPTIONS if name != "prefer")
 
 
 @runtime_checkable
@@ -154,9 +155,11 @@ def _adaptive(
     if config.model.from_adapter:  # the adapter is in place; other layers may still grow one
         raise_to_start_rank(model, dropout=config.lora.lora_dropout, seed=stream_seed(config.seed, "adapter"))
         for layer in lora_layers(model).values():
+            layer.prefer = config.lora.prefer
             layer.collect_statistics()
         return
-    adapt_at_start_rank(model, config.lora.rank, **_adapter_options(config, new_modules))
+    options = _adapter_options(config, new_modules)
+    adapt_at_start_rank(model, config.lora.rank, prefer=config.lora.prefer, **options)
 
 
 def _adapter_options(config: RunConfig, new_modules: list[str]) -> dict[str, Any]:
@@ -181,7 +184,7 @@ METHODS: dict[str, Method] = {
         prepare=_lora,
         frozen_base=True,
         has_ranks=True,
-        settings=LORA_OPTIONS,
+        settings=FIXED_RANK_OPTIONS,
         starts_from_adapter=True,
         quantized_base=True,
         planned=True,

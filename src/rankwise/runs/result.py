@@ -181,6 +181,7 @@ def _ranks(run: Prepared) -> dict[str, Any]:
     return {
         "rank": ranks,
         "mean_rank": sum(ranks.values()) / len(ranks) if ranks else None,
+        "rank_summary": training.rank.summary if training.rank and training.rank.done else None,
         "rank_seconds": training.rank_seconds if training.rank else None,
         "held_out_passes_rows": training.rank.held_out.rows_seen if training.rank else None,
     }

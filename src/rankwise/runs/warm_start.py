@@ -158,7 +158,7 @@ def _without_head(model: PreTrainedModel, adapter: Adapter) -> Adapter:
 
 def _refuse_other_adapter(model: PreTrainedModel, adapter: Adapter, lora: LoraOptions) -> None:
     """Refuses options that differ from the adapter's own ranks, scaling and targets."""
-    if replace(lora, lora_dropout=0.0) == LoraOptions():
+    if replace(lora, lora_dropout=0.0, prefer="accuracy") == LoraOptions():
         return
     asked = dict.fromkeys(find_targets(model, lora.targets), lora.fixed_rank)
     ranks = {path: A.shape[0] for path, (A, _) in adapter.lora.items()}

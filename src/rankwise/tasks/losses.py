@@ -63,7 +63,8 @@ def calibrated(
 ) -> Float[Tensor, "rows"]:
     """Return the loss of each row at the one temperature that minimises the mean over all rows.
 
-    So how confident a classifier is doesn't count. The loss then measures what accuracy measures, without accuracy's steps.
+    So how confident a classifier is hardly counts. The loss then measures what accuracy measures, without accuracy's steps. A temperature
+    above three isn't taken: it would hide what the classifier gets wrong, as for a rare class.
     Source: Guo et al. 2017, section 4.2.
 
     Args:
@@ -77,5 +78,6 @@ def calibrated(
     def mean(log_scale: float) -> float:
         return losses(logits * math.exp(log_scale), labels, weights).mean().item()
 
-    log_scale = minimize_scalar(mean, bounds=(-4.0, 4.0), method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
+    bounds = (-math.log(3.0), 4.0)
+    log_scale = minimize_scalar(mean, bounds=bounds, method="bounded").x  # pyright: ignore[reportAttributeAccessIssue]
     return losses(logits * math.exp(log_scale), labels, weights)

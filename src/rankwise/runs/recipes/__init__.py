@@ -110,6 +110,8 @@ def resolve_lr(config: RunConfig, method: str, width: int) -> LearningRate:
     like = data.get("lr_as", {}).get(method, method)
     if "all-linear" in config.lora.targets:
         like = data.get("lr_in_all_layers_as", {}).get(like, like)
+    preferring = f"{method}:prefer={config.lora.prefer}"
+    like = preferring if preferring in tables else like
     like = like if like in tables else methods.named(like).recipe_of or like
     table = tables.get(like)
     if not table:
