@@ -64,7 +64,7 @@ def test_without_full_only_the_best_mean_is_named(tmp_path):
     finished(tmp_path)
     finished(tmp_path, method="lora:rank=2", wrong=range(4))
     assert collect(tmp_path).answer == [
-        "Highest mean score: sst2 95.00 accuracy (lora).",
+        "Best mean score: sst2 95.00 accuracy (lora).",
         "Full fine-tuning is not in this grid, so nothing is compared with it. Add it with --methods full.",
     ]
 

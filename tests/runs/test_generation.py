@@ -1,12 +1,13 @@
 """Language models trained from a table to a saved adapter; PEFT and Transformers are asked for the loss of each validation row."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertForMaskedLM
 
 import tiny
 from rankwise.adapters.load import load, merge
@@ -137,7 +138,7 @@ def test_a_run_starts_from_the_adapter_of_another(place):
         ({"train": {"class_weights": "balanced"}}, "`class_weights=` is for classes"),
         ({"train": {"assistant_only_loss": True}}, "is for rows of messages"),
         ({"prompt": "question"}, "has no column 'question'"),
-        ({"problem": None}, "has no column 'label'"),
+        ({"problem": None}, "has no column 'label', and what .*: prompt and completion"),
         ({"problem": "classification", "prompt": "prompt"}, 'is for `problem="generation"`'),
         ({"data": DataOptions(max_length=3)}, "Nothing of any row"),
         ({"method": "head"}, "has no head that is trained apart"),
@@ -146,6 +147,27 @@ def test_a_run_starts_from_the_adapter_of_another(place):
 def test_options_that_do_not_go_with_language_models_are_refused(options, said, place):
     with pytest.raises(RankwiseError, match=said):
         run(place / "out", asked(place, **options))
+
+
+def test_an_encoder_with_a_language_models_head_is_refused(place):
+    """It sees the tokens that it has to predict."""
+    config = copy.deepcopy(tiny.CONFIGS["bert"])
+    BertForMaskedLM(config).save_pretrained(place / "bert")
+    tiny.language_tokenizer().save_pretrained(place / "bert")
+    with pytest.raises(RankwiseError, match="sees the tokens that it has to predict"):
+        run(place / "out", asked(place, model="bert"))
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(place):
+    words = tiny.language_tokenizer()
+    words.add_tokens([f"word{i}" for i in range(100)] + ["film"])
+    words.save_pretrained(place / "model")
+    row = {"prompt": "word99", "completion": "the film"}
+    (place / "rows.jsonl").write_text(
+        "".join(json.dumps(row | {"prompt": f"word{i}"}) + "\n" for i in range(100))
+    )
+    with pytest.raises(RankwiseError, match="but the vocabulary of this model has 100"):
+        run(place / "out", asked(place))
 
 
 def test_a_model_that_is_no_causal_language_model_is_refused(place):

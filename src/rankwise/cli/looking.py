@@ -98,11 +98,14 @@ def _tokens(dataset: Any, model: str | None, max_length: int | None) -> dict[str
     """Return the lengths of a data set's rows as tokens, for `look`; nothing where the default model can't be fetched."""
     from rankwise.files import cache_folder
     from rankwise.models import loading
-    from rankwise.models.hub import DEFAULT
+    from rankwise.models.hub import DEFAULT, LANGUAGE_MODEL
+    from rankwise.tasks import objectives
     from rankwise.tasks.encoding import encode
 
+    task_type = objectives.named(dataset.task.problem).task_type
+    default = LANGUAGE_MODEL if task_type == "CAUSAL_LM" else DEFAULT
     try:
-        source = loading.locate(model or DEFAULT, max_length)
+        source = loading.locate(model or default, max_length, task_type)
     except RankwiseError:
         if model is not None or max_length is not None:
             raise

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rankwise.engine.packing import pad
 from rankwise.errors import RankwiseError
+from rankwise.models.families import task_type
 from rankwise.tasks.encoding import Encoded
 
 
@@ -28,7 +29,8 @@ def check(model: nn.Module, rows: Encoded) -> None:
         rows: as token ids.
 
     Raises:
-        RankwiseError: a token or token type beyond the model's tables, or the longest row is too long.
+        RankwiseError: a token or token type beyond the model's tables, the longest row is too long, or a language model that sees the
+            tokens it has to predict.
     """
     if not isinstance(model, PreTrainedModel) or not len(rows):
         return
@@ -39,6 +41,9 @@ def check(model: nn.Module, rows: Encoded) -> None:
         _check_ids(rows, rows.token_type_ids, _rows_of(table), "token type", "table of token types")
     if model.device.type == "cpu":
         _run_longest(model, rows)
+    if rows.token_labels is not None and task_type(model) == "CAUSAL_LM":
+        _check_ids(rows, rows.token_labels, _rows_of(model.get_output_embeddings()), "token", "head")
+        _check_causal(model, rows)
 
 
 @contextlib.contextmanager
@@ -99,6 +104,27 @@ def _run_longest(model: PreTrainedModel, rows: Encoded) -> None:
     finally:
         for module in was_training:
             module.training = True
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel, rows: Encoded) -> None:
+    """Check that logits don't depend on tokens behind them, as they do in an encoder with a language model's head."""
+    first = int(rows.offsets[np.argmax(rows.lengths)])
+    ids = torch.from_numpy(rows.input_ids[first : first + min(8, int(rows.lengths.max()))].astype(np.int64))
+    other = ids.clone()
+    other[-1] = (ids[-1] + 1) % cast(Any, model).config.get_text_config().vocab_size
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with refused_by_name(model):
+            both = [cast(Any, model)(x[None].to(model.device)).logits[0, :-1].double() for x in (ids, other)]
+    finally:
+        for module in was_training:
+            module.training = True
+    if len(both[0]) and (both[0] - both[1]).norm() > 1e-3 * both[0].norm():
+        raise RankwiseError(
+            f"{type(model).__name__} sees the tokens that it has to predict, as encoders do. Take a causal language model."
+        )
 
 
 class _Enough(Exception):

@@ -15,7 +15,12 @@ from rankwise.models import smollm2
 
 DEFAULT = "minilm"
 """The name of the embedded classifier, all-MiniLM-L6-v2."""
-EMBEDDED: dict[str, Callable[[], Path]] = {DEFAULT: downloads.model_folder, "smollm2": smollm2.folder}
+LANGUAGE_MODEL = "smollm2"
+"""The name of the embedded language model, SmolLM2-135M-Instruct."""
+EMBEDDED: dict[str, Callable[[], Path]] = {
+    DEFAULT: downloads.model_folder,
+    LANGUAGE_MODEL: smollm2.folder,
+}
 """What returns the folder of an embedded model, by name. It is fetched if necessary."""
 SCRATCH: dict[str, dict[str, Any]] = {
     "scratch:small": {

@@ -6,9 +6,10 @@ difference stands with its interval. Beside the score stands what a method costs
 
 from collections.abc import Mapping, Sequence
 
+from rankwise.report import units
 from rankwise.report.cells import Cell
 from rankwise.report.row import Row, Verdict
-from rankwise.report.words import clock, listed, minus, percent, share, span
+from rankwise.report.words import clock, listed, minus, share, span
 from rankwise.tasks.quality import Quality
 
 METHODS_SHOWN = 6
@@ -29,7 +30,7 @@ def answer(rows: Sequence[Row]) -> list[str]:
 
 def of_one_run(row: Row, qualities: Mapping[Cell, Quality]) -> list[str]:
     """Say what one run reaches, and what always giving one answer would."""
-    lines = [f"{row.method} reaches {percent(row.score)} {row.metric} on {row.task}."]
+    lines = [f"{row.method} reaches {units.estimate(row.score, row.metric)} {row.metric} on {row.task}."]
     quality = qualities.get((row.task, row.method))
     if quality is not None:
         low_high = (
@@ -43,12 +44,15 @@ def of_one_run(row: Row, qualities: Mapping[Cell, Quality]) -> list[str]:
 
 
 def _best(rows: Sequence[Row]) -> str:
-    """Name the highest mean on each task. Without a test nothing more can be said."""
+    """Name the best mean on each task. Without a test nothing more can be said."""
     parts = []
     for task in dict.fromkeys(row.task for row in rows):
-        best = max((row for row in rows if row.task == task), key=lambda row: row.score.mean)
-        parts.append(f"{task} {percent(best.score)} {best.metric} ({best.method})")
-    return f"Highest mean score: {listed(parts)}."
+        best = max(
+            (row for row in rows if row.task == task),
+            key=lambda row: units.better(row.metric) * row.score.mean,
+        )
+        parts.append(f"{task} {units.estimate(best.score, best.metric)} {best.metric} ({best.method})")
+    return f"Best mean score: {listed(parts)}."
 
 
 def _why_not_compared(rows: Sequence[Row]) -> str:
@@ -96,7 +100,8 @@ def _claim(compared: Sequence[Row], verdict: Verdict, side: str) -> str:
 
 
 def _side(row: Row) -> str:
-    return "ahead of" if row.difference is not None and row.difference.mean > 0 else "behind"
+    ahead = row.difference is not None and units.better(row.metric) * row.difference.mean > 0
+    return "ahead of" if ahead else "behind"
 
 
 def _cost(mine: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -120,13 +125,24 @@ def _cost(mine: Sequence[Row], rows: Sequence[Row]) -> str:
     ]
     if speed:
         costs.append(f"at {span(speed, '×', 1)} its rows/s")
-    return minus(f"{', '.join(costs)}; {_points(mine)} points against full.")
+    return minus(f"{', '.join(costs)}; {_points(mine)} against full.")
 
 
 def _points(mine: Sequence[Row]) -> str:
-    """Write one task's difference with its interval; of several tasks the smallest and the largest difference."""
-    differences = [row.difference for row in mine if row.difference is not None]
-    if len(differences) == 1:
-        return percent(differences[0], sign=True)
-    low, high = (f"{100 * f(d.mean for d in differences):+.2f}" for f in (min, max))
-    return f"{low} to {high}" if low != high else low
+    """Write one task's difference with its interval; of several tasks the smallest and the largest difference, by metric's unit."""
+    parts = []
+    for metric in dict.fromkeys("" if units.scale(row.metric) == 100 else row.metric for row in mine):
+        rows = [
+            row
+            for row in mine
+            if metric in ("", row.metric) and (units.scale(row.metric) == 100) == (not metric)
+        ]
+        differences = [row.difference for row in rows if row.difference is not None]
+        if not differences:
+            continue
+        low, high = (units.number(f(d.mean for d in differences), metric, sign=True) for f in (min, max))
+        shown = f"{low} to {high}" if low != high else low
+        if len(differences) == 1:
+            shown = units.estimate(differences[0], metric, sign=True)
+        parts.append(f"{shown} {metric or 'points'}")
+    return listed(parts)

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from rankwise import inert
+from rankwise.report import units
 from rankwise.report.document import Document
 from rankwise.report.figures import KINDS, facts
 from rankwise.report.page_table import baseline_cells, quality_cells, quality_headers
 from rankwise.report.rank_pattern import summary
 from rankwise.report.table import HEADERS, cells
-from rankwise.report.words import flags, percent, probability
+from rankwise.report.words import flags, probability
 from rankwise.tasks.look import Look, warning_lines
 
 
@@ -58,7 +59,7 @@ def _differences(document: Document) -> list[str]:
         (
             row.task,
             row.method,
-            percent(row.difference, sign=True) if row.difference else "",
+            units.estimate(row.difference, row.metric, sign=True) if row.difference else "",
             str(row.difference.n if row.difference else 0),
             "" if row.p_seeds is None else probability(row.p_seeds),
             str(row.only_this),

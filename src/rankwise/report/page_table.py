@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rankwise.report import units
 from rankwise.report.document import Document
 from rankwise.report.figures import Style
 from rankwise.report.row import Row
 from rankwise.report.stats import Estimate
-from rankwise.report.words import clock, minus, percent, probability, share, spread
+from rankwise.report.words import clock, minus, probability, share, spread
 from rankwise.tasks.quality import Quality, in_words
 
 
@@ -45,12 +46,16 @@ def columns(document: Document) -> list[Column]:
     p_seeds = Column("p seeds", "Paired t test over seeds, Holm-corrected", lambda row: _p(row.p_seeds))
     return [
         Column("n", "Seeds", lambda row: Cell(str(row.score.n), row.score.n)),
-        Column("Score", "Mean over seeds ± half its 95 % t interval, in %", lambda row: _interval(row.score)),
+        Column(
+            "Score",
+            "Mean over seeds ± half its 95 % t interval, in % where it is a share",
+            lambda row: _interval(row, row.score),
+        ),
         *(Column(name, "Mean over seeds, in %", _metric(name)) for name in metrics),
         Column(
             "Δ full",
             "Paired difference from full fine-tuning over the same seeds, in points",
-            lambda row: _interval(row.difference, sign=True, verdict=row.verdict),
+            lambda row: _interval(row, row.difference, sign=True, verdict=row.verdict),
         ),
         Column(
             "p rows",
@@ -89,7 +94,11 @@ def cells(row: Row, columns: list[Column], style: Style) -> dict[str, Any]:
 def _metric(name: str) -> Callable[[Row], Cell]:
     def cell(row: Row) -> Cell:
         value = row.other_metrics.get(name)
-        return Cell() if value is None else Cell(f"{100 * value:.1f}", value)
+        return (
+            Cell()
+            if value is None
+            else Cell(f"{units.scale(name) * value:.{1 if units.scale(name) > 1 else 4}f}", value)
+        )
 
     return cell
 
@@ -106,11 +115,11 @@ def _p(p: float | None) -> Cell:
     return Cell() if p is None else Cell(probability(p), p)
 
 
-def _interval(value: Estimate | None, *, sign: bool = False, verdict: str | None = None) -> Cell:
+def _interval(row: Row, value: Estimate | None, *, sign: bool = False, verdict: str | None = None) -> Cell:
     if value is None:
         return Cell()
-    mean, _, half = minus(percent(value, sign=sign)).partition(" ± ")
-    arrow = ("▲" if value.mean > 0 else "▼") if verdict == "shown" else ""
+    mean, _, half = minus(units.estimate(value, row.metric, sign=sign)).partition(" ± ")
+    arrow = ("▲" if units.better(row.metric) * value.mean > 0 else "▼") if verdict == "shown" else ""
     return Cell(mean, value.mean, f"± {half}" if half else None, arrow)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rankwise.report.stats import LEVEL, Estimate
+from rankwise.report.units import better
 
 REFERENCE = "full"
 """The method that others are compared with, whatever options it has: `full`, `full:lr=5e-5`."""
@@ -92,10 +93,11 @@ class Row:
 
     @property
     def rows_contradict(self) -> bool:
-        """Whether the method with the higher metric is the one that is right on fewer rows, by a significant test.
+        """Whether the method with the better metric is the one that is right on fewer rows, by a significant test.
 
         The test over rows counts right and wrong alike. F1, Matthews correlation and correlations weigh rows differently.
         """
         if self.p_rows is None or self.p_rows >= 1 - LEVEL or self.difference is None:
             return False
-        return self.difference.mean * ((self.only_this or 0) - (self.only_full or 0)) <= 0
+        ahead = better(self.metric) * self.difference.mean
+        return ahead * ((self.only_this or 0) - (self.only_full or 0)) <= 0

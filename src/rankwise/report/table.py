@@ -8,10 +8,11 @@ from rich.table import Table
 from rankwise import console
 from rankwise.adapters import rank_table
 from rankwise.console import text
+from rankwise.report import units
 from rankwise.report.document import Document
 from rankwise.report.rank_pattern import summary
 from rankwise.report.row import Row
-from rankwise.report.words import clock, percent, probability, share, spread
+from rankwise.report.words import clock, probability, share, spread
 
 FILES = ("report.html", "report.md", "report.json", "results.parquet")
 HEADERS = ("task", "method", "n", "score", "Δ full", "p rows", "trained", "rows/s", "MB", "time")
@@ -24,8 +25,8 @@ def cells(row: Row) -> tuple[str, ...]:
         row.task,
         row.method,
         str(row.score.n),
-        f"{percent(row.score)} {row.metric}{others}",
-        "" if row.difference is None else percent(row.difference, sign=True),
+        f"{units.estimate(row.score, row.metric)} {row.metric}{others}",
+        "" if row.difference is None else units.estimate(row.difference, row.metric, sign=True),
         "" if row.p_rows is None else probability(row.p_rows),
         f"{spread(row.trainable, row.trainable_range)} ({share(row.trainable_share)})",
         "" if row.rows_per_second is None else f"{row.rows_per_second:.0f}",

@@ -3,14 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from rankwise.report.stats import Estimate
-
-
-def percent(value: Estimate, *, sign: bool = False) -> str:
-    """Write an estimate in points: `86.52 ± 0.81`."""
-    mean = f"{100 * value.mean:+.2f}" if sign else f"{100 * value.mean:.2f}"
-    return mean if value.half is None else f"{mean} ± {100 * value.half:.2f}"
-
 
 def share(value: float) -> str:
     """Write a share in percent: 0.03 → `3 %`."""

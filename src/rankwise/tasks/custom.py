@@ -127,6 +127,15 @@ def _task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Tas
     if options.problem == "generation" or (options.problem is None and (options.prompt or options.messages)):
         return _language_task(table, options, train)
     _refuse_generation_options(options)
+    if options.problem is None and options.label is None and "label" not in table.columns:
+        kind = next(
+            (k for k in ("messages", "prompt") if all(part in table.columns for part in KINDS[k])), None
+        )
+        if kind is not None:
+            raise RankwiseError(
+                f"{table.name} has no column 'label', and what a language model learns from: {' and '.join(KINDS[kind])}. "
+                'Say `problem="generation"`, or which column holds the label with `label=`.'
+            )
     column, *others = columns = options.label or ("label",)
     _refuse_same_column(options, columns)
     problem = options.problem or _problem(table, columns)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwise import inert
+from rankwise.report import units
 from rankwise.report.document import Document
 from rankwise.report.row import REFERENCE, Row
 from rankwise.report.stats import Estimate
-from rankwise.report.words import percent
 
 COLOURS = 7
 """Colours of methods other than full fine-tuning, in the page's style sheet. Further methods repeat them with another symbol."""
@@ -86,11 +86,6 @@ def label(method: str) -> str:
     return "<br>".join(inert.plot(part) for part in [f"{name}:", *options.split(",")] if part)
 
 
-def points(value: float) -> float:
-    """A share in points: 0.5 → 50."""
-    return round(100 * value, 3)
-
-
 def rows_layout(names: Sequence[str], x: str) -> dict[str, Any]:
     """Lay out horizontal rows at y = 0, 1, 2 …, the first on top.
 
@@ -121,7 +116,7 @@ def estimate_trace(
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
-        "x": [points(value.mean)],
+        "x": [units.drawn(value.mean, row.metric)],
         "y": [y],
         "marker": {
             "color": style.colour(row.method),
@@ -129,13 +124,13 @@ def estimate_trace(
             "symbol": style.symbol(row.method),
             "line": {"color": "var(--panel)", "width": 1.5},
         },
-        "text": [f"{inert.plot(row.method)}: {percent(value, sign=sign)}, n = {value.n}"],
+        "text": [f"{inert.plot(row.method)}: {units.estimate(value, row.metric, sign=sign)}, n = {value.n}"],
         "hovertemplate": "%{text}<extra></extra>",
     }
     if value.half is not None:
         trace["error_x"] = {
             "type": "data",
-            "array": [points(value.half)],
+            "array": [units.drawn(value.half, row.metric)],
             "color": style.colour(row.method),
             "thickness": 2,
             "width": 5,

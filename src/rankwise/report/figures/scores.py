@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankwise import inert
+from rankwise.report import units
 from rankwise.report.document import Document
 from rankwise.report.figures.plot import (
     Figure,
@@ -12,12 +13,11 @@ from rankwise.report.figures.plot import (
     by_task,
     estimate_trace,
     label,
-    points,
     rows_layout,
     style_of,
 )
 from rankwise.report.row import Row
-from rankwise.report.words import count, percent, spread
+from rankwise.report.words import count, spread
 
 
 def scores(document: Document) -> list[Figure]:
@@ -30,9 +30,9 @@ def scores(document: Document) -> list[Figure]:
         data += [_published(entry, len(rows) + methods.index(entry["method"])) for entry in published]
         names = [label(row.method) for row in rows]
         names += [f"{inert.plot(method)}<br>(published)" for method in methods]
-        layout = rows_layout(names, f"{rows[0].metric} in %")
-        layout["xaxis"]["range"] = _range(data, 2.0)
-        description = ", ".join(f"{row.method} {percent(row.score)}" for row in rows)
+        layout = rows_layout(names, units.axis(rows[0].metric))
+        layout["xaxis"]["range"] = _range(data, 0.02 * units.scale(rows[0].metric))
+        description = ", ".join(f"{row.method} {units.estimate(row.score, row.metric)}" for row in rows)
         made.append(
             Figure(
                 f"score-{place}",
@@ -50,10 +50,16 @@ def differences(document: Document) -> list[Figure]:
     compared = [row for row in document.rows if row.difference is not None]
     for place, (task, rows) in enumerate(by_task(compared).items()):
         data = [trace for y, row in enumerate(rows) for trace in _scored(row, y, style, difference=True)]
-        layout = rows_layout([label(row.method) for row in rows], "points above or below full")
-        layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 1.5, "range": _range(data, 1.0, [0.0])}
+        layout = rows_layout([label(row.method) for row in rows], _against(rows[0].metric))
+        layout["xaxis"] |= {
+            "zeroline": True,
+            "zerolinewidth": 1.5,
+            "range": _range(data, 0.01 * units.scale(rows[0].metric), [0.0]),
+        }
         description = ", ".join(
-            f"{row.method} {percent(row.difference, sign=True)}" for row in rows if row.difference is not None
+            f"{row.method} {units.estimate(row.difference, row.metric, sign=True)}"
+            for row in rows
+            if row.difference is not None
         )
         made.append(
             Figure(f"difference-{place}", task, f"{task}: {description}", {"data": data, "layout": layout})
@@ -64,17 +70,19 @@ def differences(document: Document) -> list[Figure]:
 def _scored(row: Row, y: int, style: Style, *, difference: bool = False) -> list[dict[str, Any]]:
     """A row's mean with its interval, and its single seeds below."""
     value, single = (row.difference, row.differences) if difference else (row.score, row.scores)
-    sign = "+" if difference else ""
     if value is None:
         return []
     traces = [estimate_trace(row, value, y, style, sign=difference)]
     if len(single) > 1:
-        shown = [f"{inert.plot(row.method)}, seed {seed}: {100 * v:{sign}.2f}" for seed, v in single.items()]
+        shown = [
+            f"{inert.plot(row.method)}, seed {seed}: {units.number(v, row.metric, sign=difference)}"
+            for seed, v in single.items()
+        ]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": [points(v) for v in single.values()],
+                "x": [units.drawn(v, row.metric) for v in single.values()],
                 "y": [y + 0.27] * len(single),
                 "marker": {"color": style.colour(row.method), "size": 5, "opacity": 0.55},
                 "text": shown,
@@ -84,12 +92,16 @@ def _scored(row: Row, y: int, style: Style, *, difference: bool = False) -> list
     return traces
 
 
+def _against(metric: str) -> str:
+    return "points above or below full" if units.scale(metric) == 100 else f"{metric} above or below full"
+
+
 def _published(entry: dict[str, Any], y: int) -> dict[str, Any]:
     about = f"{entry['method']} {entry['settings']}: {100 * entry['score']:.1f}, published, full task; {entry['source']}"
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": [points(entry["score"])],
+        "x": [units.drawn(entry["score"], "")],
         "y": [y],
         "marker": {"color": "var(--muted)", "size": 11, "symbol": "diamond-open", "line": {"width": 1.5}},
         "text": [inert.plot(about)],
@@ -117,7 +129,9 @@ def parameters(document: Document) -> list[Figure]:
             trace = estimate_trace(row, row.score, 0, style)
             error = trace.pop("error_x", None)
             trained = spread(row.trainable, row.trainable_range)
-            shown = inert.plot(f"{row.method}: {percent(row.score)} {row.metric}, {trained} trained")
+            shown = inert.plot(
+                f"{row.method}: {units.estimate(row.score, row.metric)} {row.metric}, {trained} trained"
+            )
             trace |= {"x": [row.trainable], "y": trace["x"], "text": [shown], "name": inert.plot(row.method)}
             low, high = row.trainable_range
             if low < high:  # seeds that found other ranks
@@ -141,9 +155,11 @@ def parameters(document: Document) -> list[Figure]:
                 "range": [low - 0.3, high + 0.3],
                 "dtick": 1,
             },
-            "yaxis": {"title": {"text": inert.plot(f"{rows[0].metric} in %")}},
+            "yaxis": {"title": {"text": inert.plot(units.axis(rows[0].metric))}},
         }
-        description = ", ".join(f"{row.method} {count(row.trainable)}, {percent(row.score)}" for row in rows)
+        description = ", ".join(
+            f"{row.method} {count(row.trainable)}, {units.estimate(row.score, row.metric)}" for row in rows
+        )
         made.append(
             Figure(f"parameters-{place}", task, f"{task}: {description}", {"data": data, "layout": layout})
         )

@@ -3,9 +3,10 @@
 from typing import Any
 
 from rankwise import inert
+from rankwise.report import units
 from rankwise.report.curves import Curve
 from rankwise.report.document import Document
-from rankwise.report.figures.plot import Figure, Style, points, style_of
+from rankwise.report.figures.plot import Figure, Style, style_of
 
 
 def losses(document: Document) -> list[Figure]:
@@ -68,9 +69,9 @@ def validation(document: Document) -> list[Figure]:
                 "mode": "lines+markers",
                 "name": inert.plot(curve.method),
                 "x": curve.scored,
-                "y": [points(score) for score in curve.scores],
+                "y": [units.drawn(score, curve.metric) for score in curve.scores],
                 "line": {"color": style.colour(curve.method), "width": 2, "dash": style.dash(curve.method)},
-                "hovertemplate": f"{inert.plot(curve.method)}, step %{{x}}: %{{y:.2f}}<extra></extra>",
+                "hovertemplate": f"{inert.plot(curve.method)}, step %{{x}}: %{{y:.4~f}}<extra></extra>",
             }
             for curve in curves
         ]
@@ -78,10 +79,11 @@ def validation(document: Document) -> list[Figure]:
             "height": 300,
             "showlegend": False,
             "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": inert.plot(f"{curves[0].metric} in %")}},
+            "yaxis": {"title": {"text": inert.plot(units.axis(curves[0].metric))}},
         }
         description = ", ".join(
-            f"{curve.method} {100 * curve.scores[-1]:.2f} at step {curve.scored[-1]}" for curve in curves
+            f"{curve.method} {units.number(curve.scores[-1], curve.metric)} at step {curve.scored[-1]}"
+            for curve in curves
         )
         made.append(
             Figure(f"validation-{place}", task, f"{task}: {description}", {"data": data, "layout": layout})
