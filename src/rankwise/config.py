@@ -350,8 +350,8 @@ class CompareConfig:
     """Runs at a time. If more than one, they share the machine, so the speed columns stay empty."""
     keep_models: bool = False
     """Also keep the weights of fully fine-tuned models."""
-    tensorboard: bool = False
-    """Also write each run's curves for TensorBoard: `tensorboard --logdir` on the grid's folder shows them."""
+    report_to: tuple[str, ...] = ()
+    """Also report each run's curves to tensorboard (`tensorboard --logdir` on the grid's folder shows them), wandb, mlflow or trackio."""
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -473,6 +473,31 @@ def _leaf(kind: Any, value: Any, name: str) -> Any:
     if not fits or (get_args(kind) and value not in get_args(kind)):
         raise ValueError(f"{name} is {value!r:.40}")
     return value
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Return the options that differ from their defaults by name, those of groups too, as `to_json` gives values."""
+    found = {}
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if is_dataclass(value):
+            found |= flat(value)
+        elif value != option.default:
+            found[option.name] = to_json(value)
+    return found
+
+
+def options_of(config: Any, out: Path) -> dict[str, Any]:
+    """Return what a file for `--config` holds to ask for a run or a grid again: its files, method and seed, and what isn't a default."""
+    found = flat(config)
+    always = {
+        "files": found.pop("train_file", None),
+        "method": getattr(config, "method", None),
+        "seed": getattr(config, "seed", None),
+    }
+    if isinstance(config, RunConfig) and not config.table.train_file and config.table.dataset is None:
+        always["task"] = config.task
+    return {name: value for name, value in always.items() if value is not None} | found | {"out": str(out)}
 
 
 def same_run(request: dict[str, Any]) -> dict[str, Any]:

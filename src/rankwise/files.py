@@ -217,6 +217,14 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
     write(file, content)
 
 
+def write_yaml(file: Path, comment: str, options: dict[str, Any]) -> None:
+    """Write options as YAML, as `write` does, below a line of comment."""
+    import yaml
+
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    write(file, f"# {comment}\n{text}".encode())
+
+
 def is_text(text: str) -> bool:
     """Return whether UTF-8 can hold a text. Halves of surrogate pairs come from names and data in other encodings."""
     try:

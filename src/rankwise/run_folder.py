@@ -3,6 +3,7 @@
 Files are replaced in one step. So a reader finds the old file or the new one, whenever a run is killed.
 
 run.json                 the request, what it was resolved to, versions, hardware
+run.yaml                 the same request as options, for `rankwise train --config`
 steps.jsonl              one line an optimizer step
 ranks.jsonl              one line a rank decision: the proposal, the evidence, the outcome
 checkpoint-<n>/          the latest state of training, and the SHA-256 of its files; removed when the run ends well
@@ -39,6 +40,7 @@ from rankwise.files import (
     write,
     write_json,
     write_sums,
+    write_yaml,
 )
 
 RESULT = tuple(name for name, field in records.Result.model_fields.items() if field.is_required())
@@ -103,6 +105,10 @@ class RunFolder:
         make_folder(self.path)
         known = self.read_run() if self.has_run else {}
         write_json(self._run, {**known, "requested": requested, "assigned": assigned or {}})
+
+    def write_options(self, options: dict[str, Any]) -> None:
+        """Write run.yaml: the options that `rankwise train --config` takes to ask for this run again."""
+        write_yaml(self.path / "run.yaml", "rankwise train --config run.yaml", options)
 
     def read_run(self) -> dict[str, Any]:
         """Read run.json: `requested` and `assigned`; `resolved`, `facts`, `task`, `versions`, `hardware` once started.
@@ -240,7 +246,7 @@ class RunFolder:
 
     def remove_unstarted(self) -> None:
         """Remove the folder, if it holds nothing but a request and logs without a step; otherwise it stays as it is."""
-        begun = {self._run.name, self._steps.name, self._ranks.name, ".lock"}
+        begun = {self._run.name, self._steps.name, self._ranks.name, "run.yaml", ".lock"}
         with contextlib.suppress(OSError):
             held = list(self.path.iterdir())
             logged = self._steps.is_file() and self._steps.stat().st_size > 0

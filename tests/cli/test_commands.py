@@ -263,7 +263,10 @@ def test_json_of_evaluate_predict_and_merge_is_one_object(trained, table, rankwi
     for arguments, keys in (
         (["evaluate", trained, table], {"adapter", "n", "accuracy", "mcc", "loss", "notes"}),
         (["evaluate", trained], {"adapter", "n", "accuracy", "mcc", "loss", "notes"}),
-        (["predict", trained, table, "--out", "p.jsonl"], {"adapter", "n", "out", "predicted", "notes"}),
+        (
+            ["predict", trained, table, "--out", "p.jsonl"],
+            {"adapter", "n", "unscored", "out", "predicted", "notes"},
+        ),
         (["merge", trained, "--out", "merged"], {"adapter", "out", "total_params"}),
     ):
         code, out, err = rankwise(*arguments, "--json")
@@ -476,7 +479,10 @@ def test_rows_without_text_or_label_are_counted_and_named_by_line(model, rankwis
     code, out, _ = rankwise("evaluate", "out", "gaps.csv")
     assert "gaps.csv: 1 row without text left out (line 2)." in out
     code, out, _ = rankwise("predict", "out", "gaps.csv", "--out", "p.csv", "--json")
-    assert json.loads(out)["notes"] == ["gaps.csv: 1 row without text left out (line 2)."]
+    assert json.loads(out)["notes"] == [
+        "Columns of gaps.csv with the name of one of the answer's: 'label' is 'input_label'.",
+        "gaps.csv: 1 row has no answer: no text in 'text' (line 2).",
+    ]
 
 
 def test_a_label_unseen_in_training_is_refused_by_line(model, table, trained, refused):
@@ -866,6 +872,7 @@ def test_a_run_that_is_interrupted_in_its_first_second_continues(how, words, mod
     assert said, err
     assert {path.name for path in Path("out").iterdir()} == {
         "run.json",
+        "run.yaml",
         "steps.jsonl",
         "ranks.jsonl",
         "checkpoint-1",

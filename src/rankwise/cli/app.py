@@ -26,6 +26,7 @@ from cyclopts import (
 )
 
 from rankwise import console, inert
+from rankwise.cli import config_file
 from rankwise.cli.parameters import in_flags, with_flags
 from rankwise.errors import RankwiseError, machine_fault, nearest
 from rankwise.files import is_text
@@ -43,6 +44,7 @@ app = App(
     name="rankwise",
     version=version("rankwise"),
     help="LoRA that finds its own rank, and the harness that proves it against full fine-tuning.",
+    help_epilogue="Every command takes --config FILE too: its options in YAML or TOML, such as the run.yaml that a run writes.",
     suppress_keyboard_interrupt=False,  # `main` handles it
     default_parameter=Parameter(negative=(), consume_multiple=True, show_default=_shown_default),
 )
@@ -80,6 +82,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         _refuse_bytes(arguments)
+        arguments = config_file.with_file(app, arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)

@@ -12,7 +12,7 @@ from rankwise.cli.app import Json, OfClass, ThresholdFor, command, people, print
 from rankwise.cli.parameters import flag, in_flags
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, same_run, to_json
 from rankwise.errors import RankwiseError
-from rankwise.runs.tensorboard import check as check_tensorboard
+from rankwise.runs import trackers
 
 
 @command
@@ -28,8 +28,7 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
     from rankwise.runs import grid
 
     _check_names(config.tasks, config.methods, config.train.recipe)
-    if config.tensorboard:
-        check_tensorboard()
+    trackers.check(config.report_to)
     _fetch(config)
     n = len(config.runs())
     try:
@@ -127,9 +126,14 @@ def train(
     config: RunConfig = RunConfig(),  # noqa: B008 (frozen)
     *,
     out: Annotated[Path, Parameter(help="Folder of the run: the adapter, its record, and its scores.")],
-    tensorboard: Annotated[bool, Parameter(help="Also write the run's curves for TensorBoard.")] = False,
     threshold_for: ThresholdFor = None,
     of_class: OfClass = None,
+    report_to: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Also report the run's curves to tensorboard, wandb, mlflow or trackio: one or several."
+        ),
+    ] = (),
     json: Json = False,
 ) -> None:
     """Train one adapter (or a whole model), on a task by name or on a table of your own.
@@ -142,8 +146,7 @@ def train(
     from rankwise.runs import methods
     from rankwise.tasks import tables
 
-    if tensorboard:
-        check_tensorboard()
+    trackers.check(report_to)
     _check_threshold(threshold_for, of_class)
     by_name = not files and config.table.dataset is None
     if by_name:
@@ -163,7 +166,7 @@ def train(
         if config.model.from_adapter is not None:
             methods.check_start(config.model.from_adapter, config.method)
         _find_model(config)
-        result = _train(folder, request, {"tensorboard": tensorboard}, json)
+        result = _train(folder, request, {"report_to": list(report_to)}, json)
     ranks = result.get("rank") or {}
     if ranks and result.get("rank_seconds") is not None:  # they were found
         _draw_ranks(ranks, result, json)

@@ -56,7 +56,7 @@ class Assigned(_Read):
     threads: Threads | None = None
     shared_machine: bool = False
     keep_model: bool = True
-    tensorboard: bool = False
+    report_to: list[str] = []
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -22,9 +22,9 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from rankwise.config import CompareConfig, RunConfig, differences, same_run, to_json
+from rankwise.config import CompareConfig, RunConfig, differences, options_of, same_run, to_json
 from rankwise.errors import RankwiseError, machine_fault
-from rankwise.files import make_folder
+from rankwise.files import make_folder, write_yaml
 from rankwise.hardware import cores
 from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
 from rankwise.runs.methods import check_start
@@ -165,6 +165,8 @@ def _remember(config: CompareConfig) -> None:
         asked[key] = list(dict.fromkeys([*known.get(key, []), *asked[key]]))
     asked["seeds"] = max(known.get("seeds", 0), config.seeds)
     write_grid(config.out, {**asked, "command": shlex.join(["rankwise", *sys.argv[1:]])})
+    options = options_of(config, config.out)
+    write_yaml(config.out / "compare.yaml", "rankwise compare --config compare.yaml", options)
 
 
 def _run_all(config: CompareConfig, waiting: list[Run], listen: Listener, command: Command) -> dict[str, str]:
@@ -215,7 +217,7 @@ def _ask(config: CompareConfig, run: Run) -> None:
     threads = config.model.threads or max(1, cores() // config.jobs)
     assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
     assigned["shared_machine"] |= config.jobs > 1
-    chosen = {"keep_model": config.keep_models, "tensorboard": config.tensorboard}
+    chosen = {"keep_model": config.keep_models, "report_to": list(config.report_to)}
     run.folder.write_request(to_json(run.config), {**assigned, **chosen})
     run.folder.update_run_json(failed=None, **({} if known else {"facts": None}))
 

@@ -96,6 +96,7 @@ class Prepared:
     """A run before its first step.
 
     Attributes:
+        requested: as it was asked for.
         config: with every option resolved.
         method: what trains the model.
         rows: training and evaluation rows.
@@ -111,6 +112,7 @@ class Prepared:
         request: names the request and the choices that a resumed run repeats.
     """
 
+    requested: RunConfig
     config: RunConfig
     method: Method
     rows: RunRows
@@ -191,6 +193,7 @@ def prepare(folder: RunFolder) -> Prepared:
     ]
     facts = _facts(config, place, source, training, weights, rows)
     return Prepared(
+        requested=requested,
         config=config,
         method=method,
         rows=rows,

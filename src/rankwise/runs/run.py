@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from rankwise import hardware
-from rankwise.config import to_json
+from rankwise.config import options_of, to_json
 from rankwise.engine import checkpoint
 from rankwise.engine.compute import predict_logits
 from rankwise.engine.profiling import profiled_steps
@@ -33,7 +33,7 @@ from rankwise.runs.events import Emit, optional
 from rankwise.runs.interruption import Interrupted
 from rankwise.runs.prepare import Prepared, prepare
 from rankwise.runs.result import finish
-from rankwise.runs.tensorboard import Board
+from rankwise.runs.trackers import Board
 
 CHECKPOINT_SECONDS = 20.0
 """Shortest time between two checkpoints."""
@@ -53,6 +53,8 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     """
     run = prepare(folder)
     config, training = run.config, run.training
+    with optional("run.yaml", emit):
+        folder.write_options(options_of(run.requested, folder.path))
     folder.update_run_json(
         resolved=to_json(config),
         facts=run.facts,
@@ -76,7 +78,7 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         }
     )
     folder.truncate_steps(training.step_number)
-    board = Board(emit, folder.path if run.assigned.tensorboard else None, training.step_number)
+    board = Board(emit, run.assigned.report_to, folder, training.step_number)
     with interruption.deferred() as interrupted:
         _train(run, folder, stopping, board, emit, interrupted)
     for note in training.notes:
