@@ -1,5 +1,7 @@
-"""The examples, run as scripts on the embedded model's folder."""
+"""The examples, run as scripts on the embedded model's folder, or on a tiny model."""
 
+import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+import tiny
 from rankwise import downloads
 
 pytestmark = pytest.mark.slow
@@ -42,3 +45,19 @@ def test_an_example_trains_an_adapter_that_peft_and_pipelines_load(name, tmp_pat
     good, bad = ("positive", "negative") if name == "trainer.py" else ("LABEL_1", "LABEL_0")
     assert answers[0].startswith(f"a fine film: {good}")
     assert answers[1].startswith(f"a dull plot: {bad}")
+
+
+@pytest.mark.parametrize(("name", "package"), [("optuna_search.py", "optuna"), ("ray_tune.py", "ray")])
+def test_a_search_prunes_by_the_held_out_loss_and_names_its_best_trial(name, package, tmp_path):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} isn't installed")
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["text", "label"])
+        table.writeheader()
+        table.writerows(tiny.reviews(130))
+    out = run(name, tmp_path / "reviews.csv", 5, tiny.model_folder(tmp_path / "base"))
+    last = next(line for line in reversed(out.splitlines()) if "held-out loss" in line)
+    assert float(last.partition("held-out loss ")[2].partition(":")[0]) < 0.72
+    if package == "optuna":
+        assert last.startswith("5 trials, ")
+        assert "0 pruned" not in last
