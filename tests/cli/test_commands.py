@@ -261,8 +261,11 @@ def test_json_of_train_is_one_object_and_the_rest_goes_to_stderr(model, table, r
 
 def test_json_of_evaluate_predict_and_merge_is_one_object(trained, table, rankwise):
     for arguments, keys in (
-        (["evaluate", trained, table], {"adapter", "n", "accuracy", "mcc", "loss", "notes"}),
-        (["evaluate", trained], {"adapter", "n", "accuracy", "mcc", "loss", "notes"}),
+        (
+            ["evaluate", trained, table],
+            {"adapter", "n", "accuracy", "mcc", "loss", "quality", "threshold", "notes"},
+        ),
+        (["evaluate", trained], {"adapter", "n", "accuracy", "mcc", "loss", "quality", "threshold", "notes"}),
         (
             ["predict", trained, table, "--out", "p.jsonl"],
             {"adapter", "n", "unscored", "out", "predicted", "notes"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rankwise.adapters import peft_format
+from rankwise.adapters import peft_format, threshold_file
 from rankwise.errors import RankwiseError
 from rankwise.models import hub
 from rankwise.runs.model_card import HUB_NAMES
@@ -53,7 +53,7 @@ def push(folder: Path, repository: str, *, private: bool = False, base: str | No
         raise RankwiseError(
             f"{folder} holds neither an adapter nor a model. Name the folder of a finished run."
         )
-    patterns = (*(ADAPTER if is_adapter else ()), *MODEL, *peft_format.TOKENIZER, CARD)
+    patterns = (*(ADAPTER if is_adapter else ()), *MODEL, *peft_format.TOKENIZER, threshold_file.NAME, CARD)
     found = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     with TemporaryDirectory() as workspace:
         for file in found:
