@@ -9,6 +9,7 @@ import transformers as hf
 
 import tiny
 from float64 import CLOSE, PAD, in_float64, rows_of
+from rankwise.engine import token_losses
 from rankwise.engine.attention import can_pack
 from rankwise.engine.compute import Compute
 from rankwise.engine.execution import Engine
@@ -69,6 +70,28 @@ def test_packed_and_padded_language_models_have_transformers_loss_and_gradients(
         loss, gradients = loss_and_gradients(model, compute, rows, micro_batches)
         assert abs(loss - expected) <= CLOSE * expected
         assert (gradients - wanted).norm() <= CLOSE * wanted.norm()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+def test_losses_in_pieces_are_those_of_all_logits(family, frozen, monkeypatch):
+    monkeypatch.setattr(token_losses, "TOKENS", 3)
+    model, rows = tiny.language_model(family).double(), labelled_rows()
+    assert token_losses.has_plain_head(model)
+    model.get_output_embeddings().requires_grad_(not frozen)
+    compute = Compute(device=torch.device("cpu"), max_length=20, pad_id=PAD)
+    weights = torch.linspace(0.5, 2, rows.count_labels(np.arange(4))).double()
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        with in_float64(), compute.running(model):
+            (batch,) = replace(compute, plain_head=plain).batches(model, rows, np.arange(4), key=(0,))
+            losses = replace(compute, plain_head=plain).losses(model, batch, cross_entropy)
+            (losses * weights).sum().backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        found.append((losses.detach(), torch.cat(gradients)))
+    for ours, expected in zip(found[1], found[0], strict=True):
+        assert (ours - expected).norm() <= CLOSE * expected.norm()
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,14 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankwise.engine import token_losses
 from rankwise.engine.attention import can_pack, packed
 from rankwise.engine.dropout import Key
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
 from rankwise.engine.packing import LabelledTokens, PackedBatch, pack, pad, token_batches
-from rankwise.engine.pooling import packed_logits, padded_logits
+from rankwise.engine.pooling import packed_hidden, packed_logits, padded_logits
 from rankwise.engine.row_check import refused_by_name
 from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
+from rankwise.engine.token_losses import Losses, has_plain_head
 from rankwise.errors import RankwiseError
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.labels import IGNORED
@@ -68,6 +70,7 @@ class Compute:
         padding: `packed`, `longest` or `max_length`.
         padding_reason: why that padding was taken, for the first lines of a run.
         engine: how a batch is divided and run.
+        plain_head: the model is a language model whose losses can be computed in pieces, see `token_losses`.
         threads: CPU threads in all; torch's own setting where None.
         forward_rows: rows of a batch that keeps nothing for backward. None: as many as `FORWARD_TOKENS` allows.
     """
@@ -81,6 +84,8 @@ class Compute:
     engine: Engine = field(default_factory=Engine)
     threads: int | None = None
     forward_rows: int | None = None
+
+    plain_head: bool = False
 
     @classmethod
     def for_model(
@@ -117,6 +122,7 @@ class Compute:
             max_length=max_length,
             pad_id=pad_id,
             threads=threads,
+            plain_head=taken == "packed" and has_plain_head(model),
         )
 
     @cached_property
@@ -188,6 +194,30 @@ class Compute:
                 else padded_logits(model, batch.inputs, batch.labelled)
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def losses(
+        self, model: nn.Module, batch: PackedBatch | PaddedBatch, losses: Losses
+    ) -> Float[Tensor, "labels"]:
+        """Return the loss of each label of a batch.
+
+        Call it inside `running(model)`. Logits of many tokens are computed in pieces, where the model allows it.
+
+        Args:
+            model: as in `logits`.
+            batch: with labels.
+            losses: of logits and labels.
+
+        Raises:
+            RankwiseError: the model can't take such rows.
+        """
+        assert batch.labels is not None
+        many = batch.labelled is not None and len(batch.labels) > token_losses.TOKENS
+        if not (many and self.plain_head and isinstance(batch, PackedBatch)):
+            return losses(self.logits(model, batch), batch.labels)
+        autocast = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with refused_by_name(model), autocast:
+            head = cast(Any, model).get_output_embeddings()
+            return token_losses.in_pieces(head, packed_hidden(model, batch), batch.labels, losses)
 
     @contextlib.contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
@@ -286,6 +316,8 @@ def predict_logits(
 
     whole = replace(compute, engine=Engine())
     most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])
+    if rows.token_labels is not None:  # each token may have a logit for every word
+        most = max(1, most // 4)
     batches = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
     with compute.running(model):
         for some, logits in compute.micro_batch_threads.map(run, batches):

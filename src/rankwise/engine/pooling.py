@@ -32,16 +32,7 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "labels
         model: a Transformers sequence classifier, or a model with logits of each token where tokens are labelled.
         batch: on the model's device.
     """
-    hf = cast(Any, model)
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "layout": batch.layout,
-    }
-    if batch.token_type_ids is not None:
-        inputs["token_type_ids"] = batch.token_type_ids
-    if "use_cache" in inspect.signature(hf.base_model.forward).parameters:
-        inputs["use_cache"] = False
+    hf, inputs = cast(Any, model), _inputs(model, batch)
     if batch.labelled is not None:
         return _token_logits(hf, inputs, batch.labelled.places)
     if hasattr(model, "score"):
@@ -50,6 +41,25 @@ def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "labels
     else:
         logits = hf(**inputs).logits
     return logits[batch.order]
+
+
+def packed_hidden(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "labels d"]:
+    """Return what a language model's head reads at the labelled tokens of a packed batch; otherwise as `packed_logits`."""
+    assert batch.labelled is not None
+    return cast(Any, model).get_decoder()(**_inputs(model, batch)).last_hidden_state[0, batch.labelled.places]
+
+
+def _inputs(model: nn.Module, batch: PackedBatch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "layout": batch.layout,
+    }
+    if batch.token_type_ids is not None:
+        inputs["token_type_ids"] = batch.token_type_ids
+    if "use_cache" in inspect.signature(cast(Any, model).base_model.forward).parameters:
+        inputs["use_cache"] = False
+    return inputs
 
 
 def _token_logits(hf: Any, inputs: dict[str, Any], places: Tensor) -> Float[Tensor, "labels outputs"]:

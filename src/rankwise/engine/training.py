@@ -351,9 +351,10 @@ class Training:
         """
         compute = compute or self.compute
         with self.speed.share("forward", side_by_side):
-            logits = compute.logits(self.model, micro_batch)
-            losses = self.objective.example_losses(
-                logits, cast(Tensor, micro_batch.labels), self.class_weights
+            losses = compute.losses(
+                self.model,
+                micro_batch,
+                lambda logits, y: self.objective.example_losses(logits, y, self.class_weights),
             )
             loss = losses.sum() / labels
             value = loss.item()  # on a GPU this waits for what forward has queued
