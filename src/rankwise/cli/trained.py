@@ -139,10 +139,15 @@ def predict(
         result = predict.predict_file(trained, file, out, bar, keep=keep, options=texts)
     for note in result["notes"]:
         say(json, note)
-    counts = ", ".join(f"{name} {count:,.6g}" for name, count in result["predicted"].items())
+    counts = ", ".join(f"{name} {_shown(count)}" for name, count in result["predicted"].items())
     say(json, f"{result['n']:,} rows ({counts}) in {out}.")
     if json:
         print_json({"adapter": str(adapter), **result})
+
+
+def _shown(value: float) -> str:
+    """Return a count with all of its digits, and a number with six."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
 def _open(adapter: Path, rows: InputOptions, how: HowToRun) -> "Trained":
