@@ -90,6 +90,12 @@ def place(tmp_path, monkeypatch) -> Path:
             table = csv.writer(file)
             table.writerow(["review", "stars"])
             table.writerows((row["text"], row["label"]) for row in tiny.reviews(n, seed))
+    for name, n, seed in (("entities.jsonl", 160, 0), ("new_entities.jsonl", 8, 1)):
+        said = [row["text"].split() for row in tiny.reviews(n, seed)]
+        tagged = [
+            {"tokens": words, "tags": ["B-FILM" if w == "film" else "O" for w in words]} for words in said
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in tagged))
     new = [json.dumps({"review": row["text"]}) + "\n" for row in tiny.reviews(8, 2)]
     (tmp_path / "new.jsonl").write_text("".join(new))
     dishes = [{"prompt": f"the film is {word}", "completion": "very good"} for word in tiny.WORDS * 2]

@@ -173,7 +173,9 @@ def predict(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Compute logits [rows, outputs] of texts, in their order.
+    """Compute logits [rows, outputs] of texts, in their order; of a token classifier's rows [rows, words, outputs].
+
+    There they are NaN behind a row's last word. Words behind `max_length` tokens are left out.
 
     Args:
         model: a sequence classifier.
@@ -191,7 +193,8 @@ def predict(
         )
     limit = families.text_limit(model, tokenizer, max_length)
     encoded = _encode(rows, columns, tokenizer, limit, model, None)
-    return predict_logits(model, encoded, _compute(model, tokenizer, limit))
+    compute = _compute(model, tokenizer, limit)
+    return predict_logits(model, encoded, compute, objective=objectives.of_model(model))
 
 
 @sees_through
@@ -268,8 +271,9 @@ def _scored(
 ) -> dict[str, float]:
     """Return metrics and mean `loss` of logits [rows, outputs]."""
     labels, objective = cast(Labels, rows.labels), objectives.of_model(model)
+    names = label_names(model) if objective.has_column else ()
     return {
-        **objective.score(metrics or objective.metrics, labels, logits),
+        **objective.score(metrics or objective.metrics_for(names), labels, logits, names),
         "loss": objective.mean_loss(logits, labels),
     }
 
@@ -300,8 +304,9 @@ def _encode(
     train: TrainOptions | None,
 ) -> Encoded:
     """Return rows as token ids; without labels where `train` is None."""
-    objective = objectives.of_model(model) if train else None
-    rows = mappings.read(table, columns, objective, label_names(model), train)
+    objective = objectives.of_model(model)
+    names, of_words = label_names(model), objective.of_words
+    rows = mappings.read(table, columns, objective if train else None, names, train, of_words=of_words)
     encoded = encode(rows, tokenizer, max_length, None)
     row_check.check(model, encoded)
     return encoded
@@ -326,7 +331,10 @@ def _adapted(model: nn.Module) -> tuple[str, LoraOptions]:
 
 def _set_problem_type(model: PreTrainedModel, entries: list[Mapping[str, Any]], column: str) -> None:
     """Set the `problem_type` of a classifier whose config leaves it open."""
-    if getattr(model.config, "problem_type", None) is None and objectives.of_model(model).has_column:
+    if (
+        getattr(model.config, "problem_type", None) is None
+        and objectives.of_model(model).task_type == "SEQ_CLS"
+    ):
         several = mappings.several_labels(entries, column)
         objective = objectives.named("multi-label") if several else objectives.of_config(model.config)
         cast(Any, model.config).problem_type = objective.problem_type

@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rankwise.errors import RankwiseError
 
-ProblemName = Literal["classification", "multi-label", "regression", "generation"]
-"""What the labels are: one class a row, any number of labels a row, a number, or the next token."""
+ProblemName = Literal["classification", "multi-label", "regression", "generation", "tokens"]
+"""What the labels are: one class a row, any number of labels a row, a number, the next token, or a tag for each word."""
 Preference = Literal["accuracy", "size"]
 """What adaptive rank prefers: to be as accurate as without pruning, or to be small."""
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -192,11 +192,12 @@ class TableOptions:
     validation_split: str | None = None
     """The data set's split to evaluate on. Default: `validation` if there is one, else rows are split off."""
     text: str | None = None
-    """Column that holds the text."""
+    """Column that holds the text. Default: `text`; `tokens` where each word has a tag."""
     text_pair: str | None = None
     """Column that holds the second text of a pair."""
     label: tuple[str, ...] | None = None
-    """Column that holds the label: a class, a number, or a list of labels. Several columns: 0s and 1s, one column for each label."""
+    """Column that holds the label: a class, a number, or a list of labels or tags. Several columns: 0s and 1s, one column for each label.
+    Default: `label`; `tags` where each word has one."""
     prompt: str | None = None
     """Column that holds the prompt of a language model: a text, or a list of messages. Default: `prompt`."""
     completion: str | None = None
@@ -205,9 +206,9 @@ class TableOptions:
     """Instead of prompt and completion: column that holds whole conversations, lists of messages with `role` and `content`.
     Default: `messages`."""
     problem: ProblemName | None = None
-    """classification (one class a row), multi-label (any number of labels a row), regression (a number) or generation (a language model
-    learns to write). Default: lists or several label columns are multi-label, numbers with fractions are regression, all else is
-    classification."""
+    """classification (one class a row), multi-label (any number of labels a row), regression (a number), generation (a language model
+    learns to write) or tokens (a tag for each word; both columns hold lists). Default: lists or several label columns are
+    multi-label, numbers with fractions are regression, all else is classification."""
 
     def __post_init__(self) -> None:
         if self.dataset is not None and self.train_file:

@@ -46,7 +46,7 @@ from rankwise.files import (
 RESULT = tuple(name for name, field in records.Result.model_fields.items() if field.is_required())
 """Entries that every result.json has. Reports rely on them."""
 LABEL_TYPES = (pa.int64(), pa.float32(), pa.list_(pa.float32()))
-"""Stored types of predictions and labels: classes, numbers, and several labels as 0s and 1s."""
+"""Stored types of predictions and labels: classes, numbers, and lists: several labels as 0s and 1s, or each word's class, then −100."""
 
 
 def _number_of(checkpoint: Path) -> int:
@@ -267,10 +267,15 @@ class RunFolder:
 
         Args:
             idx: int64 [n], of the validation rows.
-            label: [n] or [n, outputs], in the objective's form.
+            label: [n], [n, outputs] or [n, words], in the objective's form.
             prediction: in the same form.
-            logits: float32 [n, outputs].
+            logits: float32 [n, outputs], or [n, words, outputs] with NaN behind a row's last word, of which one list is stored.
         """
+        if logits.ndim == 3:
+            label, prediction = label.astype(np.float32), prediction.astype(np.float32)
+            lists = [row[~np.isnan(row).all(axis=1)].ravel() for row in logits]
+            logits = np.empty(len(lists), dtype=object)
+            logits[:] = lists
         columns = {"idx": idx, "label": label, "prediction": prediction, "logits": logits}
         table = pa.table({name: list(c) if c.ndim > 1 else c for name, c in columns.items()})
         with replacing(self._predictions) as partial:

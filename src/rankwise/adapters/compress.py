@@ -94,7 +94,7 @@ def compress(
     objective = objectives.named(trained.task.problem)
 
     def losses() -> Tensor:
-        logits = torch.from_numpy(predict_logits(model, held_out, compute))
+        logits = torch.from_numpy(predict_logits(model, held_out, compute, objective=objective))
         return objective.calibrated_losses(logits, torch.from_numpy(cast(np.ndarray, held_out.labels)))
 
     controller = RankController(model, losses, 1, NoOptimizer())

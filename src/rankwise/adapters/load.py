@@ -110,16 +110,12 @@ def base_of(
         raise RankwiseError(f"{error}{why}") from error
     names = adapter.label_names or _unnamed_labels(source.config, adapter.num_labels)
     names = names_given(folder, names, labels) if labels else names
-    problem_type = objectives.named(adapter.problem or _problem(source.config, names)).problem_type
+    problem = adapter.problem or PROBLEMS.get(source.task_type) or _problem(source.config, names)
+    problem_type = objectives.named(problem).problem_type
     kind: torch.dtype = dtype or getattr(source.config, "dtype", None) or torch.float32
     model, found = loading.load(source, names, dtype=kind, seed=0, problem_type=problem_type)
     _check_head(adapter, model, source.config)
     return source, model, found
-
-
-def _task_type(adapter: Adapter) -> str:
-    """Return what an adapter's base is loaded for, a key of `loading.AUTO`."""
-    return "CAUSAL_LM" if adapter.config.get("task_type") == "CAUSAL_LM" else "SEQ_CLS"
 
 
 def names_given(folder: Path | None, own: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -155,7 +151,8 @@ def name_outputs(model: PreTrainedModel, names: Sequence[str]) -> None:
 def _whole(folder: Path, dtype: torch.dtype) -> tuple[loading.Source, PreTrainedModel, Account]:
     """Load a whole model, with the LoRA layers that `save_pretrained` and Trainer's checkpoints leave in it."""
     source = loading.locate(str(folder), task_type=loading.task_type_of(str(folder)))
-    problem_type = objectives.of_config(source.config).problem_type
+    of_texts = source.task_type == "SEQ_CLS"
+    problem_type = objectives.of_config(source.config).problem_type if of_texts else ""
     model, found = loading.load(
         source, _labels(source.config), dtype=dtype, seed=0, problem_type=problem_type, adapted=True
     )
@@ -202,6 +199,18 @@ def _inside(
         label_names=None,
         fingerprint=None,
     )
+
+
+PROBLEMS = {"TOKEN_CLS": "tokens", "CAUSAL_LM": "generation"}
+"""What the outputs of an adapter mean that says its task, by PEFT's name, and nothing else."""
+
+
+def _task_type(adapter: Adapter) -> str:
+    """Return what an adapter's base is loaded for, by PEFT's name."""
+    if adapter.problem is not None:
+        return objectives.named(adapter.problem).task_type
+    said = adapter.config.get("task_type")
+    return said if said in PROBLEMS else "SEQ_CLS"
 
 
 def check_task(adapter: Adapter, task_type: str = "SEQ_CLS") -> None:

@@ -38,7 +38,7 @@ CHANGES_LAYER = (
 )
 """Settings of PEFT's LoRA under which a layer computes something else than W0 + s·B·A."""
 IMPLIED = ("classifier", "score")
-"""Modules that PEFT saves whole under `SEQ_CLS`, named or not."""
+"""Modules that PEFT saves whole under `SEQ_CLS` and `TOKEN_CLS`, named or not."""
 
 PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
 """Fields that hold a regular expression where they aren't a list."""
@@ -74,7 +74,7 @@ class Config(BaseModel):
     @property
     def saved_whole(self) -> Names:
         """Ends of the paths of modules that are saved whole."""
-        implied = IMPLIED if self.task_type == "SEQ_CLS" else ()
+        implied = IMPLIED if self.task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
         return list(dict.fromkeys([*(self.modules_to_save or []), *implied]))
 
     def saves(self, path: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,10 @@ from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
 from rankwise.tasks import objectives, prompts, quality, tables, threshold
 from rankwise.tasks.custom import load_dataset_split
-from rankwise.tasks.encoding import Rows, encode
+from rankwise.tasks.encoding import Encoded, Rows, encode
+from rankwise.tasks.labels import IGNORED, Labels
 from rankwise.tasks.load import load_dataset, load_split
+from rankwise.tasks.objectives import Objective
 from rankwise.tasks.rows import read_rows, survey, texts_or_reasons
 from rankwise.tasks.streams import Stream, arrow_types, open_stream
 from rankwise.tasks.tables import Places, Table
@@ -47,21 +49,43 @@ OTHER = "other reasons, see the column `reason`"
 
 
 def logits_of(trained: Trained, rows: Rows, on_progress: Progress = lambda done, of: None) -> np.ndarray:
-    """Compute logits [rows, outputs], in the order of the rows.
+    """Compute logits [rows, outputs], in the order of the rows; of rows of words [rows, words, outputs], NaN where there is no word.
 
     Raises:
         RankwiseError: the model doesn't take these rows, or a logit isn't a number.
     """
+    logits, encoded = _run(trained, rows, on_progress)
+    return _by_word(logits, encoded) if rows.of_words else logits
+
+
+def _run(trained: Trained, rows: Rows, on_progress: Progress) -> tuple[np.ndarray, Encoded]:
+    """Return what the objective keeps of each row's logits, and the rows as they were run."""
     encoded = encode(rows, trained.tokenizer, trained.compute.max_length, cache_folder())
     row_check.check(trained.model, encoded)
     objective = objectives.named(trained.task.problem)
     logits = predict_logits(
         trained.model, encoded, trained.compute, objective=objective, on_progress=on_progress
     )
-    odd = ~np.isfinite(logits).all(axis=1)
+    odd = ~_has_numbers(logits, encoded, objective)
     if odd.any():
-        raise _no_numbers(trained, odd, rows.idx)
-    return logits
+        raise _no_numbers(trained, odd, encoded.idx)
+    return logits, encoded
+
+
+def _has_numbers(logits: np.ndarray, encoded: Encoded, objective: Objective) -> np.ndarray:
+    """Return for each row whether all of its logits are numbers; NaN stands for words that aren't there, too."""
+    expected = encoded.labels_a_row if objective.of_words else 1
+    return np.isfinite(logits).reshape(len(logits), -1).sum(axis=1) == expected * logits.shape[-1]
+
+
+def _by_word(logits: np.ndarray, encoded: Encoded) -> np.ndarray:
+    """Put the logits of unlabelled rows of words, whose tokens are labelled by the number of the word that they begin, at these numbers."""
+    assert encoded.token_labels is not None
+    numbers = encoded.token_labels[encoded.token_labels != IGNORED]
+    row = np.repeat(np.arange(len(encoded)), encoded.labels_a_row)
+    found = np.full((len(encoded), numbers.max() + 1, logits.shape[2]), np.nan, dtype=logits.dtype)
+    found[row, numbers] = logits[~np.isnan(logits).all(axis=2)]
+    return found
 
 
 def _no_numbers(trained: Trained, odd: Any, idx: np.ndarray) -> RankwiseError:
@@ -163,20 +187,20 @@ def _scores(
     if not len(rows) or rows.labels is None:
         raise RankwiseError("There is no row with both text and label to evaluate on.")
     task, objective = trained.task, objectives.named(trained.task.problem)
-    logits, names = logits_of(trained, rows, on_progress), task.label_names
-    found = trained.threshold
+    (logits, encoded), names = _run(trained, rows, on_progress), task.label_names
+    labels, found = cast(Labels, encoded.labels), trained.threshold
     if threshold_for is not None and of_class is not None:
-        found = threshold.find(threshold_for, of_class, objective, rows.labels, logits, names)
+        found = threshold.find(threshold_for, of_class, objective, labels, logits, names)
         threshold_file.write(trained.folder, found)
     measured = quality.measure(
-        objective, task.metrics[0], names, rows.labels, logits, most_frequent=trained.most_frequent
+        objective, task.metrics[0], names, labels, logits, most_frequent=trained.most_frequent
     )
     return {
         "n": len(rows),
-        **objective.score(task.metrics, rows.labels, logits),
-        "loss": objective.mean_loss(logits, rows.labels),
+        **objective.score(task.metrics, labels, logits, names),
+        "loss": objective.mean_loss(logits, labels),
         "quality": measured and measured.to_json(),
-        "threshold": found and {**found.to_json(), "here": found.on(objective, rows.labels, logits, names)},
+        "threshold": found and {**found.to_json(), "here": found.on(objective, labels, logits, names)},
     }
 
 
@@ -192,9 +216,9 @@ def predict_file(
     keep: Literal["all", "none"] = "all",
     options: TextOptions = TextOptions(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Predict every row of `file`: its label with probabilities and logits, its number, or a text. Memory doesn't grow with the file,
-    but for texts.
+    """Predict every row of `file`: its label with probabilities and logits, its number, a tag for each word, or a text.
 
+    Memory doesn't grow with the file, but for texts.
     A row that can't be scored has an empty answer, and `reason` says why.
 
     Args:
@@ -326,7 +350,8 @@ class _Answers:
         self._summaries: list[tuple[int, dict[str, float]]] = []
         self._reasons = _Reasons()
         self._truncated = 0
-        outputs = np.ones((1, len(trained.task.label_names)), np.float32)
+        of_row = (1, 1) if self._objective.of_words else (1,)
+        outputs = np.ones((*of_row, len(trained.task.label_names)), np.float32)
         example, _ = self._objective.columns(outputs, trained.task.label_names)
         self._of_scored = pa.table(example).schema
         self.schema = self._of_scored.append(pa.field("reason", pa.string()))
@@ -374,7 +399,8 @@ class _Answers:
     ) -> np.ndarray:
         """Return logits of the rows that can be scored; what is wrong with others is added to the reasons."""
         trained = self._trained
-        rows = Rows(texts[0], texts[1] if len(texts) > 1 else None, None, np.arange(len(piece)))
+        pair, objective = texts[1] if len(texts) > 1 else None, self._objective
+        rows = Rows(texts[0], pair, None, np.arange(len(piece)), of_words=objective.of_words)
         rows = rows.select(np.array([row for row, why in enumerate(reasons) if why is None], dtype=np.int64))
         if not len(rows):
             return np.empty((0, 0), np.float32)
@@ -386,10 +412,12 @@ class _Answers:
         if not len(encoded):
             return np.empty((0, 0), np.float32)
         row_check.check(trained.model, replace(encoded, idx=piece.first + encoded.idx))
-        logits = predict_logits(trained.model, encoded, trained.compute, on_progress=on_progress)
-        finite = np.isfinite(logits).all(axis=1)
+        logits = predict_logits(
+            trained.model, encoded, trained.compute, objective=objective, on_progress=on_progress
+        )
+        finite = _has_numbers(logits, encoded, objective)
         if not finite.any():
             raise _no_numbers(trained, ~finite, piece.first + encoded.idx)
         for row in encoded.idx[~finite]:
             reasons[row] = "the model gives no number"
-        return logits[finite]
+        return (_by_word(logits, encoded) if objective.of_words else logits)[finite]

@@ -23,7 +23,7 @@ from rankwise.lora import quantized
 from rankwise.models import families, loading
 from rankwise.models.account import listed
 from rankwise.run_folder import RunFolder
-from rankwise.tasks import look, objectives
+from rankwise.tasks import look, objectives, words
 from rankwise.tasks.task import Task
 from rankwise.tasks.threshold import Threshold
 
@@ -168,13 +168,15 @@ def _task(stored: Task | None, folder: Path, model: nn.Module) -> Task:
     objective = objectives.of_model(model)
     if not objective.has_column:
         return _language_task(folder, objective.metrics)
+    names = tuple(label_names(model))
+    text, label = words.COLUMNS if objective.of_words else ("text", "label")
     return Task(
         name=folder.name,
-        text="text",
+        text=text,
         text_pair=None,
-        label="label",
-        label_names=tuple(label_names(model)),
-        metrics=objective.metrics,
+        label=label,
+        label_names=names,
+        metrics=objective.metrics_for(names),
         source=str(folder),
         problem=objective.name,
     )

@@ -289,6 +289,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Return logits of every row, float32 [rows, outputs], in the rows' own order; or what an objective keeps of them.
 
+    Of rows of words that is [rows, words, outputs], NaN behind a row's last word.
+
     Args:
         model: left in eval mode.
         rows: token ids; their labels aren't used, unless tokens have them.
@@ -321,9 +323,14 @@ def predict_logits(
     batches = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
     with compute.running(model):
         for some, logits in compute.micro_batch_threads.map(run, batches):
-            if done == 0:
+            if done == 0 and logits.ndim == 3:
+                result = np.full((len(rows), rows.most_labels, logits.shape[2]), np.nan, dtype=np.float32)
+            elif done == 0:
                 result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
-            result[some] = logits
+            if logits.ndim == 3:
+                result[some, : logits.shape[1]] = logits
+            else:
+                result[some] = logits
             done += len(some)
             on_progress(done, len(rows))
     return result

@@ -369,7 +369,7 @@ class Training:
         labels = torch.from_numpy(cast(np.ndarray, rows.labels))
         weights = None if self.class_weights is None else self.class_weights.cpu()
         calibrated = self.objective.calibrated_losses(logits, labels, weights)
-        return calibrated, self.objective.example_losses(logits, labels, weights)
+        return calibrated, self.objective.row_losses(logits, labels, weights)
 
     def _find_ranks(self, rank: RankController) -> None:
         started = time.perf_counter()

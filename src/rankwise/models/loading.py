@@ -99,13 +99,13 @@ def locate(name: str, max_length: int | None = None, task_type: str = "SEQ_CLS")
 
 
 def task_type_of(path: str) -> str:
-    """Return what a folder's model was saved for, a key of `AUTO`: `CAUSAL_LM` where its config names such a class, `SEQ_CLS` otherwise.
+    """Return what a folder's model was saved for, a key of `AUTO`: by the class that its config names, `SEQ_CLS` for any other.
 
     Raises:
         RankwiseError: its config can't be read.
     """
     names = getattr(_from_pretrained(AutoConfig, path), "architectures", None) or []
-    return "CAUSAL_LM" if CLASSES["CAUSAL_LM"].intersection(map(str, names)) else "SEQ_CLS"
+    return next((kind for kind in AUTO if CLASSES[kind].intersection(map(str, names))), "SEQ_CLS")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -225,7 +225,7 @@ def load(
         "num_labels": len(labels),
         "id2label": labels,
         "label2id": {label: i for i, label in labels.items()},
-        "problem_type": problem_type,
+        "problem_type": problem_type or None,
     }
     if language_model:
         options = {}

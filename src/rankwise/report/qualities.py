@@ -35,7 +35,7 @@ def _measure(runs: list[Run]) -> Quality | None:
     first = runs[0]
     metric, task = first.result["metric"], first.record.get("task") or {}
     objective = objectives.OBJECTIVES.get(task.get("problem") or _problem(first.predictions))
-    if objective is None or metric not in METRICS:
+    if objective is None or objective.of_words or metric not in METRICS:
         return None
     labels, logits, groups = (
         np.concatenate([_column(run.predictions, name) for run in runs])

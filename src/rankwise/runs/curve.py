@@ -28,11 +28,11 @@ def measure(run: Prepared) -> curve.Curve | None:
     if len(judged) > n:
         judged = judged.select(np.random.default_rng(run.config.seed).choice(len(judged), n, replace=False))
     found = torch.from_numpy(cast(np.ndarray, labels(judged)))
-    metrics = rows.dataset.task.metrics
+    metrics, names = rows.dataset.task.metrics, rows.dataset.task.label_names
 
     def judge() -> tuple[torch.Tensor, dict[str, float]]:
         logits = predict_logits(run.model, judged, training.compute, objective=rows.objective)
         losses = rows.objective.calibrated_losses(torch.from_numpy(logits), found)
-        return losses, rows.objective.score(metrics, labels(judged), logits)
+        return losses, rows.objective.score(metrics, labels(judged), logits, names)
 
     return curve.measure(training.rank, judge)

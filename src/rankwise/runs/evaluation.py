@@ -44,7 +44,7 @@ def evaluate(
         objective=objective,
         on_progress=lambda done, of: emit({"event": "evaluate", "split": split, "done": done, "of": of}),
     )
-    scores = objective.score(task.metrics, labels(rows), logits)
+    scores = objective.score(task.metrics, labels(rows), logits, task.label_names)
     loss = objective.mean_loss(logits, labels(rows))
     if not math.isfinite(loss):
         raise RankwiseError(

@@ -22,6 +22,7 @@ from rankwise.tasks.rows import has_text, labels_of, left_out, odd_label, read_r
 from rankwise.tasks.splits import Dataset, same_row, stratified_split, two_labels
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
+from rankwise.tasks.words import COLUMNS
 
 VALIDATION = 0.2
 """Share of a table's rows that are split off for validation if none are given."""
@@ -136,8 +137,13 @@ def _task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Tas
                 f"{table.name} has no column 'label', and what a language model learns from: {' and '.join(KINDS[kind])}. "
                 'Say `problem="generation"`, or which column holds the label with `label=`.'
             )
-    column, *others = columns = options.label or ("label",)
+    of_words = options.problem == "tokens"
+    text, label = COLUMNS if of_words else ("text", "label")
+    options = replace(options, text=options.text or text, label=options.label or (label,))
+    column, *others = columns = options.label or (label,)
     _refuse_same_column(options, columns)
+    if of_words and options.text_pair is not None:
+        raise RankwiseError("`text_pair=` is not for tokens: a row is one list of words.")
     problem = options.problem or _problem(table, columns)
     if others and problem != "multi-label":
         raise RankwiseError(
@@ -153,7 +159,8 @@ def _task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Tas
         source=table.name,
         problem=problem,
     )
-    task = replace(task, label_names=_label_names(table, task))
+    names = _label_names(table, task)
+    task = replace(task, label_names=names, metrics=objectives.named(problem).metrics_for(names))
     return task, _taken(table, task, options)
 
 
@@ -320,6 +327,8 @@ def _taken(table: Table, task: Task, options: TableOptions) -> tuple[str, ...]:
             " Smaller units train faster: the loss is the squared error." if max(-low, high) > LARGE else ""
         )
         return (f"Regression on numbers from {low:g} to {high:g}{other}.{scale}",)
+    if task.problem == "tokens":
+        return (f"A tag for each word, {len(task.label_names)} tags: {shown(task.label_names)}.",)
     if options.problem:
         return ()
     if task.problem == "multi-label":

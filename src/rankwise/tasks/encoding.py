@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks import language
+from rankwise.tasks import language, words
 from rankwise.tasks.labels import IGNORED, Labels
 from rankwise.tasks.language import Learned
 
@@ -47,6 +47,7 @@ class Rows:
         labels: in the form of their objective (see `objectives`), or None for prediction.
         idx: the number that identifies each row; predictions.parquet records it.
         learned: how a language model's rows are read, whose texts are prompts and completions, messages, or texts; None elsewhere.
+        of_words: a text is a list of words, one a line (`tasks.words`).
     """
 
     text: list[str]
@@ -54,6 +55,7 @@ class Rows:
     labels: Labels | None
     idx: Int64[np.ndarray, "rows"]
     learned: Learned | None = None
+    of_words: bool = False
 
     def __len__(self) -> int:
         return len(self.text)
@@ -66,6 +68,7 @@ class Rows:
             labels=None if self.labels is None else self.labels[rows],
             idx=self.idx[rows],
             learned=self.learned,
+            of_words=self.of_words,
         )
 
 
@@ -104,10 +107,16 @@ class Encoded:
 
     def count_labels(self, rows: Int64[np.ndarray, "chosen"]) -> int:
         """Return the number of labels of some rows, which a mean loss divides by: one a row, or those of their tokens."""
-        return len(rows) if self.token_labels is None else int(self._labels_a_row[rows].sum())
+        return len(rows) if self.token_labels is None else int(self.labels_a_row[rows].sum())
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that a row's tokens have."""
+        return int(self.labels_a_row.max(initial=0))
 
     @cached_property
-    def _labels_a_row(self) -> Int64[np.ndarray, "rows"]:
+    def labels_a_row(self) -> Int64[np.ndarray, "rows"]:
+        """Number of labels of each row's tokens."""
         before = np.concatenate([[0], np.cumsum(self.token_labels != IGNORED)])
         return np.diff(before[self.offsets])
 
@@ -154,6 +163,8 @@ def encode(
         raise RankwiseError(
             f"`max_length={max_length}` leaves no room for text beside {special} special tokens."
         )
+    if rows.of_words:
+        return _encode_words(rows, tokenizer, max_length)
     file = (
         None if cache is None else cache / "tokens" / f"{_cache_key(rows, tokenizer, max_length)}.safetensors"
     )
@@ -205,6 +216,25 @@ def _encode_language(
         n_truncated=n_truncated,
         token_labels=np.concatenate(labels).astype(np.int64),
         n_left_out=len(rows) - len(kept),
+    )
+
+
+def _encode_words(rows: Rows, tokenizer: "transformers.PreTrainedTokenizerBase", max_length: int) -> Encoded:
+    """Return rows of words. Without labels, the label of a token is the number of the word that it begins."""
+    ids, starts, types, n_truncated = words.tokenise(rows.text, tokenizer, max_length)
+    labels = rows.labels
+    if labels is None:
+        most = max((len(words.load(text)) for text in rows.text), default=0)
+        labels = np.tile(np.arange(most), (len(rows), 1))
+    token_labels, kept = words.labels_of_tokens(starts, labels)
+    return Encoded(
+        input_ids=np.concatenate([np.asarray(row, np.int32) for row in ids]),
+        offsets=np.cumsum([0, *map(len, ids)]).astype(np.int64),
+        token_type_ids=None if types is None else np.concatenate([np.asarray(row, np.int8) for row in types]),
+        labels=None if rows.labels is None else kept,
+        idx=rows.idx,
+        n_truncated=n_truncated,
+        token_labels=token_labels,
     )
 
 

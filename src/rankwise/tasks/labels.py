@@ -3,7 +3,12 @@
 import numpy as np
 from jaxtyping import Float32, Int64
 
-Labels = Int64[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Float32[np.ndarray, "rows labels"]
-"""Of rows: class ids, numbers, or a 0 or 1 for each label."""
+Labels = (
+    Int64[np.ndarray, "rows"]
+    | Float32[np.ndarray, "rows"]
+    | Float32[np.ndarray, "rows labels"]
+    | Int64[np.ndarray, "rows words"]
+)
+"""Of rows: class ids, numbers, a 0 or 1 for each label, or a class id for each word with -100 behind the last."""
 IGNORED = -100
 """Transformers' label of a token or row that has none."""

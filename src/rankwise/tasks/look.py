@@ -167,6 +167,8 @@ def _words(rows: Rows) -> np.ndarray:
 def _classes(labels: Labels, names: Sequence[str]) -> dict[str, int]:
     if not names:
         return {}
+    if labels.ndim > 1 and labels.dtype.kind == "i":  # of words; as elsewhere, rows are counted
+        labels = np.stack([(labels == i).any(axis=1) for i in range(len(names))], axis=1)
     counts = labels.sum(axis=0) if labels.ndim > 1 else np.bincount(labels, minlength=len(names))
     return {names[int(i)]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from rankwise.config import TrainOptions
 from rankwise.errors import RankwiseError
-from rankwise.tasks import messages
+from rankwise.tasks import messages, words
 from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import by_name, class_names
-from rankwise.tasks.labels import Labels
+from rankwise.tasks.labels import IGNORED, Labels
 from rankwise.tasks.language import KINDS, Learned, loss_on
 from rankwise.tasks.objectives import Objective, default_names
 from rankwise.tasks.tables import refuse_repeated, shown
@@ -51,6 +51,8 @@ class Columns:
         text: of the text.
         text_pair: of the second text, where rows are pairs.
         label: of the label: a class's name or id; a number; or a list of label names, or of a 0 or 1 for each label.
+        tokens: of the list of words, for token classifiers.
+        tags: of the tags of these words: names or ids.
         prompt: of a language model's prompt: a text, or a list of messages.
         completion: of its completion, likewise.
         messages: instead of these two, of whole conversations. Rows with neither hold texts.
@@ -62,6 +64,8 @@ class Columns:
     prompt: str = "prompt"
     completion: str = "completion"
     messages: str = "messages"
+    tokens: str = "tokens"
+    tags: str = "tags"
 
 
 def read(
@@ -70,6 +74,8 @@ def read(
     objective: Objective | None = None,
     names: Sequence[str] = (),
     train: TrainOptions | None = None,
+    *,
+    of_words: bool = False,
 ) -> Rows:
     """Read rows.
 
@@ -79,6 +85,7 @@ def read(
         objective: how labels are read; None leaves labels out.
         names: of the model's outputs.
         train: says which tokens a language model learns. Default: TRL's defaults.
+        of_words: rows are lists of words, each with a tag.
 
     Raises:
         RankwiseError: no rows, or a row without text or with a label that the objective doesn't know.
@@ -88,6 +95,8 @@ def read(
         raise RankwiseError("There are no rows: the table is empty.")
     if objective is not None and not objective.has_column:
         return _read_language(entries, columns, objective, train or TrainOptions())
+    if of_words:
+        return _read_words(entries, columns, objective, names)
     needed = objective is not None
     text = [_text(entry, columns.text, i, needed=needed) for i, entry in enumerate(entries)]
     pair = None
@@ -95,6 +104,31 @@ def read(
         pair = [_text(entry, columns.text_pair, i, needed=needed) for i, entry in enumerate(entries)]
     labels = None if objective is None else _labels(entries, columns.label, objective, names)
     return Rows(text=text, text_pair=pair, labels=labels, idx=np.arange(len(entries), dtype=np.int64))
+
+
+def _read_words(
+    entries: Sequence[Mapping[str, Any]], columns: Columns, objective: Objective | None, names: Sequence[str]
+) -> Rows:
+    """Read rows of words."""
+    text = []
+    for i, entry in enumerate(entries):
+        try:
+            text.append(words.dump(entry.get(columns.tokens)))
+        except OddCell as odd:
+            raise RankwiseError(
+                f"Row {i}: {columns.tokens!r} holds {odd.value!r:.60}; {odd.expected}."
+            ) from None
+        if not text[-1]:
+            has = shown(map(str, entry))
+            raise RankwiseError(f"Row {i} has no words in {columns.tokens!r}; it has: {has}.")
+    labels = None if objective is None else _labels(entries, columns.tags, objective, names)
+    counts = [] if labels is None else (labels != IGNORED).sum(axis=1).tolist()
+    for i, tags in enumerate(counts):
+        if (n := len(words.load(text[i]))) != tags:
+            raise RankwiseError(f"Row {i} has {n:,} words and {tags:,} tags. Each word has one.")
+    return Rows(
+        text=text, text_pair=None, labels=labels, idx=np.arange(len(entries), dtype=np.int64), of_words=True
+    )
 
 
 def _read_language(

@@ -6,6 +6,7 @@ labels, predictions (both in the objective's form) ─► {"accuracy": …, "f1"
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
@@ -53,6 +54,48 @@ METRICS: dict[str, Score] = {
     "spearman": _defined(_spearman),
 }
 """By name. `f1` is that of class 1. With several labels, `accuracy` is the share of rows whose labels are all right."""
+
+
+ENTITY_METRICS: dict[str, str] = {
+    "entity_f1": "f1_score",
+    "entity_precision": "precision_score",
+    "entity_recall": "recall_score",
+}
+"""Of entities, whose words and kind must all be right: name → its function in seqeval."""
+
+
+def check_seqeval() -> None:
+    """Check that entities can be scored.
+
+    Raises:
+        RankwiseError: seqeval is missing.
+    """
+    if find_spec("seqeval") is None:
+        raise RankwiseError("Scores of entities need seqeval. Install it: pip install 'rankwise[tokens]'.")
+
+
+def entity_scores(
+    metrics: Sequence[str], labels: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return metrics of entities, as CoNLL's own script computes them.
+
+    Args:
+        metrics: names in `ENTITY_METRICS`.
+        labels: the tags of each row's words: `O`, or `B-`, `I-`, … and the kind of entity.
+        predictions: of the same words.
+
+    Raises:
+        RankwiseError: seqeval is missing.
+    """
+    check_seqeval()
+    from seqeval import metrics as seqeval  # pyright: ignore[reportMissingImports]  # an extra
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {
+            name: float(getattr(seqeval, ENTITY_METRICS[name])(labels, predictions, zero_division=0))
+            for name in metrics
+        }
 
 
 TokenScore = Callable[[np.ndarray, np.ndarray, np.ndarray], float]

@@ -126,7 +126,7 @@ def measure(
     most_frequent: Iterable[str] | None = None,
     groups: np.ndarray | None = None,
 ) -> Quality | None:
-    """Measure predictions. None for an objective without classes or numbers, such as written texts.
+    """Measure predictions. None for an objective without classes or numbers of whole rows: written texts, tags of words.
 
     Args:
         objective: what is learned.
@@ -137,7 +137,7 @@ def measure(
         most_frequent: the answer that training rows have most often. Default: that of `labels`.
         groups: int [rows], the row that each prediction is of, where several runs are pooled.
     """
-    if not objective.has_column:
+    if not objective.has_column or objective.of_words:
         return None
     predictions = objective.predict(logits)
     constant, answer = _constant(objective, names, labels, most_frequent)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks import messages, objectives
+from rankwise.tasks import messages, objectives, words
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, is_empty, number, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.labels import Labels
@@ -53,9 +53,11 @@ def rows_of(table: Table, task: Task) -> tuple[Rows, tuple[str, ...]]:
     labels = labels_of(table, task, task.label_names) if objective.has_column else [""] * len(table)
     no_label = np.array([label is None for label in labels]) & ~no_text
     notes = table.notes + _left_out(table, no_text, "text") + _left_out(table, no_label, "label")
-    if learned is None:
+    if learned is None and not objective.of_words:
         notes += tuple(note for column in texts for note in _odd_texts(table, column))
     kept = np.flatnonzero(~(no_text | no_label))
+    if objective.of_words:
+        _check_tags(table, task, texts[0], labels, kept)
     if learned is not None and learned.chat and task.text_pair:
         _check_pairs(table, task, texts, kept)
     if not len(kept):
@@ -67,6 +69,7 @@ def rows_of(table: Table, task: Task) -> tuple[Rows, tuple[str, ...]]:
         labels=_encoded(table, task, {int(row): labels[row] for row in kept}),
         idx=kept,
         learned=learned,
+        of_words=objective.of_words,
     ), notes
 
 
@@ -75,6 +78,18 @@ def left_out(table: Table, task: Task, rows: Rows) -> dict[str, int]:
     lacking = len(table) - len(rows)
     no_text = int((~has_text(table, task)).sum()) if lacking else 0
     return {"without text": no_text, "without label": lacking - no_text}
+
+
+def _check_tags(
+    table: Table, task: Task, texts: list[str], labels: Sequence[Any], rows: Int64[np.ndarray, "rows"]
+) -> None:
+    for row in rows.tolist():
+        n, tags = len(words.load(texts[row])), len(labels[row])
+        if n != tags:
+            raise RankwiseError(
+                f"{table.name} {table.where([row])}: column {task.text!r} has {n:,} words, and {task.label!r} has {tags:,} tags. Each word "
+                "has one."
+            )
 
 
 def _check_pairs(table: Table, task: Task, texts: list[list[str]], rows: Int64[np.ndarray, "rows"]) -> None:
@@ -140,6 +155,10 @@ class _TextColumn:
 # ── Rows to predict on, piece by piece ────────────────────────────────────────────────────────
 
 
+NOT_TEXT = ("not text", "not a list of words")
+"""Ends of reasons that speak of another kind of cell."""
+
+
 def survey(stream: Stream, task: Task) -> tuple[str, ...]:
     """Read the texts of a whole file and return notes on them.
 
@@ -151,7 +170,7 @@ def survey(stream: Stream, task: Task) -> tuple[str, ...]:
     for piece in stream.pieces(tuple(columns)):
         texts, reasons = texts_or_reasons(piece, task)
         readable = readable or None in reasons
-        if not readable and odd is None and (found := next(filter(None, reasons), "")).endswith("not text"):
+        if not readable and odd is None and (found := next(filter(None, reasons), "")).endswith(NOT_TEXT):
             argument = "text_pair" if found.startswith(repr(task.text_pair)) else "text"
             where = piece.where([reasons.index(found)])
             odd = f"{stream.name} {where}: column {found}. Say which with `{argument}=`."
@@ -165,17 +184,18 @@ def survey(stream: Stream, task: Task) -> tuple[str, ...]:
 def texts_or_reasons(piece: Table, task: Task) -> tuple[list[list[str]], list[str | None]]:
     """Return the one or two text columns as strings, and for each row None, or why it can't be scored."""
     reasons: list[str | None] = [None] * len(piece)
-    texts = []
+    texts, of_words = [], objectives.named(task.problem).of_words
+    read, wanted = (words.dump, "a list of words") if of_words else (text_of, "text")
     for name, argument in ((task.text, "text"), (task.text_pair, "text_pair")):
         if name is None:
             continue
         column = []
         for row, value in enumerate(piece.column(name, argument)):
             try:
-                column.append(text_of(value))
+                column.append(read(value))
             except OddCell as odd:
                 column.append("")
-                reasons[row] = reasons[row] or f"{name!r} holds {odd.value!r:.40}, not text"
+                reasons[row] = reasons[row] or f"{name!r} holds {odd.value!r:.40}, not {wanted}"
             if not column[-1].strip():
                 reasons[row] = reasons[row] or f"no text in {name!r}"
         texts.append(column)
@@ -195,13 +215,16 @@ def _texts(table: Table, task: Task) -> list[list[str]]:
     columns = [(task.text, "text")] + ([(task.text_pair, "text_pair")] if task.text_pair else [])
     learned, texts = learned_from(table, task), []
     read = text_of if learned is None or not learned.chat else messages.dump
+    of_words = objectives.named(task.problem).of_words
+    if of_words:
+        read = words.dump
     for name, argument in columns:
         values, column = table.column(name, argument), []
         for row, value in enumerate(values):
             try:
                 column.append(read(value))
             except OddCell as odd:
-                if learned is not None:
+                if learned is not None or of_words:
                     raise odd_label(table, row, name, odd) from None
                 raise RankwiseError(
                     f"{table.name} {table.where([row])}: column {name!r} holds {odd.value!r:.40}, not text. "

@@ -20,7 +20,7 @@ class Task:
 
     Attributes:
         name: by which commands and configs refer to it.
-        text: column of the text; of a language model's prompt, messages or text.
+        text: column of the text, or of lists of words; of a language model's prompt, messages or text.
         text_pair: column of the second text, if rows are pairs; of a language model's completion.
         label: column of the label; None if each of `label_names` is a column of 0s and 1s.
         label_names: name of each output of the head, in order: of class ids, of labels, or of the one number.

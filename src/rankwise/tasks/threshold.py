@@ -118,7 +118,7 @@ def check(wanted: str | None, name: str | None, objective: Objective, names: Seq
             raise RankwiseError("`of_class=` goes with `threshold_for=`, such as precision=0.9.")
         return
     parse(wanted)
-    if not objective.fewest_names:
+    if not objective.fewest_names or objective.of_words:
         raise RankwiseError(f"`threshold_for=` is for classes, and this is {objective.name}. Leave it out.")
     if name is None:
         raise RankwiseError(

@@ -14,6 +14,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import make_folder
 from rankwise.models import loading
 from rankwise.models.account import check_whole
+from rankwise.tasks import objectives
 
 
 def write(adapter: Adapter, out: Path) -> None:
@@ -38,9 +39,8 @@ def write(adapter: Adapter, out: Path) -> None:
 
 def notes(adapter: Adapter) -> tuple[str, ...]:
     """Say how the folder is loaded."""
-    return (
-        "Base, adapter and tokenizer: Transformers' pipeline for text-classification loads this folder by itself.",
-    )
+    kind = objectives.named(adapter.problem or "classification").pipeline_tag
+    return (f"Base, adapter and tokenizer: Transformers' pipeline for {kind} loads this folder by itself.",)
 
 
 FORMAT = ExportFormat("transformers", write, notes=notes)
