@@ -6,7 +6,7 @@ decides: `runs.recipes.resolve` replaces each `None`. `run.json` keeps both the 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,9 +20,19 @@ Preference = Literal["accuracy", "size"]
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 """Bytes of each unit that a size may be given in."""
 
+SEEDS = 2
+"""Seeds of a grid that names none."""
 LARGEST = 1e9
 """No setting has a use for a larger number."""
-MOST = {"epochs": 1e6, "lr": 1e40, "threads": 1024, "jobs": 1024, "seeds": 10_000, "seed": 2**63 - 1}
+MOST = {
+    "epochs": 1e6,
+    "lr": 1e40,
+    "threads": 1024,
+    "jobs": 1024,
+    "seeds": 10_000,
+    "folds": 1000,
+    "seed": 2**63 - 1,
+}
 """Settings whose largest number is another one."""
 
 
@@ -181,6 +191,10 @@ class TableOptions:
 
     train_file: tuple[Path, ...] | None = None
     """CSV, TSV, JSONL or Parquet files. Several files with the same columns are one table."""
+    folds: int | None = None
+    """Split the rows into this many parts, of which one is validated on."""
+    fold: int | None = None
+    """The part, from 0."""
     validation: Path | None = None
     """Rows to evaluate on. Default: they are split off the training file, stratified by label."""
     dataset: str | None = None
@@ -222,6 +236,19 @@ class TableOptions:
             raise RankwiseError(
                 "`validation=` takes a file. Name the split of a data set with `validation_split=`."
             )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a table: files, or a data set."""
+        return self.train_file is not None or self.dataset is not None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the task of a run on this table: the first file's, or the data set's."""
+        if self.dataset is not None:
+            return "-".join(filter(None, [Path(self.dataset).name, self.dataset_config]))
+        assert self.train_file is not None
+        return self.train_file[0].stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +370,10 @@ class CompareConfig:
     """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies, e2e, gsm8k."""
     methods: tuple[str, ...] = ("full", "lora")
     """Names of methods, with their own options after a colon: `lora:rank=4,targets=all-linear`, `full:lr=5e-5`."""
-    seeds: int = 2
-    """Run each method with the seeds 0 … n−1."""
+    seeds: int | None = None
+    """Run each method with the seeds 0 … n−1. Default: 2, or one for each of --folds."""
+    folds: int | None = None
+    """Cross-validation on a table of your own: it is split into so many parts, each of which is validated on once."""
     out: Path = Path("runs/compare")
     """Folder of the grid. Give it again to continue the grid or add to it."""
     jobs: int = 1
@@ -353,6 +382,7 @@ class CompareConfig:
     """Also keep the weights of fully fine-tuned models."""
     report_to: tuple[str, ...] = ()
     """Also report each run's curves to tensorboard (`tensorboard --logdir` on the grid's folder shows them), wandb, mlflow or trackio."""
+    table: TableOptions = field(default_factory=TableOptions)
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -360,17 +390,42 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, seeds=self.seeds, jobs=self.jobs)
+        _at_least(2, folds=self.folds)
+        if self.folds is not None and self.seeds is not None:
+            raise RankwiseError("`folds=` gives each fold a seed of its own. Leave out `seeds=`.")
         for argument, names in (("tasks", self.tasks), ("methods", self.methods)):
             if not names:
                 raise RankwiseError(f"`{argument}=` names nothing to compare. Name one or more.")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks by name, or the name of the table."""
+        return (self.table.name,) if self.table.given else self.tasks
+
+    @property
+    def repeats(self) -> int:
+        """How often each method is run on each task: seeds, or folds."""
+        return self.folds or self.seeds or SEEDS
+
     def runs(self) -> list[RunConfig]:
-        """Return every run of the grid, seed by seed: a grid that was stopped has the same seeds for every method."""
+        """Return every run of the grid, seed by seed: a grid that was stopped has the same seeds for every method.
+
+        Raises:
+            RankwiseError: folds of a task by name are asked for.
+        """
+        if self.folds is not None and not self.table.given:
+            raise RankwiseError(
+                "`folds=` is for a table of your own: rankwise compare reviews.csv --folds 5."
+            )
+        tables = [
+            replace(self.table, folds=self.folds, fold=fold) if self.folds else self.table
+            for fold in range(self.repeats)
+        ]
         shared = {"data": self.data, "model": self.model, "lora": self.lora, "train": self.train}
         return [
-            RunConfig(task=task, method=method, seed=seed, **shared)
-            for seed in range(self.seeds)
-            for task in dict.fromkeys(self.tasks)
+            RunConfig(task=task, method=method, seed=seed, table=table, **shared)
+            for seed, table in enumerate(tables)
+            for task in dict.fromkeys(self.names)
             for method in dict.fromkeys(self.methods)
         ]
 

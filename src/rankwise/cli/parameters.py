@@ -36,7 +36,7 @@ HEADINGS: dict[type, str] = {
     TextOptions: "Texts of a language model",
 }
 """Under which heading of `--help` a group of options stands."""
-NO_FLAGS = {(TableOptions, "train_file")}
+NO_FLAGS = {(TableOptions, "train_file"), (TableOptions, "folds"), (TableOptions, "fold")}
 """Fields that a command fills in itself."""
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`|(?<![^\s(])([a-z_]+)=([\w-]*(?:\.\w+)*)(?!\S*=)")
 """How a message of the library writes an argument, with or without a value: `` `memory=` ``, `` `memory="fast"` ``, `memory=fast`."""

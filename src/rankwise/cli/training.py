@@ -16,8 +16,19 @@ from rankwise.runs import trackers
 
 
 @command
-def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
-    """Compare methods: tasks × methods × seeds, each run in its own process.
+def compare(
+    files: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            help="A table of your own: CSV, TSV, JSONL or Parquet, one file, several or a pattern. Default: the tasks that --tasks names."
+        ),
+    ] = (),
+    /,
+    config: CompareConfig = CompareConfig(),  # noqa: B008 (frozen)
+    *,
+    json: Json = False,
+) -> None:
+    """Compare methods: tasks × methods × seeds, each run in its own process. With a file, methods on a table of your own.
 
     The same command again keeps finished runs and continues interrupted ones. With the same --out, more tasks, methods or seeds are added
     to the grid.
@@ -26,11 +37,21 @@ def compare(config: CompareConfig = CompareConfig(), *, json: Json = False) -> N
     """
     from rankwise.cli.progress import GridProgress
     from rankwise.runs import grid
+    from rankwise.tasks import tables
 
-    _check_names(config.tasks, config.methods, config.train.recipe)
+    if files:
+        config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
+    if not config.table.given:
+        _refuse_table_options(config, "compare")
+    elif config.tasks != CompareConfig().tasks:
+        raise RankwiseError("`tasks=` names tasks by name, and a table of your own is given. Leave one out.")
+    _check_names(() if config.table.given else config.tasks, config.methods, config.train.recipe)
     trackers.check(config.report_to)
+    runs = config.runs()
+    n = len(runs)
     _fetch(config)
-    n = len(config.runs())
+    if config.table.given:
+        _check_table(runs)
     try:
         with GridProgress(people(json)) as progress:
             failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
@@ -322,12 +343,20 @@ def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
         )
 
 
-def _refuse_table_options(config: RunConfig) -> None:
+def _check_table(runs: Sequence[RunConfig]) -> None:
+    """Refuse a table that can't be trained on before any run is started, or one that is too small for its folds."""
+    from rankwise.tasks.load import load_dataset
+
+    for run in {run.table.fold: run for run in runs}.values():
+        load_dataset(run)
+
+
+def _refuse_table_options(config: RunConfig | CompareConfig, command: str = "train") -> None:
     given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
     if given:
         option = flag(given[0])
         raise RankwiseError(
-            f"{option} is for a table of your own, and no file is given: rankwise train reviews.csv {option} …"
+            f"{option} is for a table of your own, and no file is given: rankwise {command} reviews.csv {option} …"
         )
 
 
@@ -368,6 +397,6 @@ def _fetch(config: CompareConfig) -> None:
     name = _find_model(config)
     if name in hub.EMBEDDED or name in hub.SCRATCH:
         hub.find(name)
-    for name in config.tasks:
+    for name in () if config.table.given else config.tasks:
         if (download := registry.named(name).download) is not None:
             download.path()

@@ -33,9 +33,27 @@ class Run:
     predictions: pa.Table
     settings: dict[str, str]
 
+    @property
+    def folds(self) -> int | None:
+        """Parts of the cross-validation that it is one fold of; None where it is none."""
+        table = self.record["requested"].get("table")
+        found = table.get("folds") if isinstance(table, dict) else None
+        return found if isinstance(found, int) else None
+
 
 Cells = Mapping[Cell, dict[int, Run]]
 """Runs by task and method, then by seed."""
+
+
+def folds_of(runs: Mapping[int, Run]) -> int | None:
+    """Return how many folds the runs of a cell are of; None where they are seeds."""
+    return next(iter(runs.values())).folds if runs else None
+
+
+def tables_of(runs: Mapping[int, Run]) -> list[pa.Table]:
+    """Return the predictions of every seed, or of all folds together: each fold has rows of its own."""
+    tables = [run.predictions for run in runs.values()]
+    return [pa.concat_tables(tables)] if folds_of(runs) else tables
 
 
 def read(folder: RunFolder) -> Run:
@@ -75,6 +93,7 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     left_out: list[str] = []
     folders: dict[tuple[str, str, int], str] = {}
     metrics: dict[str, tuple[str, str]] = {}
+    parts: dict[str, int | None] = {}
     for run in runs:
         task, method, seed = (run.result[key] for key in ("task", "method", "seed"))
         name, metric = run.folder.path.name, run.result["metric"]
@@ -82,6 +101,8 @@ def distinct(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
         other, usual = metrics.setdefault(task, (name, metric))
         if twin != name:
             left_out.append(f"Left out: {name} is the same run as {twin}: {task}, {method}, seed {seed}.")
+        elif run.folds != parts.setdefault(task, run.folds):
+            left_out.append(f"Left out: {name} belongs to another cross-validation than {other}, or to none.")
         elif metric != usual:
             left_out.append(f"Left out: {name} is scored by {metric}, and {other} by {usual}.")
         else:

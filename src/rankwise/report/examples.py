@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from rankwise.config import RunConfig, from_json
-from rankwise.report.cells import Cells, Run
+from rankwise.report.cells import Cells, Run, tables_of
 from rankwise.tasks import load, registry
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.splits import joined
 
 SHOWN = 6
 """Rows shown of each task."""
@@ -55,10 +56,10 @@ def _of_task(task: str, methods: dict[str, dict[int, Run]]) -> list[Example]:
     first = next(iter(next(iter(methods.values())).values()))
     if not pa.types.is_integer(first.predictions["label"].type):
         return []
-    idx, label, _ = _columns(first.predictions)
+    idx, label, _ = _columns(tables_of(next(iter(methods.values())))[0])
     predictions: dict[str, np.ndarray] = {}  # method → [seeds, rows]
     for method, runs in methods.items():
-        columns = [_columns(run.predictions) for run in runs.values()]
+        columns = [_columns(table) for table in tables_of(runs)]
         same = [c[2] for c in columns if np.array_equal(c[0], idx) and np.array_equal(c[1], label)]
         if same:
             predictions[method] = np.stack(same)
@@ -119,7 +120,9 @@ def _rows(record: dict[str, Any]) -> Rows | None:
         if config.table.dataset is not None:
             return None
         if config.table.train_file is not None:
-            return load.load_dataset(config).validation["validation"]
+            dataset = load.load_dataset(config)
+            rows = dataset.validation["validation"]
+            return rows if config.table.folds is None else joined(dataset.train, rows)
         task, folder = registry.named(config.task), config.data.data
         return load.load_split(task, "validation", folder)[0] if load.at_hand(task, folder) else None
     except Exception:  # a text is an extra: whatever a stored request makes of the data, the report goes on

@@ -172,6 +172,8 @@ def _section(
         caption = caption.removesuffix(PUBLISHED)
     if not any(row.memory for row in document.rows):
         caption = caption.removesuffix(BY_KIND)
+    if any(row.folds for row in document.rows):
+        caption = caption.replace("seed", "fold")
     return {"key": key, "title": title, "caption": caption, "figures": draw(document)}
 
 

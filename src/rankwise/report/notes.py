@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rankwise.report.cells import Cell, Cells, Run
+from rankwise.report.cells import Cell, Cells, Run, folds_of
 from rankwise.report.row import REFERENCE, Row
 from rankwise.run_folder import one_answer
 from rankwise.tasks.objectives import OBJECTIVES
@@ -18,12 +18,22 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "p rows: exact McNemar test over validation rows, Holm-corrected. With several seeds a row counts once, for the method "
         "that is right on it in more of them.",
     ]
+    folds = next((row.folds for row in rows if row.folds), None)
+    repeats = "folds" if folds else "seeds"
+    if folds is not None:
+        lines = [
+            line.replace("over seeds", "over folds").replace("same seeds", "same folds") for line in lines
+        ]
+        lines.append(
+            f"Folds of a cross-validation share training rows, so that they aren't independent: intervals and p folds take the variance "
+            f"(1/n + 1/{folds - 1})·s², the corrected t test of Nadeau & Bengio (2003). Each row is validated on once."
+        )
     if any(row.metric in OBJECTIVES["regression"].metrics for row in rows):
         lines.append(
             "In regression, p rows is a sign test: a row counts for the method whose prediction is nearer."
         )
     if any(row.p_seeds is not None for row in rows):
-        lines.append("p seeds: paired t test over the seeds that both methods have, Holm-corrected.")
+        lines.append(f"p {repeats}: paired t test over the {repeats} that both methods have, Holm-corrected.")
     lines += [
         f"{row.task} {row.method} is right on {'more' if _wins(row) else 'fewer'} rows than full, and its {row.metric} is not "
         f"{'higher' if _wins(row) else 'lower'}: p rows counts right and wrong, so it says nothing about {row.metric} here."
@@ -72,7 +82,7 @@ def different_rows(cells: Cells) -> list[str]:
     lines = []
     for (task, method), runs in cells.items():
         numbers = sorted({run.result["n_train"] for run in runs.values()})
-        if len(numbers) > 1:
+        if len(numbers) > 1 and folds_of(runs) is None:
             lines.append(
                 f"Seeds of {task} {method} were trained on different numbers of rows: {numbers[0]:,} to {numbers[-1]:,}."
             )

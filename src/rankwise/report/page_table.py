@@ -43,9 +43,10 @@ def columns(document: Document) -> list[Column]:
     """List the columns behind task and method."""
     metrics = sorted({name for row in document.rows for name in row.other_metrics})
     several_seeds = any(row.p_seeds is not None for row in document.rows)
-    p_seeds = Column("p seeds", "Paired t test over seeds, Holm-corrected", lambda row: _p(row.p_seeds))
+    seeds = "folds" if any(row.folds for row in document.rows) else "seeds"
+    p_seeds = Column(f"p {seeds}", f"Paired t test over {seeds}, Holm-corrected", lambda row: _p(row.p_seeds))
     return [
-        Column("n", "Seeds", lambda row: Cell(str(row.score.n), row.score.n)),
+        Column("n", seeds.capitalize(), lambda row: Cell(str(row.score.n), row.score.n)),
         Column(
             "Score",
             "Mean over seeds ± half its 95 % t interval, in % where it is a share",

@@ -27,6 +27,7 @@ class Row:
         method: its name.
         metric: the headline metric.
         reference: the others of the task are compared with this one.
+        folds: of the cross-validation; its folds then take the place of seeds everywhere below. None where there is none.
         score: mean of `metric` over seeds.
         scores: seed → score.
         other_metrics: name → mean over seeds.
@@ -55,6 +56,7 @@ class Row:
     method: str
     metric: str
     reference: bool
+    folds: int | None
     score: Estimate
     scores: dict[int, float]
     other_metrics: dict[str, float]

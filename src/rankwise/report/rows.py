@@ -6,7 +6,7 @@ from typing import Any
 
 from rankwise.errors import RankwiseError
 from rankwise.report import stats
-from rankwise.report.cells import Cell, Cells, Run
+from rankwise.report.cells import Cell, Cells, Run, folds_of, tables_of
 from rankwise.report.row import REFERENCE, Row, is_full
 
 
@@ -26,13 +26,12 @@ def rows(cells: Cells) -> tuple[list[Row], list[str]]:
         if method == full.get(task) or not shared:
             continue
         try:
-            tests[task, method] = stats.mcnemar(
-                [(runs[s].predictions, reference[s].predictions) for s in shared]
-            )
+            pairs = zip(*(tables_of({s: some[s] for s in shared}) for some in (runs, reference)), strict=True)
+            tests[task, method] = stats.mcnemar(list(pairs))
         except RankwiseError as error:
             unpaired[task, method] = f"{task} {method} can't be compared with {full[task]}. {error}"
             continue
-        p = stats.paired_t(_scores(runs), _scores(reference))
+        p = stats.paired_t(_scores(runs), _scores(reference), _overlap(runs))
         if p is not None:
             p_seeds[task, method] = p
     p_rows = _corrected({cell: test.p for cell, test in tests.items()})
@@ -87,10 +86,11 @@ def _row(
         method=cell[1],
         metric=first["metric"],
         reference=cell[1] == reference,
-        score=stats.estimate(list(scores.values())),
+        folds=folds_of(runs),
+        score=stats.estimate(list(scores.values()), _overlap(runs)),
         scores=scores,
         other_metrics={name: statistics.fmean(_headline(r)[name] for r in results) for name in sorted(names)},
-        difference=stats.paired_difference(scores, of_full) if paired else None,
+        difference=stats.paired_difference(scores, of_full, _overlap(runs)) if paired else None,
         differences={s: scores[s] - of_full[s] for s in scores if s in of_full} if paired else {},
         p_rows=p_rows,
         p_seeds=p_seeds,
@@ -110,8 +110,14 @@ def _row(
         memory=memory,
         train_seconds=statistics.median(r["train_seconds"] for r in results),
         n_train=first["n_train"],
-        n_validation=first["n_validation"],
+        n_validation=sum(r["n_validation"] for r in results) if folds_of(runs) else first["n_validation"],
     )
+
+
+def _overlap(runs: Mapping[int, Run]) -> float:
+    """Return n_test/n_train of the folds of a cross-validation; 0 for seeds."""
+    folds = folds_of(runs)
+    return 0.0 if folds is None else 1 / (folds - 1)
 
 
 def _scores(runs: Mapping[int, Run]) -> dict[int, float]:

@@ -1,6 +1,9 @@
 """Paired statistics over finished runs: intervals over seeds, exact tests over examples, and a correction for several tests.
 
 Methods are paired by seed (same rows, same order, same new head), so the spread between seeds that both share cancels out.
+
+The folds of a cross-validation share most of their training rows, so their scores are not independent, and s²/n is too small a variance of
+their mean. Here it is (1/n + n_test/n_train)·s²: the corrected resampled t test (Nadeau & Bengio 2003, Machine Learning 52:239-281).
 """
 
 import math
@@ -32,8 +35,12 @@ class Estimate:
         return None if self.high is None else self.high - self.mean
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Compute the mean and t interval of independent values (Student 1908).
+def estimate(values: Sequence[float], overlap: float = 0.0) -> Estimate:
+    """Compute the mean and t interval of values (Student 1908).
+
+    Args:
+        values: independent ones, or those of folds.
+        overlap: n_test/n_train of folds; 0 for independent values.
 
     Raises:
         ValueError: there are none.
@@ -44,17 +51,19 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if n == 1:
         return Estimate(mean, None, None, 1)
-    half = float(t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(t.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1 / n + overlap)
     return Estimate(mean, mean - half, mean + half, n)
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """Estimate first − second over the seeds that both have; None where they share none."""
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], overlap: float = 0.0
+) -> Estimate | None:
+    """Estimate first − second over the seeds (or folds) that both have; None where they share none. `overlap` is that of `estimate`."""
     shared = sorted(first.keys() & second.keys())
-    return estimate([first[seed] - second[seed] for seed in shared]) if shared else None
+    return estimate([first[seed] - second[seed] for seed in shared], overlap) if shared else None
 
 
-def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> float | None:
+def paired_t(first: Mapping[int, float], second: Mapping[int, float], overlap: float = 0.0) -> float | None:
     """Compute the two-sided p value of a paired t test over the shared seeds (Student 1908).
 
     It is below 0.05 exactly where the interval of `paired_difference` excludes 0. None with fewer than two shared seeds.
@@ -66,7 +75,7 @@ def paired_t(first: Mapping[int, float], second: Mapping[int, float]) -> float |
     mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
     if spread == 0:
         return 1.0 if mean == 0 else 0.0
-    return 2 * float(t.sf(mean / (spread / math.sqrt(len(shared))), len(shared) - 1))
+    return 2 * float(t.sf(mean / (spread * math.sqrt(1 / len(shared) + overlap)), len(shared) - 1))
 
 
 @dataclass(frozen=True)

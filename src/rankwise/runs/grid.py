@@ -161,9 +161,9 @@ def _remember(config: CompareConfig) -> None:
     """Writes grid.json: everything asked for so far, and the command that asked for it last."""
     asked = to_json(config)
     known = read_grid(config.out)
-    for key in ("tasks", "methods"):
-        asked[key] = list(dict.fromkeys([*known.get(key, []), *asked[key]]))
-    asked["seeds"] = max(known.get("seeds", 0), config.seeds)
+    asked["tasks"] = list(dict.fromkeys([*known.get("tasks", []), *config.names]))
+    asked["methods"] = list(dict.fromkeys([*known.get("methods", []), *config.methods]))
+    asked["seeds"] = max(known.get("seeds", 0), config.repeats)
     write_grid(config.out, {**asked, "command": shlex.join(["rankwise", *sys.argv[1:]])})
     options = options_of(config, config.out)
     write_yaml(config.out / "compare.yaml", "rankwise compare --config compare.yaml", options)

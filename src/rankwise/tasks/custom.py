@@ -19,7 +19,7 @@ from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.language import KINDS, LEARNED, loss_on
 from rankwise.tasks.rows import has_text, labels_of, left_out, odd_label, read_rows, rows_of
-from rankwise.tasks.splits import Dataset, same_row, stratified_split, two_labels
+from rankwise.tasks.splits import Dataset, fold_split, same_row, stratified_split, two_labels
 from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
 from rankwise.tasks.task import Task
 from rankwise.tasks.words import COLUMNS
@@ -66,14 +66,6 @@ def load_dataset_split(options: TableOptions, task: Task, split: str) -> tuple[R
     return rows_of(read_dataset(options.dataset, options.dataset_config, split)[split], task)
 
 
-def name_of(options: TableOptions) -> str:
-    """Return the name of the task of a run on this table."""
-    if options.dataset is not None:
-        return "-".join(filter(None, [Path(options.dataset).name, options.dataset_config]))
-    assert options.train_file is not None
-    return options.train_file[0].stem
-
-
 def _train_and_validation(
     name: str, options: TableOptions, splits: dict[str, Table]
 ) -> tuple[str, str | None]:
@@ -94,6 +86,12 @@ def _dataset(
     train, notes = rows_of(table, task)
     lacking = left_out(table, task, train)
     notes = (*taken, *notes, *_doubts(table, task, train))
+    if options.folds is not None and options.fold is not None:
+        if validation is not None:
+            raise RankwiseError(
+                f"`folds=` validates on every row of {table.name} in turn; with rows to validate on, leave it out."
+            )
+        return _fold(Dataset(task, train, {}, notes, lacking), table.name, options.folds, options.fold)
     if validation is not None:
         held_out, more = (
             rows_of(validation, task) if isinstance(validation, Table) else read_rows(validation, task)
@@ -118,6 +116,16 @@ def _dataset(
     how = ", stratified by label" if task.problem == "classification" else ""
     notes += (f"{len(held_out):,} rows of {table.name} are split off for validation{how}.",)
     return Dataset(task, train, {"validation": held_out}, notes, lacking)
+
+
+def _fold(dataset: Dataset, name: str, folds: int, fold: int) -> Dataset:
+    """Return the rows of a table split for one fold of its cross-validation."""
+    objective = objectives.named(dataset.task.problem)
+    train, held_out = fold_split(dataset.train, folds, fold, objective)
+    if not len(train) or not len(held_out):
+        raise RankwiseError(f"{name} is too small for {folds} folds. Give fewer `folds=`.")
+    note = f"Fold {fold + 1} of {folds}: {len(held_out):,} rows of {name} are validated on, the others trained on."
+    return replace(dataset, train=train, validation={"validation": held_out}, notes=(*dataset.notes, note))
 
 
 # ── What is to be learned ─────────────────────────────────────────────────────────────────────
@@ -150,7 +158,7 @@ def _task(table: Table, options: TableOptions, train: TrainOptions) -> tuple[Tas
             f"`label=` names {len(columns)} columns, and {problem} has one. Leave out `problem=`."
         )
     task = Task(
-        name=name_of(options),
+        name=options.name,
         text=options.text or "text",
         text_pair=options.text_pair,
         label=None if others else column,
@@ -179,7 +187,7 @@ def _language_task(table: Table, options: TableOptions, train: TrainOptions) -> 
     kind = (given or there or ["prompt"])[0]
     learned = loss_on(kind, train)
     task = Task(
-        name=name_of(options),
+        name=options.name,
         text=columns[kind],
         text_pair=columns["completion"] if kind == "prompt" else None,
         label=None,

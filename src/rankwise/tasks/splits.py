@@ -45,9 +45,7 @@ def stratified_split(rows: Rows, share: float, objective: Objective) -> tuple[Ro
         share: of each stratum that goes to validation; a stratum of two texts or more gives at least one.
         objective: says what the strata are: the classes, or all rows as one.
     """
-    assert rows.labels is not None
-    keys = np.array([hashlib.sha256(key.encode()).digest()[:16] for key in _loose_keys(rows)], dtype="S16")
-    strata = _one_stratum_a_text(keys, objective.strata(rows.labels))
+    keys, strata = _hashes(rows, objective)
     held_out = np.zeros(len(rows), dtype=bool)
     for stratum in np.unique(strata):
         ordered = np.sort(keys[strata == stratum])
@@ -55,6 +53,48 @@ def stratified_split(rows: Rows, share: float, objective: Objective) -> tuple[Ro
             bound = ordered[max(1, round(share * len(ordered)))]
             held_out |= (strata == stratum) & (keys < bound)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def fold_split(rows: Rows, folds: int, fold: int, objective: Objective) -> tuple[Rows, Rows]:
+    """Return the rows to train and to validate on for one fold of a cross-validation, stratified as in `stratified_split`.
+
+    Args:
+        rows: labelled.
+        folds: number of parts; each row is validated on in one of them.
+        fold: the part, from 0.
+        objective: says what the strata are.
+    """
+    keys, strata = _hashes(rows, objective)
+    part, first = np.zeros(len(rows), dtype=np.int64), 0
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        texts, place = np.unique(keys[inside], return_inverse=True)
+        part[inside] = (first + place) % folds  # a small stratum begins where the last one ended
+        first += len(texts)
+    return rows.select(np.flatnonzero(part != fold)), rows.select(np.flatnonzero(part == fold))
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """Return the rows of two splits as one."""
+    pairs = first.text_pair is not None and second.text_pair is not None
+    labels = (
+        None
+        if first.labels is None or second.labels is None
+        else np.concatenate([first.labels, second.labels])
+    )
+    return Rows(
+        text=first.text + second.text,
+        text_pair=[*(first.text_pair or ()), *(second.text_pair or ())] if pairs else None,
+        labels=labels,
+        idx=np.concatenate([first.idx, second.idx]),
+    )
+
+
+def _hashes(rows: Rows, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """Return a hash of each row's text, and its stratum."""
+    assert rows.labels is not None
+    keys = np.array([hashlib.sha256(key.encode()).digest()[:16] for key in _loose_keys(rows)], dtype="S16")
+    return keys, _one_stratum_a_text(keys, objective.strata(rows.labels))
 
 
 def _one_stratum_a_text(keys: np.ndarray, strata: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:

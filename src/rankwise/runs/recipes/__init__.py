@@ -73,9 +73,9 @@ def resolve(config: RunConfig, method: str) -> RunConfig:
 def default_model(config: RunConfig | CompareConfig) -> str:
     """Return the model of a recipe: its language model where texts are generated."""
     data = recipe(config.train.recipe)
-    if isinstance(config, CompareConfig):
+    if isinstance(config, CompareConfig) and not config.table.given:
         generates = any(registry.named(name).problem == "generation" for name in config.tasks)
-    elif config.table.train_file or config.table.dataset:
+    elif isinstance(config, CompareConfig) or config.table.given:
         table = config.table
         asked = (table.problem is None and (table.prompt or table.messages)) or table.problem == "generation"
         generates = bool(asked)
