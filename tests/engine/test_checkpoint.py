@@ -37,7 +37,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(method, padding, tmp_path)
 
 def fresh():
     """A training of 262 steps that finds ranks; it prunes at step 105."""
-    return training(600, epochs=3.5, targets=("all-linear",))
+    return training(1000, epochs=2.1, targets=("all-linear",))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_the_objective_gives_the_loss_by_which_ranks_are_decided():
             return 0 * logits[:, 0] + 7
 
     state = training(given={"objective": Blind()})
-    assert state.rank.held_out.losses().tolist() == [7.0] * 60
+    assert state.rank.held_out.losses_with({}).tolist() == [7.0] * 60
 
 
 def test_the_learning_rate_can_be_given():

@@ -12,8 +12,9 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import numpy as np
 import torch
 from pydantic import (
     BaseModel,
@@ -49,6 +50,7 @@ class RankPosition(_Read):
     steps: NonNegativeInt
     rows: NonNegativeInt
     skipped_steps: NonNegativeInt
+    most: NonNegativeInt
     scaling: dict[str, Scaling]
     decisions: list[dict[str, Any]]
 
@@ -238,6 +240,10 @@ def _shown(tensor: Tensor) -> str:
 def _check_ranks(tensors: Mapping[str, Tensor], left: set[str], training: Training) -> None:
     """Check A against B, and the statistics and the pruned components against both."""
     assert training.rank is not None
+    if "rank.before_prune" in left:
+        before = _taken(tensors, left, "rank.before_prune")
+        if before.shape != (2, len(cast(np.ndarray, training.batches.held_out))):
+            raise ValueError(f"the losses before the last prune are {_shown(before)}")
     names = {parameter: name for name, parameter in training.trained_parameters()}
     for path, layer in training.rank.layers.items():
         A, B = (tensors[f"model.{names[p]}"] for p in (layer.lora_A, layer.lora_B))

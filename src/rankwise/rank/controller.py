@@ -229,7 +229,7 @@ class RankController:
             order and self.config.prune_all and last
         ):  # a training may begin slowly, so this isn't asked earlier
             self._prune_all(bases, order, gain, limit)
-        if last and self.resizer.pruned and self.undo_at > self.steps_taken:
+        if last and self.resizer.pruned and self.undo_at > self.steps_taken and all_finite([begun]):
             self.before_prune = begun
 
     def _prune_after_trials(
@@ -315,7 +315,7 @@ class RankController:
         now = self.held_out.begun if compared is None else self.held_out.begun[:, compared]
         before = before if compared is None else before[:, compared]
         restored = torch.stack([self.held_out.losses_with(both), self.held_out.plain])
-        increases = [LossIncrease.of(row[row.isfinite()]) for row in now - before]
+        increases = [LossIncrease.of(row) for row in now - before]
         undone = [
             accept_addition(increase, limit, self.config.confidence) and bool(row.mean() < 0)
             for increase, row in zip(increases, restored - now, strict=True)
