@@ -29,7 +29,7 @@ def call(capfd, *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     out, err = capfd.readouterr()
-    return stopped.value.code, out, err
+    return int(stopped.value.code or 0), out, err
 
 
 def test_look_prints_and_draws_what_train_says(table, model, tmp_path, capfd):

@@ -28,7 +28,7 @@ def call(capfd, *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     out, err = capfd.readouterr()
-    return stopped.value.code, out, err
+    return int(stopped.value.code or 0), out, err
 
 
 def test_a_run_says_how_good_it_is_and_predict_uses_its_threshold(place, capfd):

@@ -1,5 +1,7 @@
 """What a language model learns from a row, against TRL's own preparation of the same rows."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import transformers as hf
@@ -71,7 +73,7 @@ def trls(rows, tokenizer, tmp_path, **options):
         processing_class=tokenizer,
     )
     found = []
-    for row in trainer.train_dataset:
+    for row in cast(Any, trainer.train_dataset):
         labels = [-100, *row["labels"][1:]]  # the first token has none before it
         found.append((row["input_ids"], labels))
     return found

@@ -68,12 +68,18 @@ def test_probabilities_that_are_the_shares_are_calibrated():
     assert quality.measure(CLASSES, "accuracy", NAMES, labels, 3 * logits).calibration.error > 0.1
 
 
+def interval(metric, labels, logits):
+    found = quality.measure(CLASSES, metric, NAMES, labels, logits).interval
+    assert found is not None
+    return found
+
+
 def test_the_interval_covers_the_true_score():
     labels, logits = classified(60_000)
     true, covered = (labels == logits.argmax(1)).mean(), 0
     for i in range(200):
         rows = slice(300 * i, 300 * (i + 1))
-        low, high = quality.measure(CLASSES, "accuracy", NAMES, labels[rows], logits[rows]).interval
+        low, high = interval("accuracy", labels[rows], logits[rows])
         covered += low <= true <= high
     assert 182 <= covered <= 198  # 190 are expected
 
@@ -82,7 +88,7 @@ def test_a_bootstrapped_interval_has_the_width_of_the_scores_spread():
     labels, logits = classified(200 * 300)
     parts = [slice(300 * i, 300 * (i + 1)) for i in range(200)]
     spread = np.std([quality.METRICS["mcc"](labels[rows], logits[rows].argmax(1)) for rows in parts])
-    low, high = quality.measure(CLASSES, "mcc", NAMES, labels[parts[0]], logits[parts[0]]).interval
+    low, high = interval("mcc", labels[parts[0]], logits[parts[0]])
     assert (high - low) / 2 / 1.96 == pytest.approx(spread, rel=0.25)
 
 

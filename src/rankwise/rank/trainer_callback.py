@@ -107,8 +107,10 @@ class RankCallback(TrainerCallback):
             )
         model, optimizer = cast(nn.Module, kwargs["model"]), kwargs["optimizer"]
         layers = list(layers_of(model).values())
-        prefer = self.prefer or layers[0].prefer
-        self.controller, config = None, self.config or preferring(prefer)
+        self.controller, config = (
+            None,
+            self.config or preferring(cast(Preference, self.prefer or layers[0].prefer)),
+        )
         if state.max_steps < config.fewest_steps:
             warnings.warn(
                 f"Too little to find ranks on ({state.max_steps} steps; {config.fewest_steps} are needed): every layer keeps its rank.",
