@@ -19,10 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.config import TableOptions
+from rankwise.config import TableOptions, TrainOptions
 from rankwise.errors import RankwiseError
-from rankwise.tasks import mappings, objectives
-from rankwise.tasks.custom import load_table
+from rankwise.tasks import custom, mappings, objectives
 from rankwise.tasks.rows import read_rows, rows_of
 from rankwise.tasks.splits import Dataset
 from rankwise.tasks.tables import Table
@@ -170,9 +169,9 @@ def test_files_and_python_give_the_same_labels_or_refuse_both(tmp_path, name):
         options = TableOptions(train_file=(path,), problem=problem)
         if labels is None:
             with pytest.raises(RankwiseError):
-                load_table(options)
+                custom.load_table(options, TrainOptions())
             continue
-        dataset = load_table(options)
+        dataset = custom.load_table(options, TrainOptions())
         assert dataset.task.label_names == names, kind
         assert labels_of_dataset(dataset) == labels * COPIES, kind
         again, _ = read_rows(path, dataset.task)
@@ -216,10 +215,8 @@ def test_a_missing_label_is_never_a_class(missing, problem):
 
 
 def load_table_of(labels: list[Any], problem: str) -> Dataset:
-    from rankwise.tasks import custom
-
     table = Table("t", {"text": [f"t {i}" for i in range(COPIES * len(labels))], "label": labels * COPIES})
-    return custom._dataset(TableOptions(train_file=(Path("t.csv"),), problem=problem), table)
+    return custom._dataset(TableOptions(train_file=(Path("t.csv"),), problem=problem), TrainOptions(), table)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +235,9 @@ def test_one_value_in_two_spellings_is_refused(labels):
 def test_parts_of_a_table_agree_on_whole_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"a {i},{i % 2}\n" for i in range(20)))
     (tmp_path / "b.csv").write_text("text,label\n" + "".join(f"b {i},{i % 2}.0\n" for i in range(20)))
-    dataset = load_table(TableOptions(train_file=(tmp_path / "a.csv", tmp_path / "b.csv")))
+    dataset = custom.load_table(
+        TableOptions(train_file=(tmp_path / "a.csv", tmp_path / "b.csv")), TrainOptions()
+    )
     assert dataset.task.label_names == ("0", "1")
     assert labels_of_dataset(dataset) == [i % 2 for i in range(20)] * 2
 
@@ -257,7 +256,7 @@ def test_a_truth_value_is_the_class_of_that_name_however_it_is_written():
 def test_numbers_are_texts_in_files_and_in_python(tmp_path):
     rows = [{"text": [5, 2.5, "x", True, Decimal("1.50")][i % 5], "label": i % 2} for i in range(20)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
-    task = load_table(TableOptions(train_file=(tmp_path / "t.jsonl",))).task
+    task = custom.load_table(TableOptions(train_file=(tmp_path / "t.jsonl",)), TrainOptions()).task
     expected = ["5", "2.5", "x", "True", "1.50"] * 4
     assert read_rows(tmp_path / "t.jsonl", task)[0].text == expected
     for form in ("dicts", "datasets", "pandas"):
@@ -287,7 +286,7 @@ def test_a_class_id_beyond_the_data_sets_names_is_refused(tmp_path):
     info["features"]["label"] = {"names": ["neg"], "_type": "ClassLabel"}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(RankwiseError, match="column 'label' can't be read .*the data set has 1 class"):
-        load_table(TableOptions(train_file=(folder,)))
+        custom.load_table(TableOptions(train_file=(folder,)), TrainOptions())
     rows, classes = datasets.load_from_disk(folder), objectives.named("classification")
     with pytest.raises(RankwiseError, match="Row 1 has the label 1 in 'label'; the data set has 1 class"):
         mappings.read(rows, mappings.Columns(), classes, ("neg", "pos"))
@@ -295,7 +294,7 @@ def test_a_class_id_beyond_the_data_sets_names_is_refused(tmp_path):
 
 def test_halves_of_surrogate_pairs_in_labels_are_replaced(tmp_path):
     path, rows = json_lines(tmp_path, ["a\ud83d", "b"]), rows_with(["a\ud83d", "b"])
-    dataset = load_table(TableOptions(train_file=(path,)))
+    dataset = custom.load_table(TableOptions(train_file=(path,)), TrainOptions())
     assert dataset.task.label_names == ("a\ufffd", "b")
     read = mappings.read(rows, mappings.Columns(), objectives.named("classification"), ("a\ufffd", "b"))
     assert np.asarray(read.labels).tolist() == labels_of_dataset(dataset)
@@ -356,10 +355,8 @@ labels = st.one_of(st.integers(-3, 12), st.booleans(), st.floats(allow_nan=False
 @given(st.lists(st.one_of(labels, st.lists(labels, max_size=3)), min_size=2, max_size=8))
 def test_any_column_has_the_same_labels_in_files_and_in_python(column):
     table = Table("t", {"text": [f"t {i}" for i in range(len(column) * COPIES)], "label": column * COPIES})
-    from rankwise.tasks import custom
-
     try:
-        task, _ = custom._task(table, TableOptions(train_file=(Path("t.jsonl"),)))
+        task, _ = custom._task(table, TableOptions(train_file=(Path("t.jsonl"),)), TrainOptions())
         expected, _ = rows_of(table, task)
     except RankwiseError:
         return
