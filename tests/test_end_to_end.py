@@ -97,7 +97,10 @@ def test_a_loaded_and_a_merged_adapter_predict_as_the_run_did(answer, out):
     answer("predict", adapter, "new.jsonl", "--out", "scored.jsonl")
     scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
     assert [set(row) for row in scored] == [
-        {"idx", "label", "probability_negative", "probability_positive", "logit_negative", "logit_positive"}
+        {
+            *("text", "reason", "label"),
+            *("probability_negative", "probability_positive", "logit_negative", "logit_positive"),
+        }
     ] * 2
     answer("merge", adapter, "--out", "merged")
     answer("predict", "merged", "new.jsonl", "--out", "again.csv")

@@ -599,7 +599,7 @@ def test_a_run_that_kept_no_component_says_what_may_help(seed_of_labels, model, 
     drawn = zip(tiny.reviews(640), tiny.reviews(640, seed=seed_of_labels), strict=True)
     rows = reviews("rows.jsonl", [{**row, "label": other["label"]} for row, other in drawn])
     options = ["--dtype", "float32", "--epochs", "5", "--batch-size", "16", "--lr", "4e-3", "--threads", "1"]
-    code, said, _ = rankwise("train", rows, "--model", model, *options, "--out", "out")
+    code, said, _ = rankwise("train", rows, "--model", model, *options, "--prefer", "size", "--out", "out")
     assert code == 0
     kept_none = "Mean rank 0.00, 0 adapter parameters." in said
     assert kept_none == (seed_of_labels == 1)

@@ -237,7 +237,7 @@ def test_compressing_removes_components_that_change_nothing(tmp_path):
 
 def trainer(tmp_path, callback):
     model = tiny.classifier("bert")
-    rankwise.adapt(model)
+    rankwise.adapt(model, prefer="size")
     tokenizer = tiny.tokenizer()
     rows = [
         {**tokenizer(r["text"], return_token_type_ids=True), "labels": int(r["label"] == "positive")}

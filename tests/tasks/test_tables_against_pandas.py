@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.config import ProblemName, TableOptions
+from rankwise.config import ProblemName, TableOptions, TrainOptions
 from rankwise.errors import RankwiseError
 from rankwise.tasks import custom, mappings, objectives
 from rankwise.tasks.encoding import Rows
@@ -83,7 +83,7 @@ def read_as_task(
     """Return the problem, the names of the outputs and the rows of files to train on; None if they are refused in a sentence."""
     try:
         table = read_tables(files)
-        task, _ = custom._task(table, TableOptions(train_file=files, problem=problem))
+        task, _ = custom._task(table, TableOptions(train_file=files, problem=problem), TrainOptions())
         return task.problem, task.label_names, rows_of(table, task)[0]
     except RankwiseError:
         return None

@@ -1,11 +1,13 @@
 """The sizes of each adapter whose ranks were found: parameters against loss increase, measured after training (`rank.curve`)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rankwise.adapters import curve_file
 from rankwise.errors import RankwiseError
-from rankwise.rank.curve import Curve
 from rankwise.report.cells import Cells
+
+if TYPE_CHECKING:
+    from rankwise.rank.curve import Curve  # for its type alone: a grid's own process needs no torch
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Sizes:
     task: str
     method: str
     seed: int
-    curve: Curve
+    curve: "Curve"
 
 
 def sizes(cells: Cells) -> tuple[list[Sizes], list[str]]:
     """Read the sizes of all runs that measured them, and make a sentence for each that can't be read."""
+    from rankwise.adapters import curve_file
+
     made, notes = [], []
     for (task, method), seeds in cells.items():
         for seed, run in seeds.items():

@@ -53,7 +53,9 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     """
     run = prepare(folder)
     config, training = run.config, run.training
-    if run.requested.table.fold is None:  # the command `train` trains no fold; a grid's compare.yaml asks for it again
+    if (
+        run.requested.table.fold is None
+    ):  # the command `train` trains no fold; a grid's compare.yaml asks for it again
         with optional("run.yaml", emit):
             folder.write_options(options_of(run.requested, folder.path))
     folder.update_run_json(
