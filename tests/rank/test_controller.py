@@ -369,6 +369,26 @@ def test_a_prune_that_training_has_made_up_for_stays():
     )
 
 
+def test_a_prune_is_not_undone_in_layers_that_got_other_weights():
+    def losses(missing, drawn):
+        return 20.0 + drawn + (1.0 if missing > 0.99 else 0.0)
+
+    controller, missing = one_layer(losses, left=10)
+    first, known = controller.layers["first"], controller.bases
+    controller.bases = lambda: known() if first.rank == 16 else {"first": identity_basis(first)}
+    controller.steps_taken = controller.last_prune
+    controller.prune(0.02)
+    assert 0 < missing() < 0.99
+    first.resize(first.lora_A.detach() + 1, first.lora_B.detach())
+    with pytest.warns(UserWarning, match="other weights from outside"):
+        controller.guard.follow_layers(controller.steps_taken)
+    controller.steps_taken = controller.undo_at
+    made = len(controller.decisions)
+    controller.undo()
+    assert len(controller.decisions) == made
+    assert controller.done
+
+
 def test_adapters_that_plain_evidence_speaks_for_are_not_all_pruned():
     """The loss can't tell whether there are adapters; the plain loss can."""
     network = adapt_at_start_rank(Network(), 3, targets=("first", "second"), also_train=["offset"])

@@ -225,9 +225,7 @@ class RankController:
         elif order and gain_is_sure:
             allowance = Allowance(gain.mean, tolerance, noise_tolerance)
             self._prune_after_trials(bases, order, losses, limit, allowance)
-        elif (
-            order and self.config.prune_all and last
-        ):  # a training may begin slowly, so this isn't asked earlier
+        elif order and last and self.config.prune_all:  # earlier a training may only have begun slowly
             self._prune_all(bases, order, gain, limit)
         if last and self.resizer.pruned and self.undo_at > self.steps_taken and all_finite([begun]):
             self.before_prune = begun
@@ -268,10 +266,8 @@ class RankController:
         """Prune to the smallest size that rows don't miss. Sizes are those of `rank.curve`; halving the interval finds it."""
         trained = self.held_out.trained_losses_with({})
         sizes = smaller_sizes(len(order))
-        largest, smallest = (
-            0,
-            len(sizes),
-        )  # the sizes before `largest` are accepted, those from `smallest` on are refused
+        # sizes before `largest` are accepted, those from `smallest` on are refused
+        largest, smallest = 0, len(sizes)
         taken: Decision | None = None
         while largest < smallest:
             middle = (largest + smallest) // 2
@@ -308,9 +304,13 @@ class RankController:
     def undo(self) -> None:
         """Bring back what the last prune removed, where held-out rows still miss it after training has gone on."""
         before, self.before_prune = self.before_prune, None
-        if before is None or self.guard.begin_check(self.held_out, self.steps_taken, "undo") is None:
+        if (
+            before is None or not self.resizer.pruned
+        ):  # layers that got other weights from outside have nothing to bring back
             return
-        limit = self.decisions[-1].limit
+        if self.guard.begin_check(self.held_out, self.steps_taken, "undo") is None:
+            return
+        limit = next(d.limit for d in reversed(self.decisions) if d.kind == "prune" and d.accepted)
         both, compared = self._with_pruned(), self.held_out.compared
         now = self.held_out.begun if compared is None else self.held_out.begun[:, compared]
         before = before if compared is None else before[:, compared]

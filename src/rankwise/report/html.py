@@ -71,7 +71,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Document], list[Figure]]], ...] =
         "sizes",
         "Smaller sizes of the adapter",
         "What an adapter loses when only its most important components are kept, on validation rows, with the standard error. "
-        "`rankwise export ADAPTER --max-params N --out FOLDER` takes one of these sizes, without training or data.",
+        "rankwise export ADAPTER --max-params N --out FOLDER takes one of these sizes, without training or data.",
         figures.sizes,
     ),
 )
