@@ -122,10 +122,15 @@ def model_folder(folder: Path, family: str = "bert") -> Path:
     return folder
 
 
+def config(family: str) -> hf.PreTrainedConfig:
+    """A family's config of one's own: trainers set fields of what they get (`use_cache`)."""
+    return copy.deepcopy(CONFIGS[family])
+
+
 def language_model_folder(folder: Path) -> Path:
     """A tiny Llama with random weights, and its tokenizer."""
     torch.manual_seed(0)
-    hf.AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(folder)
+    hf.AutoModelForCausalLM.from_config(config("llama")).save_pretrained(folder)
     words = tokenizer()
     words.eos_token = "[SEP]"
     words.save_pretrained(folder)

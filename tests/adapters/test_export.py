@@ -99,7 +99,7 @@ def test_a_served_adapter_has_one_rank_and_one_scale_and_equal_logits(base, adap
 def test_a_served_adapter_of_a_language_model_has_equal_logits(tmp_path):
     """PEFT's own adapter of several ranks and alphas, rank-stabilised."""
     torch.manual_seed(0)
-    llama = AutoModelForCausalLM.from_config(tiny.CONFIGS["llama"])
+    llama = AutoModelForCausalLM.from_config(tiny.config("llama"))
     config = LoraConfig(
         task_type="CAUSAL_LM", r=3, lora_alpha=5, use_rslora=True, target_modules="all-linear", init_lora_weights=False,
         rank_pattern={"q_proj": 6, "layers.1.mlp.down_proj": 1}, alpha_pattern={"q_proj": 1, "k_proj": 9},

@@ -56,7 +56,7 @@ def test_a_language_models_head_stays_frozen_and_gets_no_adapter(family):
 
 
 def test_a_model_whose_head_cannot_be_told_is_refused():
-    config = tiny.CONFIGS["gpt2"]
+    config = tiny.config("gpt2")
     with pytest.raises(RankwiseError, match="lm_head.*multiple_choice_head"):
         adapt(hf.GPT2DoubleHeadsModel(config))
     model = tiny.classifier("bert")

@@ -206,7 +206,7 @@ def test_a_pooler_that_is_not_there_is_trained_and_never_scored(whole):
 
 
 def test_the_head_of_another_task_is_no_head(tmp_path):
-    folder = saved(tmp_path / "other", hf.BertForMultipleChoice(tiny.CONFIGS["bert"]))
+    folder = saved(tmp_path / "other", hf.BertForMultipleChoice(tiny.config("bert")))
     with pytest.raises(RankwiseError, match=r"has no head .*(BertForMultipleChoice|outputs)"):
         rankwise.load(folder)
     found = train_on(folder)[1]

@@ -24,7 +24,7 @@ QUICK = RankConfig(prune_at={0.4: 0.02, 0.8: 0.05}, grow_at=(), memory=10)
 
 def llama() -> Any:
     torch.manual_seed(0)
-    return hf.LlamaForCausalLM(tiny.CONFIGS["llama"])  # pyright: ignore[reportArgumentType]
+    return hf.LlamaForCausalLM(tiny.config("llama"))  # pyright: ignore[reportArgumentType]
 
 
 def tokenizer() -> Any:

@@ -1,6 +1,5 @@
 """Language models trained from a table to a saved adapter; PEFT and Transformers are asked for the loss of each validation row."""
 
-import copy
 import json
 from dataclasses import replace
 
@@ -151,7 +150,7 @@ def test_options_that_do_not_go_with_language_models_are_refused(options, said, 
 
 def test_an_encoder_with_a_language_models_head_is_refused(place):
     """It sees the tokens that it has to predict."""
-    config = copy.deepcopy(tiny.CONFIGS["bert"])
+    config = tiny.config("bert")
     BertForMaskedLM(config).save_pretrained(place / "bert")
     tiny.language_tokenizer().save_pretrained(place / "bert")
     with pytest.raises(RankwiseError, match="sees the tokens that it has to predict"):

@@ -67,7 +67,7 @@ def rows_of(encoded):
 def trls(rows, tokenizer, tmp_path, **options):
     args = SFTConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, **options)
     trainer = SFTTrainer(
-        hf.LlamaForCausalLM(tiny.CONFIGS["llama"]),
+        hf.LlamaForCausalLM(tiny.config("llama")),
         args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -193,7 +193,7 @@ def test_an_8b_model_takes_its_bytes_and_no_memory():
 
 
 def test_a_config_json_is_enough(tmp_path):
-    tiny.CONFIGS["roberta"].save_pretrained(tmp_path)
+    tiny.config("roberta").save_pretrained(tmp_path)
     for place in (tmp_path, tmp_path / "config.json"):
         assert isinstance(find_architecture(str(place)), hf.RobertaConfig)
 
