@@ -20,7 +20,7 @@ from rankwise.adapters.load import name_outputs
 from rankwise.config import ModelOptions, RunConfig, TrainOptions
 from rankwise.models import families, loading
 from rankwise.runs import methods, prepare, recipes
-from rankwise.tasks.objectives import default_names
+from rankwise.tasks.labels import default_names
 
 
 class TextClassifier(ClassifierMixin, BaseEstimator):

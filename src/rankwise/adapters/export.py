@@ -20,7 +20,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import check_folder
 from rankwise.models import hub
 from rankwise.rank.curve import CurvePoint
-from rankwise.tasks import objectives
+from rankwise.tasks.labels import default_names
 
 RECORDS = ("run.json", "ranks.jsonl", curve_file.CURVE)
 """Files of a run that say how an adapter was made; beside another adapter they would be wrong."""
@@ -91,7 +91,7 @@ def export(
     if base is not None:
         adapter = replace(adapter, base_model=base, base_path=base)
     if label_names:
-        own = adapter.label_names or objectives.default_names(adapter.num_labels or len(label_names))
+        own = adapter.label_names or default_names(adapter.num_labels or len(label_names))
         adapter = replace(adapter, label_names=names_given(source, own, label_names))
     _check_out(out, source, target)
     adapter, kept = replace(_with_one_scaling(adapter, 1.0 if serve else None), fingerprint=None), 1.0

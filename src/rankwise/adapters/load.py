@@ -20,6 +20,7 @@ from rankwise.models.account import Account, check_whole
 from rankwise.models.families import body_and_heads
 from rankwise.run_folder import RunFolder, run_folders
 from rankwise.tasks import objectives
+from rankwise.tasks.labels import default_names
 
 
 def load(
@@ -131,7 +132,7 @@ def names_given(folder: Path | None, own: Sequence[str], given: Sequence[str]) -
     """
     if list(own) == list(given):
         return list(given)
-    if list(own) != objectives.default_names(len(own)):
+    if list(own) != default_names(len(own)):
         raise RankwiseError(
             f"The outputs of {folder} have names of their own: {account.listed(own)}. Leave out `label_names=`."
         )
@@ -237,7 +238,7 @@ def _check_head(adapter: Adapter, model: PreTrainedModel, config: Any) -> None:
     if adapter.label_names is None or any(name.startswith(heads) for name in adapter.trained):
         return
     names = _labels(config)
-    if names not in (adapter.label_names, objectives.default_names(len(names))):
+    if names not in (adapter.label_names, default_names(len(names))):
         raise RankwiseError(
             f"The adapter in {adapter.folder} has no head, and its base's is for other labels: {account.listed(names)}, "
             f"not {account.listed(adapter.label_names)}. Export it with its head."

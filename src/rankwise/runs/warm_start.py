@@ -25,6 +25,7 @@ from rankwise.models.loading import Source
 from rankwise.run_folder import RunFolder
 from rankwise.runs import methods
 from rankwise.tasks import objectives
+from rankwise.tasks.labels import default_names
 from rankwise.tasks.task import Task
 
 
@@ -131,7 +132,7 @@ def _head(kept: bool, new: bool = True) -> str:
 
 def _other_labels(there: list[str], here: list[str]) -> str:
     """Say that training begins with a head that the checkpoint trained for other labels."""
-    if there in (here, objectives.default_names(len(here))):
+    if there in (here, default_names(len(here))):
         return ""
     return f"The head begins as the checkpoint's, which is for the labels {listed(there)}."
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from rankwise.tasks.cells import number
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.objectives import Labels
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.splits import Dataset, repeated, same_row
 from rankwise.tasks.tables import shown
 

@@ -13,9 +13,9 @@ from rankwise.tasks import messages, words
 from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.hub_tables import by_name, class_names
-from rankwise.tasks.labels import IGNORED, Labels
+from rankwise.tasks.labels import IGNORED, Labels, default_names
 from rankwise.tasks.language import KINDS, Learned, loss_on
-from rankwise.tasks.objectives import Objective, default_names
+from rankwise.tasks.objectives import Objective
 from rankwise.tasks.tables import refuse_repeated, shown
 
 

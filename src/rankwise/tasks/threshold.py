@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from sklearn.metrics import accuracy_score, precision_recall_curve, precision_score, recall_score
 
 from rankwise.errors import RankwiseError, nearest
-from rankwise.tasks.objectives import Labels, Objective
+from rankwise.tasks.labels import Labels
+from rankwise.tasks.objectives import Objective
 from rankwise.tasks.quality import probabilities
 
 WANTED = ("precision", "recall")
