@@ -22,6 +22,7 @@ from rankwise.bench.config import BenchConfig
         ("gpt2", 124_439_808 + 2 * 768),
         ("opt-125m", 125_239_296 + 2 * 768),
         ("Qwen/Qwen2.5-0.5B", 494_032_768 + 2 * 896),
+        ("smollm2", 134_515_008 + 2 * 576),
         ("meta-llama/Llama-3.1-8B", 8_030_261_248 - 128_256 * 4096 + 2 * 4096),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from rankwise.bench import architectures
 from rankwise.bench.ablation import DISABLE
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import ABLATIONS, CONTENDERS
+from rankwise.bench.contenders import ABLATIONS, CONTENDERS, TRL_FULL, TRL_LORA
 from rankwise.bench.lower_bound import products
 from rankwise.bench.measurement import resolve
 from rankwise.bench.worker import make_schedule
@@ -24,7 +24,7 @@ def test_the_lower_bound_has_the_products_of_a_lora_step(tiny_roberta):
     assert [p.needs_dx for p in first] == [False] * 3 + [True] * 3
     assert all(p.needs_dx for p in second + head)
     assert [p.trained for p in found] == [False] * 12 + [True] * 2
-    assert [p.per_token for p in found] == [True] * 12 + [False] * 2
+    assert [p.applied_to for p in found] == ["tokens"] * 12 + ["rows"] * 2
 
 
 @pytest.mark.parametrize("name", ["rankwise lora", "rankwise lora padded"])
@@ -117,3 +117,56 @@ def test_peft_baselines_train_their_adapters_on_the_padding_they_are_named_for(
     else:
         assert widths == longest
         assert runner.model.config._attn_implementation == name.split()[-1]
+
+
+# ── Language models ───────────────────────────────────────────────────────────────────────────
+
+OURS = ("rankwise lora", "rankwise lora lean", "rankwise adaptive", "rankwise full", "rankwise lora padded")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_trains_a_language_model_and_leaves_its_head_frozen(train_language_model, name):
+    trained = train_language_model(name)
+    assert trained.loss_after < trained.loss_before - 0.0003
+    moved = trained.moved()
+    if name.endswith("full"):
+        assert moved == trained.first.keys()
+    else:
+        assert {n for n in trained.first if "lora_" in n} == moved
+    assert trained.runner.compute.padding == ("longest" if name.endswith("padded") else "packed")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TRL_LORA + TRL_FULL)
+def test_trl_learns_from_the_same_tokens(train_language_model, name):
+    pytest.importorskip("trl")
+    trained = train_language_model(name)
+    assert trained.loss_after < trained.loss_before - 0.0003
+    adapters = {n for n in trained.first if "lora_" in n}
+    assert trained.moved() == (adapters or trained.first.keys())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["trl lora", "trl lora padding-free"])
+def test_trl_computes_the_loss_that_we_compute(language_config, build_runner, name):
+    pytest.importorskip("trl")
+    config = language_config
+    ours, theirs = (build_runner(one, config) for one in ("rankwise lora", name))
+    schedule = make_schedule(theirs, config)
+    batch, found = schedule.repeats[0][0], []
+    theirs.model.register_forward_hook(lambda module, inputs, output: found.append(output.loss.item()))
+    theirs.train(schedule.rows, [batch], lambda: None)
+    with torch.no_grad(), ours.compute.running(ours.model):
+        (packed,) = ours.compute.batches(ours.model, schedule.rows, batch)
+        loss = torch.nn.functional.cross_entropy(ours.compute.logits(ours.model, packed), packed.labels)
+    assert found == [pytest.approx(loss.item(), rel=1e-4)]
+
+
+def test_a_language_models_head_counts_once_a_label_in_the_lower_bound(language_config):
+    model = architectures.build(language_config, dtype=torch.float32)
+    found = products(model)
+    assert [p.applied_to for p in found] == ["tokens"] * 14 + ["labels"]
+    assert not any(p.trained for p in found)
+    assert [p.needs_dx for p in found] == [False] * 3 + [True] * 12

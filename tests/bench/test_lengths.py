@@ -25,6 +25,31 @@ def test_drawn_lengths_follow_the_histogram():
     assert set(lengths.draw("77", 5, np.random.default_rng(0))) == {77}
 
 
+@pytest.mark.parametrize(
+    ("task", "rows", "tokens", "learned"), [("e2e", 4_672, 62.0, 29.0), ("gsm8k", 7_473, 216.8, 126.6)]
+)
+def test_shipped_histograms_of_language_models_say_how_much_is_learned(task, rows, tokens, learned):
+    whole = lengths.epoch(task, np.random.default_rng(0))
+    assert len(whole) == rows
+    assert whole.mean() == pytest.approx(tokens, abs=0.06)
+    assert lengths.labelled(task, whole).mean() == pytest.approx(learned, abs=0.6)
+
+
+def test_of_other_lengths_a_language_model_learns_every_token_but_a_rows_first():
+    assert lengths.labelled("77", np.array([1, 2, 77])).tolist() == [0, 1, 76]
+    assert lengths.labelled("e2e", np.array([2, 5000]))[1] == pytest.approx(5000 * 29 / 62, rel=0.02)
+
+
+def test_the_labels_of_random_rows_are_the_next_tokens_of_their_ends():
+    rows = lengths.random_rows(
+        np.array([4, 1, 6]), CONFIGS["llama"], np.random.default_rng(0), np.array([2, 0, 5])
+    )
+    ids = rows.input_ids
+    assert rows.token_labels is not None
+    assert rows.token_labels.tolist() == [-100, ids[2], ids[3], -100, -100, *ids[6:], -100]
+    assert rows.labels_a_row.tolist() == [2, 0, 5]
+
+
 def test_random_rows_never_hold_the_padding_token():
     config = CONFIGS["roberta"]
     rows = lengths.random_rows(np.array([3, 5000, 1]), config, np.random.default_rng(0))

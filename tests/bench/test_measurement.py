@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from rankwise.bench import measurement
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS
+from rankwise.bench.coordinator import Record
 from rankwise.bench.measurement import resolve
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
@@ -19,6 +22,16 @@ from rankwise.errors import RankwiseError
         ({"lengths": "sst3"}, "sst2"),
         ({"contenders": ("peft lora sdp",)}, "peft lora sdpa"),
         ({"repeats": 0}, "at least 1"),
+        (
+            {"problem": "generation", "contenders": ("peft lora sdpa",)},
+            "'peft lora sdpa' doesn't take part in generation",
+        ),
+        ({"contenders": ("trl lora",)}, "'trl lora' doesn't take part in classification"),
+        (
+            {"problem": "generation", "random_weights": "smollm2", "lengths": "1"},
+            "learns nothing from rows of one token",
+        ),
+        ({"problem": "generation", "random_weights": "roberta-base"}, "roberta-base is an encoder"),
     ],
 )
 def test_what_is_misspelt_is_refused_before_anything_starts(settings, says):
@@ -102,3 +115,47 @@ def test_the_command_measures_real_contenders_and_prints_one_object(tiny_roberta
         assert 0 < spread["min"] <= result["ratios"][name] <= spread["max"]
     assert result["memory_ratios"].keys() == {"trainer_full_vs_lora", "peft_sdpa_vs_lora"}
     assert result["config"]["rows"] == 16
+
+
+@pytest.mark.slow
+def test_the_command_measures_language_models_beside_trl(tiny_llama, told):
+    pytest.importorskip("trl")
+    names = [
+        "rankwise lora",
+        "rankwise full",
+        "trl lora",
+        "trl lora padding-free",
+        "trl full",
+        "gemm lower bound",
+    ]
+    result = told(
+        "bench", "--problem", "generation", "--random-weights", tiny_llama, "--threads", 1, "--rows", 16, "--repeats", 2,
+        "--contenders", *names,
+    )  # fmt: skip
+    assert result["failed"] == {}
+    assert [row["name"] for row in result["rows"]] == names
+    assert result["config"]["lengths"] == "e2e"
+    assert {"lora_vs_trl_best", "full_vs_trl_full_best", "step_vs_lower_bound"} <= result["ratios"].keys()
+    assert result["memory_ratios"].keys() == {"trl_best_vs_lora", "trl_full_best_vs_full"}
+    assert [note.split(":")[0] for note in result["notes"]] == [
+        "TRL's fastest setting for LoRA",
+        "TRL's fastest setting for full fine-tuning",
+    ]
+
+
+def test_without_trl_its_contenders_are_left_out_with_a_sentence_or_refused_where_named(
+    language_config, monkeypatch
+):
+    monkeypatch.setattr(measurement.importlib.util, "find_spec", lambda name: None if name == "trl" else name)
+    asked = replace(language_config, contenders=())
+    assert not [name for name in resolve(asked).contenders if name.startswith("trl")]
+    rates = {"rows_per_second": 1, "tokens_per_second": 1, "step_seconds": {"median": 1}}
+    memory = {"peak_memory_mb": 1, "memory_by_kind_mb": {}, "peak_rss_mb": 1}
+    monkeypatch.setattr(
+        measurement, "compete", lambda names, *_, **__: [Record(name, [rates], memory) for name in names]
+    )
+    assert measurement.bench(asked)["notes"] == [
+        "TRL's SFTTrainer is left out, because trl isn't installed: pip install trl."
+    ]
+    with pytest.raises(RankwiseError, match="The baselines need trl: pip install trl, or name"):
+        resolve(replace(asked, contenders=("trl lora",)))

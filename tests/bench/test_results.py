@@ -41,7 +41,19 @@ def test_a_failed_contender_is_in_no_ratio():
 def test_every_ratio_compares_rows_of_the_table():
     assert {first for first, _ in RATIOS.values()} <= CONTENDERS.keys()
     assert {second for _, seconds in RATIOS.values() for second in seconds} <= CONTENDERS.keys()
-    assert {name for pair in MEMORY_RATIOS.values() for name in pair} <= CONTENDERS.keys()
+    for first, second in MEMORY_RATIOS.values():
+        assert {second, *([first] if isinstance(first, str) else first)} <= CONTENDERS.keys()
+
+
+def test_the_fastest_of_trls_settings_counts_for_speed_and_memory():
+    records = [
+        _record("rankwise lora", [30, 30], memory=100),
+        _record("trl lora", [10, 10], memory=150),
+        _record("trl lora padding-free", [12, 15], memory=300),
+    ]
+    assert results.ratios(records)["lora_vs_trl_best"] == results.Spread(2.25, 2, 2.5)
+    assert results.memory_ratios(records) == {"trl_best_vs_lora": 3}
+    assert set(results.best(records).values()) == {"rankwise lora", "trl lora padding-free"}
 
 
 def test_the_table_has_a_row_per_contender_the_failures_and_the_ratios(capfd):
@@ -58,6 +70,7 @@ def test_the_table_has_a_row_per_contender_the_failures_and_the_ratios(capfd):
         "ratio_spreads": {name: vars(spread) for name, spread in spreads.items()},
         "memory_ratios": results.memory_ratios(records),
         "failed": {record.name: record.failure for record in records if record.failure},
+        "notes": ["TRL is left out."],
     }
     results.show(result, sys.stdout)
     shown = capfd.readouterr().out
@@ -66,5 +79,6 @@ def test_the_table_has_a_row_per_contender_the_failures_and_the_ratios(capfd):
     ours = next(line for line in lines if line.startswith("rankwise lora"))
     assert ours.split()[2:6] == ["25.0", "20.0", "–", "30.0"]
     assert "gemm lower bound failed: [1] no" in shown
+    assert "TRL is left out." in lines
     assert next(line for line in lines if line.startswith("lora_vs_peft_best")).split()[1] == "2.50×"
     assert "\x1b" not in shown, "no control characters outside a terminal"

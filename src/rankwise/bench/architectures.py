@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rankwise.bench.config import BenchConfig
 from rankwise.errors import RankwiseError, nearest
 from rankwise.models import families, loading
+from rankwise.tasks.objectives import OBJECTIVES
 
 
 @cache
@@ -84,7 +86,9 @@ def first_line(error: Exception) -> str:
 def model_config(config: BenchConfig) -> Any:
     """Return the Transformers config of the measured model, with a padding token and two classes."""
     found = (
-        architecture(config.random_weights) if config.random_weights else loading.locate(config.model).config
+        architecture(config.random_weights)
+        if config.random_weights
+        else loading.locate(config.model_name, task_type=task_type(config.problem)).config
     )
     give_pad_token(found)
     found.num_labels = 2
@@ -98,14 +102,31 @@ def give_pad_token(model_config: Any) -> None:
         model_config.pad_token_id = eos[0] if isinstance(eos, list) else (eos or 0)
 
 
-def longest(model_config: Any) -> int:
+def task_type(problem: str) -> str:
+    """Return PEFT's name of what models of a problem are for, such as `SEQ_CLS`."""
+    return OBJECTIVES[problem].task_type
+
+
+def check_problem(model_config: Any, name: str, problem: str) -> None:
+    """Check that models of an architecture are made for a problem.
+
+    Raises:
+        RankwiseError: it is an encoder, and the problem is generation.
+    """
+    if problem == "generation" and model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise RankwiseError(
+            f"{name} is an encoder, and no causal language model, which generation takes, such as smollm2 or gpt2."
+        )
+
+
+def longest(model_config: Any, problem: str = "classification") -> int:
     """Return the largest number of tokens that a row may have."""
-    model = loading.skeleton(model_config, "The model")
+    model = loading.skeleton(model_config, "The model", task_type(problem))
     return families.position_limit(model) or families.SHORT
 
 
 def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """Build a sequence classifier to train.
+    """Build a model to train, of the class that its problem takes.
 
     Args:
         config: says which model.
@@ -115,7 +136,10 @@ def build(config: BenchConfig, *, dtype: torch.dtype, attention: str | None = No
     chosen = model_config(config)
     options: dict[str, Any] = {"dtype": dtype} | ({"attn_implementation": attention} if attention else {})
     torch.manual_seed(config.seed)
-    auto: Any = AutoModelForSequenceClassification
+    kind = task_type(config.problem)
+    auto, _ = loading.AUTO[kind]
     if config.random_weights:
         return auto.from_config(chosen, **options)
-    return auto.from_pretrained(loading.locate(config.model).path, config=chosen, **options)
+    return auto.from_pretrained(
+        loading.locate(config.model_name, task_type=kind).path, config=chosen, **options
+    )

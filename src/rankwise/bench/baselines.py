@@ -77,35 +77,38 @@ class TrainerRunner:
         """Run one `Trainer.train()` over all batches."""
         pad_token_id = self.model.config.pad_token_id
         examples: Any = _examples(rows, np.concatenate(batches), self.pad_to, pad_token_id)
-        collator = default_data_collator if self.pad_to else DataCollatorWithPadding(_padder(pad_token_id))
+        collator = default_data_collator if self.pad_to else DataCollatorWithPadding(padder(pad_token_id))
         with tempfile.TemporaryDirectory() as folder:
-            arguments = _arguments(self.config, folder)
-            callbacks: Any = [_AfterStep(after_step)]
-            Trainer(self.model, arguments, collator, train_dataset=examples, callbacks=callbacks).train()
+            asked = TrainingArguments(**arguments(self.config, folder))
+            callbacks: Any = [AfterStep(after_step)]
+            Trainer(self.model, asked, collator, train_dataset=examples, callbacks=callbacks).train()
 
 
-def _arguments(config: BenchConfig, folder: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=1,
-        per_device_train_batch_size=config.batch_size,
-        train_sampling_strategy="sequential",  # `TrainerRunner.order` has grouped the rows
-        learning_rate=1e-4,
-        bf16=config.dtype == "bfloat16",
-        use_cpu=config.device == "cpu",
-        seed=config.seed,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
+def arguments(config: BenchConfig, folder: str) -> dict[str, Any]:
+    """Return the settings that all baselines share, as `TrainingArguments` and TRL's `SFTConfig` take them."""
+    return {
+        "output_dir": folder,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": config.batch_size,
+        "train_sampling_strategy": "sequential",  # `TrainerRunner.order` has grouped the rows
+        "learning_rate": 1e-4,
+        "bf16": config.dtype == "bfloat16",
+        "use_cpu": config.device == "cpu",
+        "seed": config.seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
 
 
-class _AfterStep(TrainerCallback):
+class AfterStep(TrainerCallback):
+    """Calls a function after each optimizer step."""
+
     def __init__(self, after_step: Callable[[], None]) -> None:
         self._after_step = after_step
 
@@ -132,7 +135,7 @@ def _examples(
     return examples
 
 
-def _padder(pad_token_id: int) -> PreTrainedTokenizerFast:
+def padder(pad_token_id: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer that knows the padding token and nothing else."""
     only = Tokenizer(WordLevel({"<pad>": pad_token_id}, unk_token="<pad>"))
     padder = PreTrainedTokenizerFast(tokenizer_object=only, pad_token="<pad>", padding_side="right")

@@ -3,17 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
+DEFAULTS = {"classification": ("minilm", "sst2"), "generation": ("smollm2", "e2e")}
+"""For each problem the model and the lengths that are taken where none are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """Training with rankwise, with PEFT + Trainer and fully, measured side by side on this machine."""
 
-    model: str = "minilm"
-    """`minilm` (embedded), a Hugging Face name, or a folder."""
+    problem: Literal["classification", "generation"] = "classification"
+    """classification: sequence classifiers, beside the Transformers Trainer. generation: language models, beside TRL's SFTTrainer."""
+    model: str | None = None
+    """A Hugging Face name, or a folder. Default: the embedded model, `minilm`, or `smollm2` for generation."""
     random_weights: str | None = None
     """Instead of `model`: an architecture with random weights, by name (`roberta-base`) or as a folder with a config.json."""
-    lengths: str = "sst2"
-    """Tokens per row: a task, from whose distribution lengths are drawn, or one number for all rows."""
+    lengths: str | None = None
+    """Tokens per row: a task, from whose distribution lengths are drawn, or one number for all. Default: sst2, or e2e for generation."""
     batch_size: int = 16
     """Rows per optimizer step."""
     rows: int = 320
@@ -32,3 +37,13 @@ class BenchConfig:
     """CPU threads of each contender. Default: every core this process may use."""
     seed: int = 0
     """Seed of lengths, token ids and the order of rows, which are the same for every contender."""
+
+    @property
+    def model_name(self) -> str:
+        """The model, where none is named the default."""
+        return self.model or DEFAULTS[self.problem][0]
+
+    @property
+    def lengths_name(self) -> str:
+        """The lengths, where none are named the default."""
+        return self.lengths or DEFAULTS[self.problem][1]

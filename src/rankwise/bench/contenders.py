@@ -36,6 +36,7 @@ class Contender:
         max_length: longer rows are truncated to this many tokens.
         needs: packages it needs beyond rankwise's own dependencies.
         optional: takes part only when it is named.
+        problems: whose models it trains.
     """
 
     module: str
@@ -43,10 +44,13 @@ class Contender:
     max_length: int | None = None
     needs: tuple[str, ...] = ()
     optional: bool = False
+    problems: tuple[str, ...] = ("classification",)
 
 
 _OURS = "rankwise.bench.ours"
 _BASELINE = {"module": "rankwise.bench.baselines", "needs": ("peft", "accelerate")}
+_TRL = {"module": "rankwise.bench.trl", "needs": ("trl",), "problems": ("generation",)}
+BOTH = ("classification", "generation")
 
 ABLATIONS = (
     "packing",
@@ -61,31 +65,50 @@ ABLATIONS = (
 """Optimizations of the engine that can be taken out, one at a time; `ablation.DISABLE` has how."""
 
 CONTENDERS: dict[str, Contender] = {
-    "rankwise lora": Contender(_OURS, {"method": "lora"}),
-    "rankwise lora lean": Contender(_OURS, {"method": "lora", "memory": "lean"}),
-    "rankwise adaptive": Contender(_OURS, {"method": "adaptive"}),
-    "rankwise full": Contender(_OURS, {"method": "full"}),
+    "rankwise lora": Contender(_OURS, {"method": "lora"}, problems=BOTH),
+    "rankwise lora lean": Contender(_OURS, {"method": "lora", "memory": "lean"}, problems=BOTH),
+    "rankwise adaptive": Contender(_OURS, {"method": "adaptive"}, problems=BOTH),
+    "rankwise full": Contender(_OURS, {"method": "full"}, problems=BOTH),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_BASELINE),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_BASELINE),
     "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_BASELINE),
     "trainer full": Contender(settings={"lora": False}, **_BASELINE),
-    "gemm lower bound": Contender("rankwise.bench.lower_bound"),
-    "rankwise lora padded": Contender(_OURS, {"method": "lora", "padding": "longest"}, optional=True),
+    "trl lora": Contender(settings={"lora": True}, **_TRL),
+    "trl lora padding-free": Contender(settings={"lora": True, "padding_free": True}, **_TRL),
+    "trl lora low-precision base": Contender(settings={"lora": True, "float32_base": False}, **_TRL),
+    "trl lora low-precision base padding-free": Contender(
+        settings={"lora": True, "float32_base": False, "padding_free": True}, **_TRL
+    ),
+    "trl full": Contender(settings={"lora": False}, **_TRL),
+    "trl full padding-free": Contender(settings={"lora": False, "padding_free": True}, **_TRL),
+    "gemm lower bound": Contender("rankwise.bench.lower_bound", problems=BOTH),
+    "rankwise lora padded": Contender(
+        _OURS, {"method": "lora", "padding": "longest"}, optional=True, problems=BOTH
+    ),
 } | {
     f"without {name}": Contender("rankwise.bench.ablation", {"without": name}, optional=True)
     for name in ABLATIONS
 }
 
 
-def standard() -> tuple[str, ...]:
+def standard(problem: str = "classification") -> tuple[str, ...]:
     """Return the names of the contenders that take part when none is named."""
-    return tuple(name for name, contender in CONTENDERS.items() if not contender.optional)
+    return tuple(
+        name
+        for name, contender in CONTENDERS.items()
+        if not contender.optional and problem in contender.problems
+    )
 
+
+TRL_LORA = tuple(name for name in CONTENDERS if name.startswith("trl lora"))
+TRL_FULL = tuple(name for name in CONTENDERS if name.startswith("trl full"))
 
 RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora_vs_peft_best": ("rankwise lora", ("peft lora sdpa", "peft lora eager")),
     "lora_vs_peft_pad128": ("rankwise lora", ("peft lora pad128",)),
     "lora_padded_vs_peft_best": ("rankwise lora padded", ("peft lora sdpa", "peft lora eager")),
+    "lora_vs_trl_best": ("rankwise lora", TRL_LORA),
+    "full_vs_trl_full_best": ("rankwise full", TRL_FULL),
     "adaptive_vs_lora": ("rankwise adaptive", ("rankwise lora",)),
     "lora_vs_full": ("rankwise lora", ("rankwise full",)),
     "full_vs_trainer_full": ("rankwise full", ("trainer full",)),
@@ -95,10 +118,13 @@ RATIOS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Rows per second of the first over the second. Of several seconds, the one with the best median counts."""
 
-MEMORY_RATIOS: dict[str, tuple[str, str]] = {
+MEMORY_RATIOS: dict[str, tuple[str | tuple[str, ...], str]] = {
     "trainer_full_vs_lora": ("trainer full", "rankwise lora"),
     "trainer_full_vs_lean": ("trainer full", "rankwise lora lean"),
     "peft_sdpa_vs_lora": ("peft lora sdpa", "rankwise lora"),
     "peft_eager_vs_lora": ("peft lora eager", "rankwise lora"),
+    "trl_best_vs_lora": (TRL_LORA, "rankwise lora"),
+    "trl_best_vs_lean": (TRL_LORA, "rankwise lora lean"),
+    "trl_full_best_vs_full": (TRL_FULL, "rankwise full"),
 }
-"""Peak tensor memory of the first over the second."""
+"""Peak tensor memory of the first over the second. Of several firsts, the fastest counts, as in `RATIOS`."""

@@ -9,7 +9,7 @@ small forward pass records each Linear in order, and whether a gradient has to p
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
 from rankwise.engine.packing import batch_order
 from rankwise.lora.inject import find_targets
-from rankwise.models.families import body_and_heads
+from rankwise.models.families import body_and_heads, language_head
 from rankwise.tasks.encoding import Encoded
 
 
@@ -32,14 +32,14 @@ class Product:
 
     Attributes:
         weight: [d_out, d_in].
-        per_token: the Linear is applied to every token; otherwise once per row (pooler and head).
+        applied_to: `tokens`; or `rows`, as a classifier's pooler and head; or `labels`, as a language model's head.
         needs_dx: a layer before it is trained, so the gradient of its input is needed.
         adapted: it has an adapter.
         trained: its own weight is trained.
     """
 
     weight: Tensor
-    per_token: bool
+    applied_to: str
     needs_dx: bool
     adapted: bool
     trained: bool
@@ -89,14 +89,16 @@ class LowerBound:
         """Compute the products of one step for each batch."""
         for batch in batches:
             lengths = rows.lengths[batch]
-            _linear_products(self.linears, self.adapters, int(lengths.sum()), len(batch))
+            times = {"tokens": int(lengths.sum()), "rows": len(batch), "labels": rows.count_labels(batch)}
+            _linear_products(self.linears, self.adapters, times)
             _attention_products(lengths, self)
             after_step()
 
 
 def products(model: Any) -> list[Product]:
-    """Return the Linears of a LoRA step (adapters on query and value, the head trained), in order of execution."""
+    """Return the Linears of a LoRA step (adapters on query and value, a classifier's head trained), in order of execution."""
     body, heads = body_and_heads(model)
+    writes = language_head(model)
     targets = set(find_targets(model))
     model.requires_grad_(False)
     names = {module: name for name, module in model.named_modules()}
@@ -106,8 +108,9 @@ def products(model: Any) -> list[Product]:
         weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
         name, x = names[module], inputs[0]
         trained = any(name == head or name.startswith(f"{head}.") for head in heads)
-        per_token = x.numel() // x.shape[-1] == tokens.numel()
-        found.append(Product(weight.detach(), per_token, x.requires_grad, name in targets, trained))
+        to = "tokens" if x.numel() // x.shape[-1] == tokens.numel() else "rows"
+        applied_to = "labels" if name == writes else to
+        found.append(Product(weight.detach(), applied_to, x.requires_grad, name in targets, trained))
 
     hooks = [m.register_forward_hook(record) for m in names if isinstance(m, nn.Linear | Conv1D)]
     for name in targets:  # in place of its adapter: from here on a gradient is needed
@@ -127,14 +130,14 @@ def attention_shape(config: Any) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _linear_products(linears: list[Product], adapters: dict[int, Tensor], tokens: int, rows: int) -> None:
+def _linear_products(linears: list[Product], adapters: dict[int, Tensor], times: Mapping[str, int]) -> None:
     """Compute forward in order and backward in reverse. All layers share one input and one gradient of each shape."""
     first = linears[0].weight
-    shapes = {(tokens if p.per_token else rows, size) for p in linears for size in p.weight.shape}
+    shapes = {(times[p.applied_to], size) for p in linears for size in p.weight.shape}
     like = {shape: first.new_empty(shape).fill_(0.01) for shape in shapes}
 
     def ends(product: Product) -> tuple[Tensor, Tensor]:
-        n, (d_out, d_in) = tokens if product.per_token else rows, product.weight.shape
+        n, (d_out, d_in) = times[product.applied_to], product.weight.shape
         return like[n, d_in], like[n, d_out]
 
     for product in linears:

@@ -1,15 +1,15 @@
 """A measurement, from its request to its result."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from rankwise import hardware
 from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS, standard
-from rankwise.bench.coordinator import Progress, compete
+from rankwise.bench.contenders import CONTENDERS, TRL_FULL, TRL_LORA, standard
+from rankwise.bench.coordinator import Progress, Record, compete
 from rankwise.config import to_json
 from rankwise.errors import RankwiseError, nearest
 
@@ -28,12 +28,12 @@ def bench(
         peak_memory_mb, memory_by_kind_mb and peak_rss_mb.
         `ratios`: medians over paired repeats, above 1 where the first is faster; `step_vs_lower_bound` is the time of a
         step over that of its matrix products. `ratio_spreads` has their ranges.
-        `memory_ratios`; `failed`: why a contender failed; `config`, `versions` and `hardware`.
+        `memory_ratios`; `failed`: why a contender failed; `notes`: sentences about who took part; `config`, `versions` and `hardware`.
 
     Raises:
         RankwiseError: a contender, model or length is unknown, a package is missing, or no contender finished.
     """
-    config = resolve(config)
+    asked, config = config, resolve(config)
     records = compete(
         config.contenders,
         to_json(config),
@@ -54,6 +54,7 @@ def bench(
         "ratio_spreads": {name: asdict(spread) for name, spread in compared.items()},
         "memory_ratios": results.memory_ratios(records),
         "failed": failed,
+        "notes": _notes(asked, config, records),
         "config": to_json(config),
         "versions": hardware.versions(),
         "hardware": hardware.hardware(hardware.choose_device(config.device)),
@@ -69,26 +70,37 @@ def resolve(config: BenchConfig) -> BenchConfig:
     for name in config.contenders:
         if name not in CONTENDERS:
             raise RankwiseError(f"There is no contender {name!r}.{nearest(name, CONTENDERS)}")
-    contenders = tuple(dict.fromkeys(config.contenders)) or standard()
-    missing = {
-        p for name in contenders for p in CONTENDERS[name].needs if importlib.util.find_spec(p) is None
-    }
+        if config.problem not in CONTENDERS[name].problems:
+            known = ", ".join(standard(config.problem))
+            raise RankwiseError(f"{name!r} doesn't take part in {config.problem}. These do: {known}.")
+    contenders = tuple(dict.fromkeys(config.contenders)) or _installed(standard(config.problem))
+    missing = _missing(contenders)
     if missing:
+        extra = "trl" if "trl" in missing else "'rankwise[peft]'"
         raise RankwiseError(
-            f"The baselines need {' and '.join(sorted(missing))}: pip install 'rankwise[peft]', or name --contenders without them."
+            f"The baselines need {' and '.join(sorted(missing))}: pip install {extra}, or name --contenders without them."
         )
     if min(config.rows, config.repeats, config.batch_size, config.rank, config.threads or 1) < 1:
         raise RankwiseError("Rows, repeats, batch size, rank and threads must be at least 1.")
-    lengths.histogram(config.lengths)
-    longest = architectures.longest(architectures.model_config(config))
-    if config.lengths.isdecimal() and int(config.lengths) > longest:
+    name = config.lengths_name
+    lengths.histogram(name)
+    model_config = architectures.model_config(config)
+    architectures.check_problem(model_config, config.random_weights or config.model_name, config.problem)
+    longest = architectures.longest(model_config, config.problem)
+    if name.isdecimal() and int(name) > longest:
         raise RankwiseError(
-            f"{config.random_weights or config.model} takes at most {longest} tokens per row; --lengths {config.lengths} is more."
+            f"{config.random_weights or config.model_name} takes at most {longest} tokens per row; --lengths {name} is more."
+        )
+    if config.problem == "generation" and name == "1":
+        raise RankwiseError(
+            "A language model learns nothing from rows of one token. Give --lengths of 2 or more."
         )
     device = hardware.choose_device(config.device)
     dtype, _ = hardware.choose_dtype(config.dtype, device)
     return replace(
         config,
+        model=config.model_name,
+        lengths=name,
         contenders=contenders,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
@@ -96,9 +108,36 @@ def resolve(config: BenchConfig) -> BenchConfig:
     )
 
 
+def _missing(contenders: Iterable[str]) -> set[str]:
+    """Return the packages that some contenders need and that aren't installed."""
+    return {
+        package
+        for name in contenders
+        for package in CONTENDERS[name].needs
+        if importlib.util.find_spec(package) is None
+    }
+
+
+def _installed(contenders: Iterable[str]) -> tuple[str, ...]:
+    """Return the contenders without those that need TRL, where it isn't installed."""
+    return tuple(name for name in contenders if "trl" not in _missing([name]))
+
+
+def _notes(asked: BenchConfig, config: BenchConfig, records: Sequence[Record]) -> list[str]:
+    """Return a sentence about contenders that were left out, and one about the fastest of TRL's settings."""
+    notes = []
+    if not asked.contenders and _installed(standard(config.problem)) != standard(config.problem):
+        notes.append("TRL's SFTTrainer is left out, because trl isn't installed: pip install trl.")
+    chosen = results.best(records)
+    for group, what in ((TRL_LORA, "LoRA"), (TRL_FULL, "full fine-tuning")):
+        if group in chosen:
+            notes.append(f"TRL's fastest setting for {what}: {chosen[group]}.")
+    return notes
+
+
 def _title(config: BenchConfig) -> str:
-    what = f"{config.random_weights} (random weights)" if config.random_weights else config.model
+    what = f"{config.random_weights} (random weights)" if config.random_weights else config.model_name
     return (
-        f"{what}, {config.lengths} lengths, batches of {config.batch_size}, {config.dtype} on {config.device}, "
+        f"{what}, {config.lengths_name} lengths, batches of {config.batch_size}, {config.dtype} on {config.device}, "
         f"{config.threads} thread{'s' * (config.threads != 1)}; {config.repeats} repeats of {config.rows} rows"
     )

@@ -45,7 +45,7 @@ def build_runner(
         dtype=dtype,
         frozen_base=frozen_base,
         padding=padding,
-        max_length=architectures.longest(model.config),
+        max_length=architectures.longest(model.config, config.problem),
         pad_id=model.config.pad_token_id,
         threads=config.threads,
     )

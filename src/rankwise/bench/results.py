@@ -35,24 +35,41 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 def ratios(records: Iterable[Record]) -> dict[str, Spread]:
     """Return every ratio of `RATIOS` whose two sides finished, over the paired repeats."""
-    rates = {
-        record.name: [repeat["rows_per_second"] for repeat in record.repeats]
-        for record in records
-        if record.failure is None
-    }
+    rates, chosen = _rates(records), best(records)
     found: dict[str, Spread] = {}
     for name, (first, seconds) in RATIOS.items():
-        present = [second for second in seconds if second in rates]
-        if first in rates and present:
-            best = max(present, key=lambda second: statistics.median(rates[second]))
-            found[name] = Spread.of([a / b for a, b in zip(rates[first], rates[best], strict=True)])
+        second = chosen.get(seconds)
+        if first in rates and second is not None:
+            found[name] = Spread.of([a / b for a, b in zip(rates[first], rates[second], strict=True)])
     return found
 
 
 def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
     """Return every ratio of `MEMORY_RATIOS` whose two sides finished."""
     peaks = {record.name: record.memory["peak_memory_mb"] for record in records if record.failure is None}
-    return {name: peaks[a] / peaks[b] for name, (a, b) in MEMORY_RATIOS.items() if a in peaks and b in peaks}
+    chosen = best(records)
+    pairs = {
+        name: (chosen.get(a) if isinstance(a, tuple) else a, b) for name, (a, b) in MEMORY_RATIOS.items()
+    }
+    return {name: peaks[a] / peaks[b] for name, (a, b) in pairs.items() if a in peaks and b in peaks}
+
+
+def best(records: Iterable[Record]) -> dict[tuple[str, ...], str]:
+    """Return of each group of contenders that `RATIOS` chooses from the one with the highest median rate, if any finished."""
+    rates, found = _rates(records), {}
+    for group in (seconds for _, seconds in RATIOS.values()):
+        present = [name for name in group if name in rates]
+        if present:
+            found[group] = max(present, key=lambda name: statistics.median(rates[name]))
+    return found
+
+
+def _rates(records: Iterable[Record]) -> dict[str, list[float]]:
+    return {
+        record.name: [repeat["rows_per_second"] for repeat in record.repeats]
+        for record in records
+        if record.failure is None
+    }
 
 
 def show(result: dict[str, Any], stream: TextIO) -> None:
@@ -65,6 +82,8 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     shown.print(_memory(result))
     for name, reason in result["failed"].items():
         shown.print(text(f"{name} failed: {reason}"), style="red")
+    for sentence in result["notes"]:
+        shown.print(text(sentence))
     if result["ratios"] or result["memory_ratios"]:
         shown.print()
         shown.print(_compared(result))

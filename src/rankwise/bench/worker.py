@@ -74,14 +74,15 @@ class Schedule:
 def make_schedule(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Schedule:
     """Draw the rows, which are the same for all contenders, and have the runner divide them into batches."""
     model_config = architectures.model_config(config)
-    longest = min(architectures.longest(model_config), max_length or 10**9)
+    longest = min(architectures.longest(model_config, config.problem), max_length or 10**9)
+    name = config.lengths_name
     per_repeat = -(-config.rows // config.batch_size) * config.batch_size
     sizes = [WARMUP_STEPS * config.batch_size, *[per_repeat] * config.repeats]
     drawn = [
-        lengths.draw(config.lengths, size, np.random.default_rng(stream_seed(config.seed, "lengths", i)))
+        lengths.draw(name, size, np.random.default_rng(stream_seed(config.seed, "lengths", i)))
         for i, size in enumerate(sizes)
     ]
-    whole = lengths.epoch(config.lengths, np.random.default_rng(stream_seed(config.seed, "epoch")))
+    whole = lengths.epoch(name, np.random.default_rng(stream_seed(config.seed, "epoch")))
     drawn.append(np.resize(whole, max(len(whole), per_repeat)))
 
     drawn = [np.minimum(turn, longest) for turn in drawn]
@@ -93,7 +94,9 @@ def make_schedule(runner: Runner, config: BenchConfig, max_length: int | None = 
         turns.append([start + batch for batch in batches])
         start += len(turn)
     rng = np.random.default_rng(stream_seed(config.seed, "ids"))
-    return Schedule(lengths.random_rows(np.concatenate(drawn), model_config, rng), turns)
+    every = np.concatenate(drawn)
+    labels = lengths.labelled(name, every) if config.problem == "generation" else None
+    return Schedule(lengths.random_rows(every, model_config, rng, labels), turns)
 
 
 def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndarray]:

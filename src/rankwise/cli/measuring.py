@@ -25,7 +25,7 @@ def plan(config: PlanConfig = PlanConfig(), *, json: Json = False) -> None:  # n
 
 @command
 def bench(config: BenchConfig = BenchConfig(), *, json: Json = False) -> None:  # noqa: B008 (frozen)
-    """Measure training on this machine: rankwise, PEFT + Trainer, full fine-tuning and the GEMM lower bound.
+    """Measure training on this machine: rankwise, PEFT + Trainer or TRL, full fine-tuning and the GEMM lower bound.
 
     Each contender is a process of its own. They take turns, and the table has medians over the turns. The embedded model is
     trained on rows of random tokens, unless --model or --random-weights names another.
