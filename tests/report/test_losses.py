@@ -1,5 +1,7 @@
 """Grids of language models: a lower cross-entropy is better, and rows are won by the lower loss."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from planted import finished
 from planted_report import row_of
 from rankwise import report
 from rankwise.report import collect
+from rankwise.report.page_table import columns
 from rankwise.report.table import cells
 
 N = 60
@@ -59,6 +62,30 @@ def test_losses_are_written_as_they_are_and_shares_in_points(grid):
     page = (grid / "report.html").read_text()
     assert "cross_entropy above or below full" in page
     assert "cross_entropy in %" not in page
+
+
+def test_legends_name_the_unit_of_a_loss(grid):
+    document = collect(grid)
+    assert "Δ full: paired difference from full fine-tuning over the same seeds, in cross_entropy." in (
+        document.notes
+    )
+    about = {column.name: column.about for column in columns(document)}
+    assert about["Δ full"].endswith(", in cross_entropy")
+    assert about["perplexity"] == "Mean over seeds"
+    assert about["token_accuracy"] == "Mean over seeds, in %"
+    report.write(grid)
+    for name in ("report.html", "report.md"):
+        written = (grid / name).read_text()
+        assert "over the same seeds, in cross_entropy" in written.replace("\\_", "_")
+        assert "points" not in re.sub(r"<script.*?</script>", "", written, flags=re.DOTALL)
+
+
+def test_legends_name_both_units_where_tasks_have_both(grid):
+    for method in ("full", "lora"):
+        finished(grid, method=method)
+    assert any(
+        note.endswith("over the same seeds, in points or in cross_entropy.") for note in collect(grid).notes
+    )
 
 
 def test_without_full_the_lowest_loss_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from rankwise.report import units
 from rankwise.report.cells import Cell, Cells, Run, folds_of
 from rankwise.report.row import REFERENCE, Row
 from rankwise.run_folder import one_answer
@@ -14,7 +15,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     seeds = sorted({row.score.n for row in rows})
     lines = [
         f"Score: mean ± 95 % t interval over seeds (n = {', '.join(map(str, seeds))}).",
-        "Δ full: paired difference from full fine-tuning over the same seeds, in points.",
+        f"Δ full: paired difference from full fine-tuning over the same seeds, {units.of_differences([row.metric for row in rows])}.",
         "p rows: exact McNemar test over validation rows, Holm-corrected. With several seeds a row counts once, for the method "
         "that is right on it in more of them.",
     ]

@@ -42,6 +42,7 @@ class Column:
 def columns(document: Document) -> list[Column]:
     """List the columns behind task and method."""
     metrics = sorted({name for row in document.rows for name in row.other_metrics})
+    in_unit = units.of_differences([row.metric for row in document.rows])
     several_seeds = any(row.p_seeds is not None for row in document.rows)
     seeds = "folds" if any(row.folds for row in document.rows) else "seeds"
     p_seeds = Column(f"p {seeds}", f"Paired t test over {seeds}, Holm-corrected", lambda row: _p(row.p_seeds))
@@ -52,10 +53,13 @@ def columns(document: Document) -> list[Column]:
             "Mean over seeds ± half its 95 % t interval, in % where it is a share",
             lambda row: _interval(row, row.score),
         ),
-        *(Column(name, "Mean over seeds, in %", _metric(name)) for name in metrics),
+        *(
+            Column(name, f"Mean over seeds{', in %' if units.scale(name) > 1 else ''}", _metric(name))
+            for name in metrics
+        ),
         Column(
             "Δ full",
-            "Paired difference from full fine-tuning over the same seeds, in points",
+            f"Paired difference from full fine-tuning over the same seeds, {in_unit}",
             lambda row: _interval(row, row.difference, sign=True, verdict=row.verdict),
         ),
         Column(

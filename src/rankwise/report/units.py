@@ -1,5 +1,7 @@
 """How a score is written and drawn: shares in points of a hundred, losses as they are; and which of two is better."""
 
+from collections.abc import Sequence
+
 from rankwise.report.stats import Estimate
 from rankwise.tasks.metrics import LOWER_IS_BETTER
 
@@ -34,3 +36,9 @@ def drawn(value: float, metric: str) -> float:
 def axis(metric: str) -> str:
     """Return the title of an axis of scores."""
     return metric if scale(metric) == 1.0 else f"{metric} in %"
+
+
+def of_differences(metrics: Sequence[str]) -> str:
+    """Name the unit of differences of these metrics: `in points`, `in cross_entropy`, `in points or in cross_entropy`."""
+    units = [metric if scale(metric) == 1.0 else "points" for metric in metrics]
+    return " or ".join(f"in {unit}" for unit in sorted(set(units), key=lambda unit: (unit != "points", unit)))
