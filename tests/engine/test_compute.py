@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import tiny
 from float64 import PAD, assert_equal, model_of, outcome, rows_of
-from rankwise.engine.compute import Compute, predict_logits
+from rankwise.engine.compute import Compute, choose_padding, predict_logits
 from rankwise.engine.execution import Engine
 from rankwise.engine.packing import pad
 from rankwise.errors import RankwiseError
@@ -82,6 +83,15 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_why():
     )
     assert made.padding == "longest"
     assert "attention registry" in made.padding_reason
+
+
+@pytest.mark.parametrize("method", [PrefixTuningConfig, PromptTuningConfig])
+def test_rows_behind_virtual_tokens_are_padded_and_the_reason_says_so(method):
+    model = get_peft_model(tiny.classifier("bert"), method(task_type="SEQ_CLS", num_virtual_tokens=4))
+    assert choose_padding(model, "packed") == (
+        "longest",
+        "padded to the longest of a batch: a prompt method of PEFT puts its virtual tokens before each row",
+    )
 
 
 def test_checkpointing_is_off_again_behind_the_block():

@@ -133,6 +133,8 @@ def can_pack(model: nn.Module) -> tuple[bool, str]:
     It is tested on two short rows. Packed and alone they must give the same logits, and a packed row must not depend on the other.
     """
     hf, name = cast(Any, model), type(model).__name__
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False, "a prompt method of PEFT puts its virtual tokens before each row"
     if not isinstance(model, PreTrainedModel):
         return False, f"{name} is not a Transformers model"
     if hf.config.is_encoder_decoder:
