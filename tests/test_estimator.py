@@ -69,6 +69,7 @@ def test_a_notebook_shows_it(fitted):
     assert "lora:targets=all-linear" in shown
 
 
+@pytest.mark.slow
 def test_it_stands_in_pipelines_and_searches(base):
     lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
     pipe = make_pipeline(lower, TextClassifier(base, method="head", batch_size=16))

@@ -291,6 +291,7 @@ def test_a_layer_that_is_short_of_rank_grows(seed):
     assert controller.ranks == {"first": 6, "second": 0}
 
 
+@pytest.mark.slow
 def test_the_result_hardly_depends_on_the_start():
     assert {train(*planted(3), start=start).ranks["first"] for start in (4, 6, 8)} == {3}
 

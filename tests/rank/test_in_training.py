@@ -28,6 +28,7 @@ def trained():
     return run(training(n=1000))
 
 
+@pytest.mark.slow
 def test_ranks_fall_and_the_optimizer_goes_on(trained):
     assert [d for d in trained.decisions if d.kind == "prune" and d.accepted]
     assert sum(trained.rank.ranks.values()) < 0.5 * 16 * len(trained.rank.ranks)
@@ -35,6 +36,7 @@ def test_ranks_fall_and_the_optimizer_goes_on(trained):
         assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == trained.rank.ranks[path]
 
 
+@pytest.mark.slow
 def test_passes_over_held_out_rows_are_in_the_recorded_peak():
     state = training(batch_size=2, epochs=0.25)  # 75 steps of two short rows, decided on by 60
     with TensorMemory("cpu", state.model) as alone:
@@ -51,6 +53,7 @@ def test_passes_over_held_out_rows_are_in_the_recorded_peak():
         assert round(memory["total"] * MB) == sum(round(memory[kind] * MB) for kind in KINDS)
 
 
+@pytest.mark.slow
 def test_held_out_rows_are_trained_on_only_after_the_last_decision():
     state = training()
     held = set(state.batches.held_out.tolist())
@@ -93,6 +96,7 @@ def test_little_data_keeps_a_fixed_safe_rank_at_the_usual_scale(start):
     assert run(state).done
 
 
+@pytest.mark.slow
 def test_adapter_dropout_does_not_keep_ranks_from_being_found():
     state = run(training(dropout=0.1))
     assert any(d.accepted for d in state.decisions)
@@ -146,6 +150,7 @@ def test_a_state_dict_brings_its_ranks():
     torch.testing.assert_close(second(**inputs()).logits, first(**inputs()).logits)
 
 
+@pytest.mark.slow
 def test_fit_finds_ranks_and_says_what_it_decided():
     model = tiny.classifier("bert")
     model.config.id2label = {0: "negative", 1: "positive"}
@@ -198,6 +203,7 @@ def test_a_peft_adapter_is_inspected_by_its_energy(tmp_path):
     assert any("rankwise compress" in line for line in inspect.describe(found))
 
 
+@pytest.mark.slow
 def test_compressing_removes_components_that_change_nothing(tmp_path):
     """Trained at rank 4, then padded to 16 with components that change nothing."""
     tiny.model_folder(tmp_path / "base")

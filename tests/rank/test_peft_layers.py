@@ -73,6 +73,7 @@ def both():
     return (ours, *trained(ours)), (pefts, *trained(pefts))
 
 
+@pytest.mark.slow
 def test_decisions_and_losses_are_those_of_our_layers(both):
     (_, ours, our_losses), (_, pefts, their_losses) = both
     assert any(decision.accepted for decision in ours.decisions)
@@ -81,6 +82,7 @@ def test_decisions_and_losses_are_those_of_our_layers(both):
     assert their_losses == pytest.approx(our_losses, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_peft_saves_it_loads_with_equal_logits(both, tmp_path):
     _, (model, controller, _) = both
     assert 0 in controller.ranks.values()  # PEFT has no rank 0

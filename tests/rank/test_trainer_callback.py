@@ -117,6 +117,7 @@ def test_held_out_examples_without_losses_are_refused_before_the_first_step(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_held_out_rows_without_a_label_are_left_out(tmp_path):
     labelled, unlabelled = rows(40), [{**row, "labels": -100} for row in rows(24)]
     found = []
@@ -151,6 +152,7 @@ def test_a_batch_of_training_rows_without_a_label_adds_nothing(tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_regression_with_one_output(tmp_path):
     model = rankwise.adapt(tiny.classifier("bert", num_labels=1))
     data = rows(120, label=float)
@@ -215,6 +217,7 @@ def stopped(tmp_path_factory):
     return folder, [decision.to_json() for decision in callback.decisions]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_elsewhere_is_found_by_its_name_in_the_arguments(tmp_path, stopped):
     folder, decisions = stopped
     shutil.copytree(folder / "checkpoint-10", tmp_path / "kept")
@@ -226,6 +229,7 @@ def test_a_checkpoint_elsewhere_is_found_by_its_name_in_the_arguments(tmp_path, 
     assert [decision.to_json() for decision in callback.decisions] == decisions
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_taken_for_the_one_that_was_loaded(tmp_path, stopped):
     other, _ = make(tmp_path, rows(40), save_strategy="steps", save_steps=10, learning_rate=0.005)
     other.train()
@@ -239,6 +243,7 @@ def without_key(file, key):
     file.write_text(json.dumps({name: value for name, value in values.items() if name != key}))
 
 
+@pytest.mark.slow
 def test_damaged_or_missing_files_of_a_checkpoint_are_named(tmp_path, stopped):
     for damage, message in (
         (lambda folder: (folder / VALUES).write_text("{"), "keeps of the ranks can't be read"),
