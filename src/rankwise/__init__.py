@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rankwise.adapters.export import Exported, export
     from rankwise.adapters.load import load, merge
     from rankwise.adapters.peft_format import save
-    from rankwise.api import Columns, FitResult, Quality, evaluate, fit, predict, quality
+    from rankwise.api import Columns, FitResult, Look, Quality, evaluate, fit, look, predict, quality
     from rankwise.config import TrainOptions
     from rankwise.errors import RankwiseError
     from rankwise.estimator import TextClassifier
@@ -24,6 +24,7 @@ _HOME = {
     "Columns": "api",
     "Exported": "adapters.export",
     "FitResult": "api",
+    "Look": "api",
     "Quality": "api",
     "RankCallback": "rank.trainer_callback",
     "RankController": "rank.controller",
@@ -36,6 +37,7 @@ _HOME = {
     "find_ranks": "rank.trainer_callback",
     "fit": "api",
     "load": "adapters.load",
+    "look": "api",
     "merge": "adapters.load",
     "predict": "api",
     "quality": "api",
@@ -47,6 +49,7 @@ __all__ = [
     "Columns",
     "Exported",
     "FitResult",
+    "Look",
     "Quality",
     "RankCallback",
     "RankController",
@@ -59,6 +62,7 @@ __all__ = [
     "find_ranks",
     "fit",
     "load",
+    "look",
     "merge",
     "predict",
     "quality",

@@ -8,6 +8,7 @@ rankwise.save(model, "my-adapter")
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rankwise import hardware
+from rankwise import hardware, report
 from rankwise.adapters.attach import label_names
-from rankwise.config import LoraOptions, RunConfig, TrainOptions
+from rankwise.config import DataOptions, LoraOptions, ProblemName, RunConfig, TableOptions, TrainOptions
 from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute, Padding, predict_logits
@@ -32,12 +33,30 @@ from rankwise.rank.decision import Decision
 from rankwise.rank.statistics import all_finite
 from rankwise.runs import early_stopping, methods, recipes
 from rankwise.tasks import mappings, objectives
+from rankwise.tasks.columns import columns as columns_of
 from rankwise.tasks.encoding import Encoded, encode
 from rankwise.tasks.labels import Labels
+from rankwise.tasks.load import load_dataset
+from rankwise.tasks.look import Look
+from rankwise.tasks.looking import look_at
 from rankwise.tasks.mappings import Columns, Table
 from rankwise.tasks.quality import Quality, measure
+from rankwise.tasks.tables import expand, read_tables
 
-__all__ = ["Columns", "FitResult", "Quality", "Table", "evaluate", "fit", "predict", "quality"]
+__all__ = [
+    "Columns",
+    "FitResult",
+    "Look",
+    "Quality",
+    "Table",
+    "evaluate",
+    "fit",
+    "look",
+    "predict",
+    "quality",
+]
+
+File = str | Path
 
 
 @dataclass(frozen=True)
@@ -249,6 +268,107 @@ def quality(
             "A model that writes texts has no classes or numbers to measure. `evaluate` gives its losses."
         )
     return found
+
+
+def look(
+    table: File | Sequence[File] | Table | None = None,
+    *,
+    validation: File | Table | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    task: str = "movies",
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | Sequence[str] | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+    messages: str | None = None,
+    problem: ProblemName | None = None,
+    data: File | None = None,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    model: str | None = None,
+    max_length: int | None = None,
+    out: File | None = None,
+) -> Look:
+    """Look at rows before training: classes and their shares, lengths of texts, duplicates, and what looks like a slip.
+
+    The arguments are the options of the command `look`. `str(found)` shows it as the command does.
+
+    Args:
+        table: a file, several or a pattern; or rows, as `fit` takes them. Default: `dataset`, or `task`.
+        validation: rows to evaluate on, likewise. Default: they are split off, stratified by label.
+        dataset: a data set of the Hugging Face hub, or a folder that the `datasets` library loads.
+        dataset_config: its configuration.
+        train_split: its split to train on.
+        validation_split: its split to evaluate on.
+        task: a task by name, where neither rows nor a data set are given.
+        text: column of the text.
+        text_pair: column of the second text, where rows are pairs.
+        label: column of the label, or several of 0s and 1s.
+        prompt: column of a language model's prompt.
+        completion: column of its completion.
+        messages: column of whole conversations.
+        problem: what the label means. Default: it follows from the labels.
+        data: folder with the Parquet files of tasks by name.
+        limit_train: training rows that are drawn.
+        limit_eval: rows to evaluate on that are drawn.
+        model: count the tokens of this model. Default: the embedded one's, or words where it can't be fetched.
+        max_length: tokens that a text is truncated to. Default: the model's own limit, 512 at most.
+        out: page to write, such as `look.html`.
+
+    Raises:
+        RankwiseError: the rows can't be read or can't be trained on, or the page can't be written.
+    """
+    if out is not None:
+        report.check_page(Path(out))
+    files, rows = _files(table), None
+    if files is None and table is not None:
+        if dataset is not None:
+            raise RankwiseError(f"Both `dataset={dataset}` and rows are given. Leave one out.")
+        rows = mappings.as_table(cast(Table, table), "The table")
+    held_out = None
+    if validation is not None and not isinstance(validation, File):
+        held_out = mappings.as_table(validation, "The validation table")
+    options = TableOptions(
+        train_file=files,
+        validation=Path(validation) if isinstance(validation, File) else None,
+        dataset=dataset,
+        dataset_config=dataset_config,
+        train_split=train_split,
+        validation_split=validation_split,
+        text=text,
+        text_pair=text_pair,
+        label=None if label is None else (label,) if isinstance(label, str) else tuple(label),
+        prompt=prompt,
+        completion=completion,
+        messages=messages,
+        problem=problem,
+    )
+    limits = DataOptions(
+        data=None if data is None else Path(data),
+        limit_train=limit_train,
+        limit_eval=limit_eval,
+        max_length=max_length,
+    )
+    loaded = load_dataset(RunConfig(task=task, table=options, data=limits), rows, held_out)
+    found = look_at(loaded, model, max_length)
+    if out is not None:
+        shown = read_tables(files) if files is not None else rows
+        name = str(files[0]) if files is not None and len(files) == 1 else loaded.task.name
+        report.write_look(Path(out), name, found, [] if shown is None else columns_of(shown), loaded.notes)
+    return found
+
+
+def _files(table: object) -> tuple[Path, ...] | None:
+    """Return the files that an argument names, or None where it holds rows."""
+    if isinstance(table, File):
+        return expand([Path(table)])
+    if isinstance(table, list | tuple) and table and all(isinstance(one, File) for one in table):
+        return expand([Path(one) for one in table])
+    return None
 
 
 def _scores(

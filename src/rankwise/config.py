@@ -244,11 +244,10 @@ class TableOptions:
 
     @property
     def name(self) -> str:
-        """Return the name of the task of a run on this table: the first file's, or the data set's."""
+        """Return the name of the task of a run on this table: the first file's, or the data set's; `table` for rows in memory."""
         if self.dataset is not None:
             return "-".join(filter(None, [Path(self.dataset).name, self.dataset_config]))
-        assert self.train_file is not None
-        return self.train_file[0].stem
+        return "table" if self.train_file is None else self.train_file[0].stem
 
 
 @dataclass(frozen=True, kw_only=True)

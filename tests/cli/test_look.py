@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+import rankwise
 import tiny
 from rankwise.cli import main
 
@@ -70,6 +72,66 @@ def test_look_for_a_script(table, model, told):
     assert [column["kind"] for column in found["columns"]] == ["id", "text", "label"]
     assert found["look"]["left_out"] == {"without text": 1, "without label": 1}
     assert found["look"]["unit"] == "tokens"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit_train": 20, "limit_eval": 5},
+        {"text_pair": "id", "problem": "classification", "max_length": 4},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_python_looks_as_the_command_does(table, model, told, options):
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    of_command = told("look", table, "--model", model, *flags)["look"]
+    found = rankwise.look(table, model=model, **options)
+    assert json.loads(json.dumps(found.to_json())) == of_command
+    assert rankwise.look([str(table)], model=model, **options) == found
+    # rows in memory are those of the file, but for its name
+    for given in (rows, pd.DataFrame(rows)):
+        in_memory = rankwise.look(given, model=model, **options).to_json()
+        assert in_memory.pop("task") == "table"
+        assert in_memory.pop("source") == "The table"
+        assert in_memory == {k: v for k, v in found.to_json().items() if k not in ("task", "source")}
+
+
+def test_python_shows_and_draws_a_look_as_the_command_does(table, model, tmp_path, capfd):
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text("".join(json.dumps(row) + "\n" for row in tiny.reviews(20)))
+    code, out, _ = call(
+        capfd, "look", table, "--model", model, "--validation", validation, "--out", tmp_path / "a.html"
+    )
+    assert code == 0
+    found = rankwise.look(table, validation=validation, model=model, out=tmp_path / "b.html")
+    assert str(found) in out
+    assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text()
+    rows = [json.loads(line) for line in validation.read_text().splitlines()]
+    assert rankwise.look(table, validation=rows, model=model) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"table": []}, "The table has no rows"),
+        ({"table": [{"text": "a"}]}, "The table has no column 'label'. Its columns: text."),
+        ({"table": [{"text": "a"}], "dataset": "owner/name"}, "Both `dataset=owner/name` and rows are given"),
+        ({"text": "review"}, "`text=` is for a table of your own, and no rows are given beside it"),
+        ({"validation": [{"text": "a"}]}, "`validation=` is for a table of your own"),
+        ({"out": "look.pdf"}, "Name a file that ends in .html with `out=`"),
+    ],
+)
+def test_a_look_that_cannot_be_taken_is_refused(arguments, says):
+    with pytest.raises(rankwise.RankwiseError, match=says):
+        rankwise.look(**arguments)
+
+
+def test_options_of_a_table_without_one_are_refused(capfd):
+    code, _, err = call(capfd, "look", "--text", "review")
+    assert code == 2
+    assert "--text is for a table of your own, and no rows are given beside it." in err
 
 
 def test_a_page_needs_a_name_of_a_page(table, capfd, tmp_path):

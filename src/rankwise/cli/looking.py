@@ -47,9 +47,10 @@ def look(
     from rankwise.tasks import tables
     from rankwise.tasks.columns import columns
     from rankwise.tasks.load import load_dataset
+    from rankwise.tasks.looking import look_at
 
-    if out is not None and out.suffix.lower() not in (".html", ".htm"):
-        raise RankwiseError(f"{out} isn't the name of a page. Name a file that ends in .html with `out=`.")
+    if out is not None:
+        report.check_page(out)
     found = []
     if files:
         table = replace(table, train_file=tables.expand(files))
@@ -59,7 +60,7 @@ def look(
     dataset, seen, fault = None, None, None
     try:
         dataset = load_dataset(RunConfig(task=task, table=table, data=data))
-        seen = looks.look(dataset, **_tokens(dataset, model, data.max_length))
+        seen = look_at(dataset, model, data.max_length)
     except RankwiseError as error:
         if not found:
             raise
@@ -92,31 +93,3 @@ def _columns(found: Any) -> list[str]:
         f"{row[0].ljust(wide[0])}  {row[1].ljust(wide[1])}  {row[2].rjust(wide[2])}  {row[3].rjust(wide[3])}  {row[4]}".rstrip()
         for row in table
     ]
-
-
-def _tokens(dataset: Any, model: str | None, max_length: int | None) -> dict[str, Any]:
-    """Return the lengths of a data set's rows as tokens, for `look`; nothing where the default model can't be fetched."""
-    from rankwise.files import cache_folder
-    from rankwise.models import loading
-    from rankwise.models.hub import DEFAULT, LANGUAGE_MODEL
-    from rankwise.tasks import objectives
-    from rankwise.tasks.encoding import encode
-
-    task_type = objectives.named(dataset.task.problem).task_type
-    default = LANGUAGE_MODEL if task_type == "CAUSAL_LM" else DEFAULT
-    try:
-        source = loading.locate(model or default, max_length, task_type)
-    except RankwiseError:
-        if model is not None or max_length is not None:
-            raise
-        return {}
-    splits = {"train": dataset.train, **dataset.validation}
-    encoded = {
-        split: encode(rows, source.tokenizer, source.max_length, cache_folder())
-        for split, rows in splits.items()
-    }
-    return {
-        "lengths": {split: rows.lengths for split, rows in encoded.items()},
-        "truncated": {split: rows.n_truncated for split, rows in encoded.items()},
-        "limit": source.max_length,
-    }

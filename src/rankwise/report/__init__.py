@@ -4,9 +4,20 @@ run folders ─► cells (task × method, by seed) ─► rows, curves, rank pat
 """
 
 from rankwise.report.document import Document, collect
-from rankwise.report.files import write, write_look
+from rankwise.report.files import check_page, write, write_look
 from rankwise.report.row import Row
 from rankwise.report.table import show, show_progress, to_json
 from rankwise.report.watch import watch
 
-__all__ = ["Document", "Row", "collect", "show", "show_progress", "to_json", "watch", "write", "write_look"]
+__all__ = [
+    "Document",
+    "Row",
+    "check_page",
+    "collect",
+    "show",
+    "show_progress",
+    "to_json",
+    "watch",
+    "write",
+    "write_look",
+]

@@ -45,6 +45,16 @@ def write(out: Path, *, live: bool = False) -> Document:
     return document
 
 
+def check_page(out: Path) -> None:
+    """Check that a file has the name of a page.
+
+    Raises:
+        RankwiseError: it has another.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise RankwiseError(f"{out} isn't the name of a page. Name a file that ends in .html with `out=`.")
+
+
 def write_look(
     out: Path, name: str, look: Look | None, columns: Sequence[Column], notes: Sequence[str]
 ) -> None:

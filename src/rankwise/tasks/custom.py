@@ -34,24 +34,31 @@ LARGE = 100.0
 """Numbers beyond this are far from what a new head predicts at first."""
 
 
-def load_table(options: TableOptions, train: TrainOptions) -> Dataset:
+def load_table(
+    options: TableOptions, train: TrainOptions, table: Table | None = None, validation: Table | None = None
+) -> Dataset:
     """Return training and validation rows of a run on files, or on a data set of the hub.
 
     Args:
         options: which files and columns.
         train: says which tokens a language model learns.
+        table: rows that are in memory already, in the place of files.
+        validation: likewise, of those to evaluate on.
 
     Raises:
         RankwiseError: they can't be read, or can't be trained on.
     """
+    given = options.validation if validation is None else validation
     name = options.dataset or _saved_dataset(options)
-    if name is not None:
+    if table is None and name is not None:
         splits = read_dataset(name, options.dataset_config)
-        trained_on, validation = _train_and_validation(name, options, splits)
-        held_out = None if validation is None else splits[validation]
-        return _dataset(options, train, splits[trained_on], options.validation or held_out)
-    assert options.train_file is not None
-    return _dataset(options, train, read_tables(options.train_file), options.validation)
+        trained_on, other = _train_and_validation(name, options, splits)
+        held_out = None if other is None else splits[other]
+        return _dataset(options, train, splits[trained_on], held_out if given is None else given)
+    if table is None:
+        assert options.train_file is not None
+        table = read_tables(options.train_file)
+    return _dataset(options, train, table, given)
 
 
 def _saved_dataset(options: TableOptions) -> str | None:

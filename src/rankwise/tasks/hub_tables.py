@@ -68,13 +68,14 @@ def read_dataset(name: str, config: str | None, split: str | None = None) -> dic
     if split is not None and split not in found:
         raise RankwiseError(f"{name} has no split {split!r}.{nearest(split, found)}")
     return {
-        key: read_tables(rows) if isinstance(rows, list) else _table(f"{name} {key}", rows)
+        key: read_tables(rows) if isinstance(rows, list) else table_of(f"{name} {key}", rows)
         for key, rows in found.items()
         if split in (None, key)
     }
 
 
-def _table(name: str, rows: Any) -> Table:
+def table_of(name: str, rows: Any) -> Table:
+    """Return a `datasets.Dataset` as a table."""
     return Table(name, OnDemand(rows.column_names, len(rows), lambda column: _named(rows, column)))
 
 

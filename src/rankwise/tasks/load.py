@@ -5,7 +5,7 @@ task name ─► its loader | Parquet folder | hub ─┐
 reviews.csv (text, label) ─► Table ─────────────┘
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,34 +24,44 @@ from rankwise.tasks.tables import Table, join, read_table
 from rankwise.tasks.task import Task
 
 
-def load_dataset(config: RunConfig) -> Dataset:
+def load_dataset(config: RunConfig, table: Table | None = None, validation: Table | None = None) -> Dataset:
     """Return training and validation rows of a run: of its task by name, or of its own table if one is given.
+
+    Args:
+        config: says which rows.
+        table: rows that are in memory already, in the place of `config`'s.
+        validation: likewise, of those to evaluate on.
 
     Raises:
         RankwiseError: the data can't be found or can't be trained on.
     """
     limits = config.data
-    own = config.table.train_file is not None or config.table.dataset is not None
-    dataset = (
-        load_table(config.table, config.train)
-        if own
-        else _load_named(registry.named(config.task), limits.data)
-    )
+    if table is not None or config.table.given:
+        dataset = load_table(config.table, config.train, table, validation)
+    else:
+        _refuse_table_options(config, validation)
+        dataset = _load_named(registry.named(config.task), limits.data)
     _check_loss_options(config, dataset.task)
-    train, validation, left_out = dataset.train, dataset.validation, dict(dataset.left_out)
+    train, splits, left_out = dataset.train, dataset.validation, dict(dataset.left_out)
     # The seed is fixed, so that every run of a grid has the same rows. The first rows would not do: some files are sorted by label.
     if limits.limit_train is not None:
         left_out["by `limit_train=`"] = max(0, len(train) - limits.limit_train)
         train = train.select(np.random.default_rng(0).permutation(len(train))[: limits.limit_train])
     if limits.limit_eval is not None:
-        left_out["by `limit_eval=`"] = sum(
-            max(0, len(rows) - limits.limit_eval) for rows in validation.values()
-        )
-        validation = {
+        left_out["by `limit_eval=`"] = sum(max(0, len(rows) - limits.limit_eval) for rows in splits.values())
+        splits = {
             split: rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[: limits.limit_eval]))
-            for split, rows in validation.items()
+            for split, rows in splits.items()
         }
-    return replace(dataset, train=train, validation=validation, left_out=left_out)
+    return replace(dataset, train=train, validation=splits, left_out=left_out)
+
+
+def _refuse_table_options(config: RunConfig, validation: Table | None) -> None:
+    """Refuse options of a table of your own where a task by name is read."""
+    given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
+    if given or validation is not None:
+        option = given[0] if given else "validation"
+        raise RankwiseError(f"`{option}=` is for a table of your own, and no rows are given beside it.")
 
 
 def _check_loss_options(config: RunConfig, task: Task) -> None:

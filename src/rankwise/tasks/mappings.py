@@ -3,16 +3,16 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from rankwise.config import TrainOptions
 from rankwise.errors import RankwiseError
-from rankwise.tasks import messages, words
+from rankwise.tasks import messages, tables, words
 from rankwise.tasks.cells import OddCell, plain, text_of
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.hub_tables import by_name, class_names
+from rankwise.tasks.hub_tables import by_name, class_names, table_of
 from rankwise.tasks.labels import IGNORED, Labels, default_names
 from rankwise.tasks.language import KINDS, Learned, loss_on
 from rankwise.tasks.objectives import Objective
@@ -196,6 +196,26 @@ def entries_of(table: Table) -> list[Mapping[str, Any]]:
         {key: NamedClass(v, named[key]) if key in named else v for key, v in entry.items()}
         for entry in entries
     ]
+
+
+def as_table(table: Table, name: str) -> tables.Table:
+    """Return rows as a table that is read as a file is: label names and the problem are found in its columns.
+
+    Args:
+        table: the rows.
+        name: of the table, for messages.
+
+    Raises:
+        RankwiseError: no rows, a row is no mapping, or a column is there twice.
+    """
+    if getattr(table, "features", None) and len(cast(Any, table)):
+        return table_of(name, table)
+    entries = entries_of(table)
+    if not entries:
+        raise RankwiseError(f"{name} has no rows.")
+    columns = dict.fromkeys(str(key) for entry in entries for key in entry)
+    made = tables.OnDemand(columns, len(entries), lambda column: [entry.get(column) for entry in entries])
+    return tables.Table(name, made)
 
 
 @dataclass(frozen=True)
