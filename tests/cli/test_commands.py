@@ -368,6 +368,7 @@ def test_json_of_report_is_one_object_and_the_table_goes_to_stderr(model, rankwi
     assert watched.endswith(shown)
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_shown_all_the_same(model, rankwise):
     """What stands in the way takes the place of a full disk."""
     command = [
@@ -592,6 +593,7 @@ def test_a_run_that_learned_nothing_says_so(model, table, trained, rankwise):
     assert "the same prediction: nothing was learned. Try a lower --lr (now 0.001), or more steps." in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed_of_labels", [0, 1], ids=["there is something to learn", "labels are drawn apart"]
 )

@@ -62,8 +62,8 @@ def model(tmp_path_factory) -> str:
 @pytest.mark.parametrize(
     ("label", "method", "padding"),
     [
-        ("stars", "full", "packed"),
-        ("tags", "full", "longest"),
+        pytest.param("stars", "full", "packed", marks=pytest.mark.slow),
+        pytest.param("tags", "full", "longest", marks=pytest.mark.slow),
         ("stars", "adaptive", "longest"),
         ("tags", "adaptive", "packed"),
     ],

@@ -54,6 +54,7 @@ def run(folder: Path, config: RunConfig) -> dict:
     return execute(store, lambda event: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 12])
 def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
     """It is given one position of each row, where other layers have all. Truth: the principal components of the base's own."""
@@ -145,6 +146,7 @@ def adalora(folder: Path, tmp_path: Path, spec: str = "peft:adalora,rank=2") -> 
     return store
 
 
+@pytest.mark.slow
 def test_adalora_ends_at_its_budget_and_resumes_exactly(tmp_path):
     tiny.model_folder(tmp_path / "base", "bert")
     whole = prepare(adalora(tmp_path / "whole", tmp_path))
