@@ -433,14 +433,17 @@ class CompareConfig:
 class PlanConfig:
     """What fits in memory, computed from shapes alone: no weights are loaded and nothing is trained."""
 
-    model: str = "minilm"
-    """An architecture by name (`roberta-base`, `llama-3.1-8b`), a folder or file with a config.json, or a Hugging Face name."""
-    task: str = "sst2"
-    """Take the lengths of this task's rows: sst2, rte, mrpc, qnli, mnli, qqp, movies."""
+    problem: Literal["classification", "generation", "tokens"] = "classification"
+    """What is trained: a sequence classifier, a language model (generation), or a token classifier (tokens)."""
+    model: str | None = None
+    """An architecture by name (`roberta-base`, `llama-3.1-8b`), a folder or file with a config.json, or a Hugging Face name. Default:
+    minilm, or smollm2 for generation."""
+    task: str | None = None
+    """Take the lengths of this task's rows: sst2 (the default), rte, mrpc, qnli, mnli, qqp, movies; e2e (default for generation), gsm8k."""
     lengths: str | None = None
     """Instead of a task: the tokens of every row, or a file with one number of tokens in each line."""
     max_length: int | None = None
-    """Truncate each row to this many tokens. Default: the model's own limit, 512 at most."""
+    """Truncate each row to this many tokens. Default: the model's own limit, 512 at most, for language models 1,024."""
     methods: tuple[str, ...] = ("full", "lora", "adaptive")
     """full, lora, adaptive (at its start rank and at its largest)."""
     rank: int = 8

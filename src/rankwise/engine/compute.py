@@ -110,7 +110,8 @@ class Compute:
             max_length: tokens that `max_length` pads to.
             pad_id: token id that fills padding.
             padding: asked for.
-            verify: where `packed` is asked for, run a few rows to find out whether the model can.
+            verify: where `packed` is asked for, run a few rows to find out whether the model can, and whether its losses can be computed in
+                pieces. Otherwise it is taken as asked for, and losses are computed at once.
             threads: CPU threads in all; torch's own setting where None.
         """
         taken, reason = choose_padding(model, padding) if verify else (padding, "")
@@ -122,7 +123,7 @@ class Compute:
             max_length=max_length,
             pad_id=pad_id,
             threads=threads,
-            plain_head=taken == "packed" and has_plain_head(model),
+            plain_head=verify and taken == "packed" and has_plain_head(model),
         )
 
     @cached_property

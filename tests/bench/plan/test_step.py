@@ -16,8 +16,10 @@ from rankwise.bench.plan import (
     Setting,
     build_training,
     can_be_packed,
+    draw_rows,
     find_architecture,
     find_lengths,
+    has_plain_head,
     heaviest_batch,
     judge,
     plan,
@@ -44,11 +46,11 @@ def setting(family="bert", method="lora", **changes):
     return replace(Setting(architecture(family), method, 4, torch.float32, "packed"), **changes)
 
 
-def measured(asked: Setting, recompute: bool) -> dict[str, int]:
+def measured(asked: Setting, recompute: bool, lengths: np.ndarray = LENGTHS) -> dict[str, int]:
     """The peak of real steps, the first left out."""
     training = build_training(asked)
     training.compute = replace(training.compute, engine=Engine(recompute=recompute))
-    training.rows = random_rows(LENGTHS, asked.architecture, np.random.default_rng(1))
+    training.rows = draw_rows(asked, lengths)
     training.batches = GivenBatches([np.arange(8)], 10**6)
     with training.compute.running(training.model):
         training.step()
@@ -71,6 +73,64 @@ def test_a_plan_is_what_a_real_step_takes(family, method, dtype, recompute):
     assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
     for kind in ("weights", "gradients", "optimizer"):
         assert planned[kind] == real[kind]
+
+
+def writer(family="llama", method="lora", **changes) -> Setting:
+    """A language model whose logits are most of its memory unless they are computed in pieces."""
+    words = architecture(family, vocab_size=2000)
+    plain = changes.pop("plain_head", True)
+    return setting(family, method, architecture=words, problem="generation", plain_head=plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "dtype", "recompute", "lengths"),
+    [
+        ("llama", "lora", torch.bfloat16, False, LENGTHS),
+        ("llama", "lora", torch.float32, False, np.full(8, 60)),
+        ("llama", "full", torch.float32, True, np.full(8, 60)),
+        ("gpt2", "full", torch.bfloat16, False, np.full(8, 60)),
+    ],
+    ids=["few labels", "labels in pieces", "full, lean", "full, bfloat16"],
+)
+def test_a_plan_of_a_language_model_is_what_a_real_step_takes(family, method, dtype, recompute, lengths):
+    asked = writer(family, method, dtype=dtype)
+    planned, real = (
+        MemoryPlanner(asked).peak(lengths, recompute=recompute),
+        measured(asked, recompute, lengths),
+    )
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.02)
+    for kind in ("weights", "gradients", "optimizer"):
+        assert planned[kind] == real[kind]
+
+
+def test_logits_in_pieces_take_less_than_all_at_once():
+    pieces, whole = (MemoryPlanner(writer(plain_head=plain)).peak(np.full(32, 60)) for plain in (True, False))
+    labels, words, size = 32 * 59, 2000, 4
+    assert sum(whole.values()) - sum(pieces.values()) > (labels - 256) * words * size
+
+
+def test_a_pass_over_held_out_rows_of_a_language_model_is_planned_as_it_is_run():
+    asked, lengths = writer(method="adaptive"), np.full(40, 60)
+    planned = BatchSizes(MemoryPlanner(asked), lengths, recompute=True)(1)
+    training = build_training(asked)
+    rows = draw_rows(asked, np.full(512 // 60, 60))
+    with training.compute.running(training.model):
+        training.step()
+        with training.memory() as memory:
+            predict_logits(training.model, rows, training.compute, objective=training.objective)
+    assert sum(planned.values()) == pytest.approx(sum(memory.peak.values()), rel=0.02)
+
+
+def test_a_model_without_weights_is_asked_whether_its_head_gives_its_logits():
+    assert has_plain_head(architecture("llama"))
+    assert not has_plain_head(hf.Gemma2Config(**tiny._LLAMA, final_logit_softcapping=30.0))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_plan_of_a_token_classifier_is_what_a_real_step_takes(method):
+    asked = setting("bert", method, problem="tokens")
+    planned, real = MemoryPlanner(asked).peak(LENGTHS), measured(asked, False)
+    assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -301,6 +361,7 @@ def test_the_command_prints_words_or_one_object(tmp_path, capfd):
     ("arguments", "sentence"),
     [
         (["--memory", "lean"], "--memory is a size to fit in, such as 8GB; lean is a --memory-mode."),
+        (["--problem", "generation"], "roberta-base is an encoder, and no causal language model"),
         (["--methods", "prefix"], "--methods takes full, lora, adaptive, not 'prefix'."),
         (["--task", "stt2"], "Lengths are a task's name or a number of tokens, not 'stt2'."),
     ],
@@ -319,3 +380,17 @@ def test_time_an_epoch_is_measured_when_asked_for(tmp_path):
     )
     (one,) = plan(config)["configurations"]
     assert one["seconds_per_epoch"] > 0
+
+
+def test_a_plan_of_a_language_model_takes_its_own_model_and_lengths():
+    found = plan(PlanConfig(problem="generation", methods=("lora",), memory_mode="fast", dtype="bfloat16"))
+    assert (found["model"], found["lengths"], found["rows"], found["padding"]) == (
+        "smollm2",
+        "e2e",
+        4672,
+        "packed",
+    )
+    (one,) = found["configurations"]
+    assert one["peak_memory_mb"]["weights"] == pytest.approx(
+        2 * 134.5, rel=0.02
+    )  # its head is the embeddings

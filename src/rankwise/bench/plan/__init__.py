@@ -14,7 +14,14 @@ given as ranges, so an answer near the limit is "too close to call".
 from rankwise.bench.plan.answer import find_architecture, find_lengths, judge, plan
 from rankwise.bench.plan.batch_sizes import BatchSizes, heaviest_batch
 from rankwise.bench.plan.seconds import epoch_seconds
-from rankwise.bench.plan.setup import Setting, build_training, can_be_packed, with_layers
+from rankwise.bench.plan.setup import (
+    Setting,
+    build_training,
+    can_be_packed,
+    draw_rows,
+    has_plain_head,
+    with_layers,
+)
 from rankwise.bench.plan.step import MemoryPlanner
 
 __all__ = [
@@ -23,9 +30,11 @@ __all__ = [
     "Setting",
     "build_training",
     "can_be_packed",
+    "draw_rows",
     "epoch_seconds",
     "find_architecture",
     "find_lengths",
+    "has_plain_head",
     "heaviest_batch",
     "judge",
     "plan",

@@ -14,7 +14,7 @@ from rankwise.bench import architectures
 from rankwise.bench.lengths import epoch, histogram
 from rankwise.bench.plan.batch_sizes import BatchSizes, heaviest_batch
 from rankwise.bench.plan.seconds import epoch_seconds
-from rankwise.bench.plan.setup import Setting, can_be_packed
+from rankwise.bench.plan.setup import Setting, can_be_packed, has_plain_head
 from rankwise.bench.plan.step import MemoryPlanner
 from rankwise.config import PlanConfig, parse_memory
 from rankwise.engine.compute import Padding
@@ -23,6 +23,7 @@ from rankwise.errors import RankwiseError
 from rankwise.lora import quantized
 from rankwise.lora.scaling import START_RANK
 from rankwise.models import hub, loading
+from rankwise.models.families import LONGER, SHORT
 from rankwise.rank.config import RankConfig
 from rankwise.runs.methods import names
 
@@ -71,15 +72,23 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         raise RankwiseError(f"`memory=` is a size to fit in, such as 8GB; {limit} is a `memory_mode=`.")
     if config.base_bits is not None:
         quantized.check(torch.device(config.device))
-    architecture = find_architecture(config.model)
-    lengths = find_lengths(config.lengths or config.task)
+    writes = config.problem == "generation"
+    model = config.model or ("smollm2" if writes else "minilm")
+    name = config.lengths or config.task or ("e2e" if writes else "sst2")
+    architecture = find_architecture(model, config.problem)
+    architectures.check_problem(architecture, model, config.problem)
+    lengths = find_lengths(name)
     with architectures.named(architecture, "planned"):
-        lengths = np.minimum(lengths, min(architectures.longest(architecture), config.max_length or 512))
-        planning = _Planning(config, architecture, lengths, limit, on_progress)
+        longest = architectures.longest(architecture, config.problem)
+        lengths = np.minimum(lengths, min(longest, config.max_length or (LONGER if writes else SHORT)))
+        if writes and not (lengths := lengths[lengths > 1]).size:
+            raise RankwiseError("A language model learns nothing from rows of one token.")
+        planning = _Planning(config, architecture, lengths, name, limit, on_progress)
         configurations = [one for method in dict.fromkeys(config.methods) for one in planning.answers(method)]
     return {
-        "model": config.model,
-        "lengths": config.lengths or config.task,
+        "problem": config.problem,
+        "model": model,
+        "lengths": name,
         "rows": len(lengths),
         "tokens_per_row": asdict(Spread.of(lengths.tolist())) | {"mean": float(lengths.mean())},
         "device": config.device,
@@ -99,11 +108,18 @@ class _Planning:
         config: PlanConfig,
         architecture: Any,
         lengths: np.ndarray,
+        name: str,
         limit: int | None,
         on_progress: Report,
     ) -> None:
-        self.config, self.architecture, self.lengths, self.limit = config, architecture, lengths, limit
-        self.padding: Padding = "packed" if can_be_packed(architecture) else "longest"
+        self.config, self.architecture, self.limit = config, architecture, limit
+        self.lengths, self.name = lengths, name
+        self.padding: Padding = "packed" if can_be_packed(architecture, config.problem) else "longest"
+        if self.padding != "packed" and config.problem != "classification":
+            raise RankwiseError(
+                f"{architecture.model_type} models can't be packed, and only packed training is planned for {config.problem}."
+            )
+        self.plain_head = config.problem == "generation" and has_plain_head(architecture)
         self.modes = ("fast", "lean") if config.memory_mode == "both" else (config.memory_mode,)
         self._on_progress, self._done = on_progress, count()
         sizes = 1 if limit is None else 3  # that are planned for a configuration, mostly
@@ -127,6 +143,9 @@ class _Planning:
             self.config.micro_batches,
             self.config.targets,
             base_bits=self.config.base_bits,
+            problem=self.config.problem,
+            task=self.name,
+            plain_head=self.plain_head,
         )
         planner = MemoryPlanner(setting)
         grown = MemoryPlanner(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
@@ -200,10 +219,14 @@ def judge(peak: Mapping[str, int], limit: float, device: str) -> str:
     return "doesn't" if tensors + least > limit else "too close to call"
 
 
-def find_architecture(name: str) -> Any:
+def find_architecture(name: str, problem: str = "classification") -> Any:
     """Return the Transformers config of a shipped architecture, a config.json or its folder, or a model by name.
 
     It has a padding token.
+
+    Args:
+        name: of the model.
+        problem: that the model is for.
 
     Raises:
         RankwiseError: there is none.
@@ -216,7 +239,7 @@ def find_architecture(name: str) -> Any:
     elif name.rsplit("/", 1)[-1].lower() in architectures.known():
         found = architectures.architecture(name)
     else:
-        found = loading.locate(name).config
+        found = loading.locate(name, task_type=architectures.task_type(problem)).config
     architectures.give_pad_token(found)
     return found
 

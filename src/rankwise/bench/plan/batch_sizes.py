@@ -73,7 +73,8 @@ class BatchSizes:
         self._known: dict[int, np.ndarray] = {}
         self._held_out = np.empty((0, len(KINDS)))
         if planner.setting.method == "adaptive":
-            batches = (lengths[rows] for rows in token_batches(lengths, FORWARD_TOKENS[device]))
+            most = FORWARD_TOKENS[device] // (1 if planner.setting.problem == "classification" else 4)
+            batches = (lengths[rows] for rows in token_batches(lengths, most))
             self._held_out = planner.forward(max(batches, key=lambda batch: weight(batch, planner.setting)))
 
     def __call__(self, batch_size: int) -> dict[str, int]:

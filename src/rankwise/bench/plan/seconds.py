@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankwise.bench.lengths import random_rows
-from rankwise.bench.plan.setup import Setting, build_training, with_layers
+from rankwise.bench.plan.setup import Setting, build_training, draw_rows, with_layers
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.packing import batch_order
@@ -38,7 +37,7 @@ def _step_seconds(setting: Setting, lengths: np.ndarray, layers: int, recompute:
     """Return the median time of a few steps after two of warm-up, on all cores."""
     training = build_training(replace(setting, architecture=with_layers(setting.architecture, layers)))
     training.compute = replace(training.compute, engine=Engine(recompute=recompute), threads=None)
-    training.rows = random_rows(lengths, setting.architecture, np.random.default_rng(0))
+    training.rows = draw_rows(setting, lengths)
     training.batches, taken = GivenBatches([np.arange(len(lengths))], 10**6), []
     with training.compute.running(training.model):
         while len(taken) < 5:

@@ -2,17 +2,17 @@
 
 import copy
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from rankwise.bench import architectures
-from rankwise.bench.lengths import random_rows
+from rankwise.bench.lengths import labelled, random_rows
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
-from rankwise.engine import attention
+from rankwise.engine import attention, token_losses
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.compute import Compute, Padding
 from rankwise.engine.training import Training
@@ -21,6 +21,7 @@ from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.rank.controller import RankController
 from rankwise.runs.methods import METHODS
+from rankwise.tasks.encoding import Encoded
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Setting:
         micro_batches: that run side by side.
         targets: layers that get an adapter. Default: the family's query and value.
         base_bits: frozen linear layers in 8 or 4 bits. Full fine-tuning has none.
+        problem: `classification`, `generation` or `tokens`.
+        task: of a language model, whose rows say how many of their tokens are learned; see `lengths.labelled`.
+        plain_head: of a language model, see `has_plain_head`.
     """
 
     architecture: Any
@@ -46,6 +50,21 @@ class Setting:
     micro_batches: int = 1
     targets: tuple[str, ...] = ()
     base_bits: int | None = None
+    problem: str = "classification"
+    task: str = ""
+    plain_head: bool = False
+
+
+def draw_rows(setting: Setting, lengths: np.ndarray) -> Encoded:
+    """Return rows of these lengths in tokens, of random tokens, with the labels that the setting's problem has."""
+    rng = np.random.default_rng(0)
+    if setting.problem == "generation":
+        return random_rows(lengths, setting.architecture, rng, labelled(setting.task, lengths))
+    rows = random_rows(lengths, setting.architecture, rng)
+    if setting.problem == "tokens":
+        tags = rng.integers(0, setting.architecture.num_labels, size=int(lengths.sum()))
+        rows = replace(rows, labels=None, token_labels=tags)
+    return rows
 
 
 def build_training(setting: Setting) -> Training:
@@ -57,15 +76,16 @@ def build_training(setting: Setting) -> Training:
         frozen_base=METHODS[setting.method].frozen_base,
         padding=setting.padding,
         verify=False,
-        max_length=architectures.longest(setting.architecture),
+        max_length=architectures.longest(setting.architecture, setting.problem),
         pad_id=setting.architecture.pad_token_id,
         threads=1,
     )
+    compute = replace(compute, plain_head=setting.plain_head)
     options = TrainOptions(
         epochs=1, batch_size=1, accumulate=setting.micro_batches, lr=1e-4, optimizer="adamw", schedule="constant",
         warmup=0.0, weight_decay=0.0, clip=1.0,
     )  # fmt: skip
-    rows = random_rows(np.array([1]), setting.architecture, np.random.default_rng(0))
+    rows = draw_rows(setting, np.array([2]))
     batches = GivenBatches(
         [np.arange(1)], sys.maxsize
     )  # no step is the last, in which adapters get their final form
@@ -79,7 +99,8 @@ def build_training(setting: Setting) -> Training:
 
 def _build_model(setting: Setting) -> Any:
     """Build the model with random weights, its adapters and its frozen layers in few bits."""
-    method, auto = METHODS[setting.method], cast(Any, AutoModelForSequenceClassification)
+    method = METHODS[setting.method]
+    auto, _ = loading.AUTO[architectures.task_type(setting.problem)]
     dtype = setting.dtype if method.frozen_base else torch.float32
     model = auto.from_config(setting.architecture, dtype=dtype)
     adaptive = setting.method == "adaptive"
@@ -96,8 +117,17 @@ def _build_model(setting: Setting) -> Any:
     return model
 
 
-def can_be_packed(architecture: Any) -> bool:
+def can_be_packed(architecture: Any, problem: str = "classification") -> bool:
     """Say whether models of this architecture can be trained packed, by trying it on a small one (`attention.can_pack`)."""
+    return _try(architecture, problem, lambda model: attention.can_pack(model)[0])
+
+
+def has_plain_head(architecture: Any) -> bool:
+    """Say whether losses of language models of this architecture can be computed in pieces, by trying it on a small one."""
+    return _try(architecture, "generation", token_losses.has_plain_head)
+
+
+def _try(architecture: Any, problem: str, holds: Callable[[Any], bool]) -> bool:
     small = with_layers(architecture, 2)
     for name, most in (("intermediate_size", 64), ("vocab_size", 1000)):
         if isinstance(getattr(small, name, None), int):
@@ -105,8 +135,8 @@ def can_be_packed(architecture: Any) -> bool:
     small.pad_token_id = min(small.pad_token_id, 1)
     with torch.random.fork_rng(devices=[]), loading.quiet():
         try:
-            auto: Any = AutoModelForSequenceClassification
-            return attention.can_pack(auto.from_config(small))[0]
+            auto, _ = loading.AUTO[architectures.task_type(problem)]
+            return holds(auto.from_config(small).eval())
         except Exception:  # a model that is so small may fail anywhere; planning the whole one says why
             return False
 

@@ -15,9 +15,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rankwise.bench.lengths import random_rows
 from rankwise.bench.plan.fake_tensors import NoValues, shapes_only
-from rankwise.bench.plan.setup import Setting, build_training, with_layers
+from rankwise.bench.plan.setup import Setting, build_training, draw_rows, with_layers
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import KINDS, Speed, TensorMemory
@@ -83,11 +82,13 @@ class MemoryPlanner:
     def _forward(self, training: Training, lengths: np.ndarray) -> np.ndarray:
         compute = replace(training.compute, engine=Engine())
         with shapes_only(self._fake):
-            rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
+            rows = draw_rows(self.setting, lengths)
             with training.memory() as memory, torch.no_grad(), compute.running(training.model.eval()):
                 start = memory.events - 1
                 for batch in compute.batches(training.model, rows, np.arange(len(lengths))):
-                    compute.logits(training.model, batch)
+                    logits = compute.logits(training.model, batch)
+                    if self.setting.problem == "generation" and batch.labelled is not None:
+                        training.objective.outputs(logits, batch.labels, batch.labelled.rows, len(lengths))
         trace = memory.trace()[start:]
         top = trace[trace.sum(axis=1).argmax()]
         return (trace[0] + self.setting.micro_batches * (top - trace[0]))[None]
@@ -96,7 +97,7 @@ class MemoryPlanner:
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))
         training.step_number, training.batches = 0, GivenBatches([np.arange(len(lengths))], sys.maxsize)
         with shapes_only(self._fake):
-            training.rows = random_rows(lengths, self.setting.architecture, np.random.default_rng(0))
+            training.rows = draw_rows(self.setting, lengths)
             memory = training.memory()
             training.speed = marks = _Marks(memory)
             with memory, training.compute.running(training.model):
