@@ -383,7 +383,7 @@ def _quality(model: PreTrainedModel, rows: Encoded, logits: np.ndarray) -> Quali
     """Return how good predictions of labelled rows are; None for texts that are written."""
     objective = objectives.of_model(model)
     names = label_names(model) if objective.has_column else ()
-    return measure(objective, objective.metrics[0], names, cast(Labels, rows.labels), logits)
+    return measure(objective, objective.metrics_for(names)[0], names, cast(Labels, rows.labels), logits)
 
 
 def _scored(

@@ -57,3 +57,27 @@ def test_ranks_of_several_seeds_are_shown_as_their_mean(tmp_path):
     lines = rank_tables(collect(tmp_path))
     assert lines[1] == "Rank pattern of sst2, lora, mean of 2 seeds: 3k, 2k to 4k parameters of the adapter."
     assert [line.split()[-1] for line in lines[3:5]] == ["16", "3"]
+
+
+def test_tags_of_words_are_measured_and_seeds_with_fewer_words_stand_beside_others(tmp_path):
+    pytest.importorskip("seqeval")
+    names = ["O", "B-FILM"]
+    task = {"label_names": names, "problem": "tokens"}
+    for seed, words in enumerate((3, 2)):
+        folder = finished(tmp_path, "films", "lora", seed, n=4, metric="entity_f1")
+        folder.update_run_json(task=task)
+        labels = np.array([[1, 0, -100], [0, -100, -100], [1, -100, -100], [0, 1, -100]])[:, :words]
+        logits = np.full((4, words, 2), np.nan, dtype=np.float32)
+        said = ((1, 0), (0,), (1,), (0, 0))  # the film in the last row is missed
+        for row, tags in enumerate(said):
+            logits[row, : len(tags)] = np.eye(2)[list(tags)]
+        predictions = np.where(np.isnan(logits[..., 0]), -100, logits.argmax(2))
+        folder.write_predictions(np.arange(4), labels, predictions, logits)
+    document = collect(tmp_path)
+    found = document.qualities["films", "lora"]
+    assert (found.n, found.unit) == (4, "entities")
+    (film,) = found.classes
+    assert (film.name, film.precision, film.recall, film.support) == ("FILM", 1.0, pytest.approx(2 / 3), 6)
+    assert found.scores["entity_f1"] == pytest.approx(0.8)
+    assert "| FILM | 100.0 | 66.7 | 80.0 | 6 |" in markdown(document)
+    assert "On films always 'O' gives 0.00 entity_f1." in document.notes

@@ -218,3 +218,66 @@ def test_a_threshold_that_no_row_allows_is_refused():
         threshold.find("precision=0.9", "b", CLASSES, labels, logits, ["a", "b"])
     with pytest.raises(RankwiseError, match="None of these 4 rows is 'c'"):
         threshold.find("precision=0.9", "c", CLASSES, labels, logits, ["a", "b", "c"])
+
+
+# ── Tags of words ─────────────────────────────────────────────────────────────────────────────
+
+TAGS = ["O", "B-FILM", "I-FILM", "B-BOOK", "I-BOOK"]
+
+
+def tagged(n=200, seed=0, skill=2.0):
+    """Labels of 1 to 6 words a row, mostly `O`, and logits that know something of them; NaN behind a row's last word."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 7, n)
+    labels = draw.choice(5, (n, 8), p=[0.5, 0.2, 0.1, 0.15, 0.05])
+    labels[np.arange(8) >= lengths[:, None]] = -100
+    logits = draw.normal(size=(n, 6, 5)) + skill * np.eye(5)[np.maximum(labels[:, :6], 0)]
+    logits[labels[:, :6] == -100] = np.nan
+    return labels, logits.astype(np.float32)
+
+
+def test_entities_are_counted_as_seqeval_counts_them():
+    seqeval = pytest.importorskip("seqeval.metrics")
+    labels, logits = tagged()
+    found = quality.measure(OBJECTIVES["tokens"], "entity_f1", TAGS, labels, logits)
+    said = OBJECTIVES["tokens"].predict(logits)
+    words = [labels[i, :6] != -100 for i in range(len(labels))]
+    true, predicted = (
+        [[TAGS[t] for t in row[:6][kept]] for row, kept in zip(some, words, strict=True)]
+        for some in (labels, said)
+    )
+    report = seqeval.classification_report(true, predicted, output_dict=True)
+    assert [one.name for one in found.classes] == ["BOOK", "FILM"]
+    for one in found.classes:
+        theirs = report[one.name]
+        assert (one.precision, one.recall, one.f1) == pytest.approx(
+            (theirs["precision"], theirs["recall"], theirs["f1-score"])
+        )
+        assert one.support == theirs["support"]
+    assert found.scores["entity_f1"] == pytest.approx(seqeval.f1_score(true, predicted))
+    assert list(found.scores) == ["entity_f1", "entity_precision", "entity_recall", "accuracy"]
+    assert found.interval[0] < found.scores["entity_f1"] < found.interval[1]
+    assert (found.baseline_answer, found.baseline["entity_f1"]) == ("O", 0.0)
+    assert found.baseline["accuracy"] == pytest.approx(np.mean(labels[labels != -100] == 0))
+    assert sum(found.calibration.rows) == (labels != -100).sum()
+    assert quality.from_json(found.to_json()) == found
+    assert "entities" in quality.lines(found)[2]
+
+
+def test_the_interval_of_entities_covers_the_score_of_many_more_rows():
+    pytest.importorskip("seqeval")
+    truth = quality.measure(OBJECTIVES["tokens"], "entity_f1", TAGS, *tagged(4000, 99)).scores["entity_f1"]
+    found = [quality.measure(OBJECTIVES["tokens"], "entity_f1", TAGS, *tagged(100, s)) for s in range(20)]
+    assert sum(one.interval[0] < truth < one.interval[1] for one in found) >= 16
+
+
+def test_tags_that_are_no_entities_are_classes_of_words():
+    names = ["noun", "verb", "other", "mark", "number"]
+    labels, logits = tagged()
+    found = quality.measure(OBJECTIVES["tokens"], "accuracy", names, labels, logits, most_frequent=["verb"])
+    words = labels != -100
+    each, said = labels[words], logits[words[:, :6]].argmax(1)
+    assert found.confusion == pd.crosstab(each, said).to_numpy().tolist()
+    assert found.scores["accuracy"] == pytest.approx(np.mean(each == said))
+    assert [one.support for one in found.classes] == np.bincount(each).tolist()
+    assert (found.baseline_answer, found.unit, found.n) == ("verb", "words", 200)

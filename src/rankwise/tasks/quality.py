@@ -6,8 +6,9 @@ The arithmetic is scikit-learn's and SciPy's. Predictions of several runs on the
 is of, since predictions of one row are not independent.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,9 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from rankwise.tasks.metrics import METRICS
+from rankwise.tasks import entities
+from rankwise.tasks.labels import IGNORED
+from rankwise.tasks.metrics import ENTITY_METRICS, METRICS
 from rankwise.tasks.objectives import Objective
 
 LEVEL = 0.95
@@ -87,6 +90,7 @@ class Quality:
         classes: one entry each; empty for numbers.
         confusion: rows of class i that are predicted as class j; None unless a row has one class.
         calibration: None for numbers.
+        unit: what the support of a class counts: rows, words, or entities.
     """
 
     metric: str
@@ -98,6 +102,7 @@ class Quality:
     classes: list[ClassQuality]
     confusion: list[list[int]] | None
     calibration: Calibration | None
+    unit: str = "rows"
 
     def __str__(self) -> str:
         return "\n".join(lines(self))
@@ -126,19 +131,21 @@ def measure(
     most_frequent: Iterable[str] | None = None,
     groups: np.ndarray | None = None,
 ) -> Quality | None:
-    """Measure predictions. None for an objective without classes or numbers of whole rows: written texts, tags of words.
+    """Measure predictions. None for an objective without classes or numbers: written texts.
 
     Args:
         objective: what is learned.
-        metric: the headline metric, in `metrics.METRICS`.
+        metric: the headline metric, in `metrics.METRICS`, or of entities.
         names: of the outputs.
         labels: in the objective's form.
-        logits: float [rows, outputs].
+        logits: float [rows, outputs], or [rows, words, outputs] where words have labels.
         most_frequent: the answer that training rows have most often. Default: that of `labels`.
         groups: int [rows], the row that each prediction is of, where several runs are pooled.
     """
-    if not objective.has_column or objective.of_words:
+    if not objective.has_column:
         return None
+    if objective.of_words:
+        return _of_words(objective, metric, names, labels, logits, most_frequent, groups)
     predictions = objective.predict(logits)
     constant, answer = _constant(objective, names, labels, most_frequent)
     classes, confusion, calibration = [], None, None
@@ -159,6 +166,69 @@ def measure(
         confusion=confusion,
         calibration=calibration,
     )
+
+
+def _of_words(
+    objective: Objective,
+    metric: str,
+    names: Sequence[str],
+    labels: np.ndarray,
+    logits: np.ndarray,
+    most_frequent: Iterable[str] | None,
+    groups: np.ndarray | None,
+) -> Quality:
+    """Measure tags of words: of entities where the metric is, otherwise of single words. Calibration is that of words."""
+    labels, predictions = labels[:, : logits.shape[1]], objective.predict(logits)
+    words = labels != IGNORED
+    each, said = labels[words], predictions[words]
+    common = next(iter(most_frequent or ()), names[int(np.bincount(each, minlength=len(names)).argmax())])
+    always = np.where(np.isnan(logits), np.nan, np.eye(len(names))[list(names).index(common)])
+    wanted = tuple(dict.fromkeys((metric, *objective.metrics_for(names))))
+    if metric in ENTITY_METRICS:
+        kinds, counts = entities.count(*(_tags(tags, words, names) for tags in (labels, predictions)))
+        classes = [_kind(kind, counts[:, i].sum(0)) for i, kind in enumerate(kinds)]
+        confusion, unit, score = None, "entities", partial(_entity_score, metric, counts)
+    else:
+        classes, unit = _classes(names, each, said), "words"
+        confusion = confusion_matrix(each, said, labels=range(len(names))).tolist()
+        score = partial(_word_score, metric, labels, predictions, words)
+    members, scores = _members(len(labels), groups), objective.score(wanted, labels, logits, names)
+    interval = None
+    if members is not None and len(members) > 1:
+        interval = _bootstrap(members, score, scores[metric])
+    return Quality(
+        metric=metric,
+        n=len(labels) if groups is None else len(np.unique(groups)),
+        scores=scores,
+        interval=interval,
+        baseline=objective.score(wanted, labels, always, names),
+        baseline_answer=common,
+        classes=classes,
+        confusion=confusion,
+        calibration=_calibration(objective, each, logits[words]),
+        unit=unit,
+    )
+
+
+def _entity_score(metric: str, counts: np.ndarray, rows: np.ndarray) -> float:
+    return entities.scores(counts[rows].sum((0, 1)))[metric]
+
+
+def _word_score(
+    metric: str, labels: np.ndarray, predictions: np.ndarray, words: np.ndarray, rows: np.ndarray
+) -> float:
+    kept = words[rows]
+    return float(METRICS[metric](labels[rows][kept], predictions[rows][kept]))
+
+
+def _tags(tags: np.ndarray, words: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+    return [[names[int(tag)] for tag in row[kept]] for row, kept in zip(tags, words, strict=True)]
+
+
+def _kind(name: str, counts: np.ndarray) -> ClassQuality:
+    found = entities.scores(counts)
+    precision, recall, f1 = (found[f"entity_{metric}"] for metric in ("precision", "recall", "f1"))
+    return ClassQuality(name, precision, recall, f1, int(counts[entities.THERE]))
 
 
 def _scores(
@@ -203,7 +273,7 @@ def _classes(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) 
 def probabilities(objective: Objective, logits: np.ndarray) -> np.ndarray:
     """Return the probability of each class or label, float64 [rows, outputs]."""
     wide = logits.astype(np.float64)
-    return softmax(wide, axis=1) if objective.name == "classification" else expit(wide)
+    return softmax(wide, axis=1) if objective.name in ("classification", "tokens") else expit(wide)
 
 
 def _calibration(objective: Objective, labels: np.ndarray, logits: np.ndarray) -> Calibration:
@@ -244,16 +314,25 @@ def _interval(
     ):
         found = pearsonr(labels.astype(float), predictions.astype(float)).confidence_interval(LEVEL)
         return float(found.low), float(found.high)
-    draw, score = np.random.default_rng(0), METRICS[metric]
-    values = []
-    for _ in range(RESAMPLES):
-        rows = members[draw.integers(len(members), size=len(members))].ravel()
-        values.append(float(score(labels[rows], predictions[rows])))
-    middle, half = (
-        float(score(labels, predictions)),
-        float(norm.ppf(0.5 + LEVEL / 2)) * float(np.std(values, ddof=1)),
-    )
+    score = METRICS[metric]
     lowest = -1.0 if metric in ("mcc", "pearson", "spearman") else 0.0
+    return _bootstrap(
+        members,
+        lambda rows: float(score(labels[rows], predictions[rows])),
+        float(score(labels, predictions)),
+        lowest,
+    )
+
+
+def _bootstrap(
+    members: np.ndarray, score: Callable[[np.ndarray], float], middle: float, lowest: float = 0.0
+) -> tuple[float, float]:
+    """Return the bootstrap's normal interval around a score, from the scores of predictions of rows that are drawn."""
+    draw = np.random.default_rng(0)
+    values = [
+        score(members[draw.integers(len(members), size=len(members))].ravel()) for _ in range(RESAMPLES)
+    ]
+    half = float(norm.ppf(0.5 + LEVEL / 2)) * float(np.std(values, ddof=1))
     return max(lowest, middle - half), min(1.0, middle + half)
 
 
@@ -319,7 +398,7 @@ def _table(found: Quality) -> list[str]:
             "precision",
             "recall",
             "F1",
-            "rows",
+            found.unit,
             *([] if matrix is None else [f"→ {found.classes[i].name[:16]}" for i in shown]),
         ]
     ]
