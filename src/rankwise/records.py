@@ -98,6 +98,21 @@ class Step(Record):
     memory: dict[str, Amount] | None = None
 
 
+class Text(Record):
+    """What a language model wrote for a prompt of the validation rows."""
+
+    idx: Count
+    prompt: str
+    references: list[str]
+    text: str
+
+
+class Texts(Record):
+    """texts.json."""
+
+    texts: list[Text]
+
+
 class Evidence(Record):
     """What held-out rows said about a proposal."""
 

@@ -8,6 +8,7 @@ steps.jsonl              one line an optimizer step
 ranks.jsonl              one line a rank decision: the proposal, the evidence, the outcome
 checkpoint-<n>/          the latest state of training, and the SHA-256 of its files; removed when the run ends well
 predictions.parquet      idx, label, prediction, logits of the validation rows; labels in the form of their objective (`tasks.objectives`)
+texts.json               what a language model wrote for a few prompts of the validation rows
 result.json              written last: its presence means "finished"
 """
 
@@ -74,6 +75,7 @@ class RunFolder:
         self._steps = self.path / "steps.jsonl"
         self._ranks = self.path / "ranks.jsonl"
         self._predictions = self.path / "predictions.parquet"
+        self._texts = self.path / "texts.json"
 
     # ── The request ───────────────────────────────────────────────────────────────────────────
 
@@ -299,6 +301,18 @@ class RunFolder:
         if fault:
             raise damaged(self._predictions, fault)
         return table
+
+    def write_texts(self, texts: list[dict[str, Any]]) -> None:
+        """Write texts.json: for each prompt its row (`idx`), `prompt`, `references` and the `text` that the model wrote."""
+        write_json(self._texts, {"texts": texts})
+
+    def read_texts(self) -> list[dict[str, Any]]:
+        """Read texts.json; empty where a run wrote none.
+
+        Raises:
+            RankwiseError: it is damaged.
+        """
+        return _record(records.Texts, self._texts)["texts"] if self._texts.is_file() else []
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which ends the run."""

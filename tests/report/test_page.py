@@ -4,6 +4,7 @@ The grid has 3 tasks × 4 methods × 3 seeds. One run of each method is trained;
 scores and predictions of their own.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -398,3 +399,31 @@ def test_damaged_runs_are_named_on_the_page(browser, out, tmp_path):
     seeds = dict(zip(reader.rows(), reader.column("n"), strict=True))
     assert (seeds["rte", "lora"], seeds["sst2", "full"], seeds["mrpc", "lora"]) == ("2", "2", "3")
     reader.context.close()
+
+
+def test_texts_of_language_models_stand_below_their_prompt(browser, tmp_path):
+    hostile = "<script>alert(1)</script> costs\nless"
+    for method, text in (("full", "It is cheap ."), ("lora", hostile)):
+        folder = finished(tmp_path, "e2e", method, 0)
+        folder.write_texts(
+            [
+                {
+                    "idx": i,
+                    "prompt": f"name : Zizzi {i}",
+                    "references": ["Zizzi is cheap ."],
+                    "text": f"{i} {text}",
+                }
+                for i in range(2)
+            ]
+        )
+    write(tmp_path)
+    reader = Reader(browser, tmp_path / "report.html")
+    section = reader.page.locator("#written")
+    assert section.locator(".prompt").all_inner_texts() == ["name : Zizzi 0", "name : Zizzi 1"]
+    first = section.locator("article").first
+    assert first.locator("dt").all_inner_texts() == ["reference", "full", "lora"]
+    assert first.locator("dd").all_inner_texts() == ["Zizzi is cheap .", "0 It is cheap .", f"0 {hostile}"]
+    heights = [box.bounding_box() for box in first.locator("dd").all()]
+    assert all(a["y"] + a["height"] <= b["y"] for a, b in itertools.pairwise(heights)), "no overlap"
+    assert reader.page.locator("nav a", has_text="Texts").count() == 1
+    assert (reader.messages, reader.requests) == ([], [reader.address])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM
 
 import tiny
 from rankwise.adapters.load import load, merge
@@ -174,3 +174,31 @@ def test_a_model_that_is_no_causal_language_model_is_refused(place):
     tiny.language_tokenizer().save_pretrained(place / "bert")
     with pytest.raises(RankwiseError, match="no head .*Take a causal language model"):
         run(place / "out", asked(place, model="bert"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "peft:prefix"])
+def test_a_run_stores_what_it_writes_for_a_few_prompts_as_transformers_would(method, place):
+    run(place / "out", asked(place, method))
+    stored = json.loads((place / "out" / "texts.json").read_text())["texts"]
+    assert len(stored) == 4
+    assert len({one["prompt"] for one in stored}) == 4
+    rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    if method == "full":
+        model = AutoModelForCausalLM.from_pretrained(place / "out")
+    else:
+        base = AutoModelForCausalLM.from_pretrained(place / "model")
+        model = PeftModel.from_pretrained(base, str(place / "out"))
+    for one in stored:
+        completions = {row["completion"] for row in rows if row["prompt"] == one["prompt"]}
+        assert set(one["references"]) <= completions
+        ids = tokenizer(one["prompt"], return_tensors="pt").input_ids
+        written = model.generate(input_ids=ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]
+        assert one["text"] == tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_rows_without_references_have_no_texts(place):
+    texts = [{"text": " ".join(tiny.WORDS[i : i + 4])} for i in range(8)] * 10
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    run(place / "out", asked(place))
+    assert not (place / "out" / "texts.json").exists()

@@ -15,6 +15,7 @@ from rankwise.report.rank_pattern import RankPattern, rank_patterns
 from rankwise.report.row import Row
 from rankwise.report.rows import rows
 from rankwise.report.sizes import Sizes, sizes
+from rankwise.report.written import Written, written
 from rankwise.run_folder import RunFolder, read_grid, run_folders
 from rankwise.tasks import look
 from rankwise.tasks.look import Look
@@ -42,6 +43,7 @@ class Document:
         rank_patterns: the ranks of runs that changed them.
         sizes: what each smaller size of an adapter loses, of runs that measured it.
         examples: validation rows on which methods disagree.
+        written: prompts for which language models write different texts.
         qualities: how good the predictions of each task and method are, over its runs.
         looks: task → a look at its rows, as the first of its runs recorded it.
         settings: what was set, on what machine, with which versions, by which command.
@@ -60,6 +62,7 @@ class Document:
     rank_patterns: list[RankPattern]
     sizes: list[Sizes]
     examples: list[Example]
+    written: list[Written]
     qualities: dict[Cell, Quality]
     looks: dict[str, Look]
     settings: dict[str, str]
@@ -88,6 +91,7 @@ def collect(out: Path) -> Document:
     pairs = published.tasks_and_models(run.result for run in runs)
     looks, unseen = _looks(runs)
     measured, unmeasured = qualities(cells)
+    texts, unread_texts = written(cells)
     described = settings.of_grid((f"{r.result['task']} {r.result['method']}", r.settings) for r in runs)
     if grid.get("command"):
         described["command"] = str(grid["command"])
@@ -108,6 +112,7 @@ def collect(out: Path) -> Document:
             *unseen,
             *unread_sizes,
             *unmeasured,
+            *unread_texts,
             *damage,
         ],
         published=published.sentences(pairs),
@@ -116,6 +121,7 @@ def collect(out: Path) -> Document:
         rank_patterns=patterns,
         sizes=smaller,
         examples=disagreements(cells),
+        written=texts,
         qualities=measured,
         looks=looks,
         settings=described,

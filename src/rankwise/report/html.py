@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rankwise import inert
-from rankwise.report import figures, page_table
+from rankwise.report import figures, page_table, units
 from rankwise.report.document import Document
 from rankwise.report.figures import Figure, Style
 from rankwise.report.row import Row
@@ -108,6 +108,10 @@ def html(document: Document, *, live: bool = False) -> str:
             (task, [example for example in document.examples if example.task == task])
             for task in dict.fromkeys(example.task for example in document.examples)
         ],
+        written=[
+            (task, [one for one in document.written if one.task == task])
+            for task in dict.fromkeys(one.task for one in document.written)
+        ],
         rank_memory=memory,
         looks=looks,
         qualities=measured,
@@ -172,6 +176,8 @@ def _section(
         caption = caption.removesuffix(PUBLISHED)
     if not any(row.memory for row in document.rows):
         caption = caption.removesuffix(BY_KIND)
+    if key == "parameters" and any(units.better(row.metric) < 0 for row in document.rows):
+        caption = "To the left is better, from fewer trained parameters; so is up, or down where a metric is an error or a loss."
     if any(row.folds for row in document.rows):
         caption = caption.replace("seed", "fold")
     return {"key": key, "title": title, "caption": caption, "figures": draw(document)}
@@ -198,6 +204,7 @@ def _qualities(document: Document, style: Style) -> list[dict[str, Any]]:
                     {"method": method, "colour": style.colour(method), "cells": page_table.quality_cells(q)}
                     for method, q in methods.items()
                 ],
+                "counted": "predictions" if first.unit == "rows" else first.unit,
                 "constant": first.baseline_answer,
                 "baseline": page_table.baseline_cells(first),
                 "calibration": figures.calibration(document, task),

@@ -25,7 +25,7 @@ def markdown(document: Document) -> str:
     ]
     if document.left_out:
         lines += ["", "## Left out", "", *(f"- {inert.markdown(line)}" for line in document.left_out)]
-    for part in (_differences, _memory, _ranks, _quality, _data, _examples):
+    for part in (_differences, _memory, _ranks, _quality, _data, _examples, _written):
         lines += part(document)
     if document.published:
         lines += ["", "## Published", "", *(f"- {inert.markdown(line)}" for line in document.published)]
@@ -115,7 +115,13 @@ def _quality(document: Document) -> list[str]:
                 )
                 for c in quality.classes
             ]
-            headers = (f"{inert.markdown(method)}: class", "precision", "recall", "F1", "predictions")
+            headers = (
+                f"{inert.markdown(method)}: class",
+                "precision",
+                "recall",
+                "F1",
+                "predictions" if first.unit == "rows" else first.unit,
+            )
             lines += ["", *_table(headers, each)] if each else []
     return lines
 
@@ -151,4 +157,15 @@ def _examples(document: Document) -> list[str]:
         lines.append(inert.markdown(f"{one.task} row {one.idx}, label {one.label}{shown}"))
         lines[-1] = f"- {lines[-1]}"
         lines.append(f"  - {inert.markdown(f'right in seeds: {votes}')}")
+    return lines
+
+
+def _written(document: Document) -> list[str]:
+    if not document.written:
+        return []
+    lines = ["", "## What methods write", ""]
+    for one in document.written:
+        lines.append(f"- {inert.markdown(f'{one.task} row {one.idx}: {one.prompt[:400]}')}")
+        lines += [f"  - reference: {inert.markdown(text[:400])}" for text in one.references]
+        lines += [f"  - {inert.markdown(f'{method}: {text[:400]}')}" for method, text in one.texts.items()]
     return lines

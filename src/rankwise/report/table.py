@@ -115,6 +115,7 @@ def to_json(document: Document) -> dict[str, Any]:
         "out": str(document.out),
         "rows": [{**asdict(row), "verdict": row.verdict} for row in document.rows],
         "examples": [asdict(example) for example in document.examples],
+        "written": [asdict(one) for one in document.written],
         "qualities": [
             {"task": task, "method": method, **quality.to_json()}
             for (task, method), quality in document.qualities.items()

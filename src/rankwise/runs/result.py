@@ -13,7 +13,7 @@ from rankwise.files import cache_folder
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.run_folder import RunFolder
-from rankwise.runs import curve, model_card
+from rankwise.runs import curve, model_card, texts
 from rankwise.runs.evaluation import evaluate, labels
 from rankwise.runs.events import Emit, optional
 from rankwise.runs.prepare import Prepared
@@ -34,6 +34,8 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
     """
     scores, measured = _evaluate(run, folder, emit)
     _save(run, folder, keep_model=run.assigned.keep_model)
+    with optional("The texts for a few prompts", emit):
+        texts.write(run, folder)
     with optional("The curve of the adapter's sizes", emit):
         if (sizes := curve.measure(run)) is not None:
             curve_file.write(folder.path, sizes)
