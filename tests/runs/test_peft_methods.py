@@ -54,7 +54,6 @@ def run(folder: Path, config: RunConfig) -> dict:
     return execute(store, lambda event: None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 12])
 def test_eva_starts_along_what_a_pooler_is_given_too(rank, tmp_path):
     """It is given one position of each row, where other layers have all. Truth: the principal components of the base's own."""
