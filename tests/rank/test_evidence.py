@@ -58,7 +58,8 @@ def test_the_factor_bound_equals_the_one_by_drawing(increase, error, expected):
         ((0.001, 0.001), None, True),  # the held-out rows are sure
         ((0.001, 0.010), None, False),  # they aren't
         ((0.001, 0.010), (0.002, 0.001), True),  # rows that are trained on are
-        ((0.001, 0.010), (0.006, 0.001), False),  # these miss the components
+        ((0.001, 0.010), (0.009, 0.001), False),  # these miss the components
+        ((0.004, 0.003), None, True),  # within twice the limit, surely
         ((0.006, 0.010), (0.002, 0.001), False),  # held-out rows miss them more than is negligible
         ((0.001, 0.010), (math.nan, 0.001), False),
     ],
@@ -66,4 +67,4 @@ def test_the_factor_bound_equals_the_one_by_drawing(increase, error, expected):
 def test_a_smaller_size_needs_sure_evidence_by_either_rows(held_out, trained, accepted):
     increase = LossIncrease(*held_out, 60)
     on_trained = None if trained is None else LossIncrease(*trained, 60)
-    assert accept_size(increase, on_trained, limit=0.005) is accepted
+    assert accept_size(increase, on_trained, limit=0.005, bound_limit=0.01) is accepted

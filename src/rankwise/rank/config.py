@@ -25,6 +25,7 @@ class RankConfig:
         prune_at: share of the training steps after which layers are pruned → tolerance then, as a share of the gain.
         by_size: a prune check goes through smaller sizes of the adapter and takes the smallest that rows don't miss
             (`accept_size`); otherwise it makes a prune that follows from trial prunings (`accept_prune_after_trial`).
+        bound_limit: the upper bound of a smaller size's loss increase is within this many times the tolerance.
         prune_all: where it isn't sure that the adapters gain anything, the last check may prune all of them.
         undo_at: share of the training steps after which the last prune is undone, if training hasn't made up for it by then.
         grow_at: shares of the training steps after which layers may grow.
@@ -54,6 +55,7 @@ class RankConfig:
     tolerance: float = 0.02
     prune_at: Mapping[float, float] = field(default_factory=lambda: {0.4: 0.002, 0.8: 0.02})
     by_size: bool = False
+    bound_limit: float = 2.0
     prune_all: bool = True
     undo_at: float = 0.9
     grow_at: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -100,9 +102,7 @@ def preferring(prefer: Preference) -> RankConfig:
 
 
 PREFERRED: Mapping[Preference, RankConfig] = {
-    "accuracy": RankConfig(
-        prune_at={0.8: 0.01}, by_size=True, prune_all=False, noise_cap=0.0, held_out_share=0.05
-    ),
+    "accuracy": RankConfig(prune_at={0.5: 0.015}, by_size=True, prune_all=False, undo_at=0.6, noise_cap=0.0),
     "size": RankConfig(),
 }
-"""accuracy: one prune check, late, which keeps whatever held-out rows can't show to be negligible."""
+"""accuracy: one prune check, half-way, which keeps whatever held-out rows can't show to be negligible; half of the training follows it."""

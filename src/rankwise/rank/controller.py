@@ -278,7 +278,9 @@ class RankController:
             on_trained = (
                 None if of_trained is None or trained is None else LossIncrease.of(of_trained - trained)
             )
-            accepted = increase.finite and accept_size(increase, on_trained, limit, self.config.confidence)
+            accepted = increase.finite and accept_size(
+                increase, on_trained, limit, self.config.bound_limit * limit, self.config.confidence
+            )
             expected = None if on_trained is None or not on_trained.finite else on_trained.mean
             if increase.finite:
                 decision = self.decision("prune", accepted, increase, limit, ranks, expected)

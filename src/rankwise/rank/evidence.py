@@ -198,21 +198,26 @@ def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float
 
 
 def accept_size(
-    increase: LossIncrease, trained: LossIncrease | None, limit: float, confidence: float = CONFIDENCE
+    increase: LossIncrease,
+    trained: LossIncrease | None,
+    limit: float,
+    bound_limit: float,
+    confidence: float = CONFIDENCE,
 ) -> bool:
     """Return whether a smaller size of an adapter will do: held-out rows see no loss increase above the limit, and that isn't chance.
 
-    It isn't chance if the upper bound of the increase is within the limit, by the held-out rows or by rows that are trained on. Those miss
+    It isn't chance if the upper bound of the increase isn't far above, by the held-out rows or by rows that are trained on. Those miss
     a component more than others do, because it was fitted to them.
 
     Args:
         increase: on held-out rows.
         trained: on rows that are trained on; None where there are none.
         limit: loss increase that is negligible.
+        bound_limit: of the upper bound.
         confidence: standard errors in a bound.
     """
     bounds = [x.mean + confidence * x.error for x in (increase, trained) if x is not None and x.finite]
-    return increase.mean <= limit and min(bounds, default=math.inf) <= limit
+    return increase.mean <= limit and min(bounds, default=math.inf) <= bound_limit
 
 
 def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:
