@@ -1,9 +1,9 @@
-"""Memory and speed of full fine-tuning, two fixed ranks and adaptive rank: runs in turn, on one machine.
+"""Memory and speed of full fine-tuning, fixed ranks and adaptive rank: runs in turn, on one machine.
 
     python studies/cost.py           # runs what is missing, stores, prints
     python studies/cost.py --show    # prints what is stored
 
-The runs are those of `make compare` (3,000 rows of movies, two epochs, three seeds) and three more in all linear layers:
+The runs are those of `make compare` (3,000 rows of movies, two epochs, three seeds) and those of more methods:
 `--work runs/compare` continues what that command left. Nothing else should use the machine meanwhile. Speed is rows trained on over the
 seconds of training, checks included. Memory is the peak of tensor bytes. Stored as studies/cost.parquet, a row a run;
 studies/figures/results_table.py takes its columns of memory and speed from there.
@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 from rankwise.run_folder import RunFolder, run_folders
 
 STORED = Path(__file__).with_suffix(".parquet")
-METHODS = ("full", "lora", "adaptive", "lora:rank=8,targets=all-linear")
+METHODS = (
+    "full",
+    "lora",
+    "adaptive",
+    "adaptive:prefer=size",
+    "lora:rank=8,targets=all-linear",
+    "lora:rank=16,targets=all-linear",
+)
 ROWS, EPOCHS, SEEDS = 3000, 2, 3
 
 

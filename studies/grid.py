@@ -37,24 +37,28 @@ from rankwise.run_folder import RunFolder, run_folders
 from trials import earlier
 
 STORED = Path(__file__).with_suffix(".parquet")
-OF_RECIPE = {"adaptive": "two-phase"}
+ADAPTIVE, SIZE = "adaptive", "adaptive:prefer=size"
+OF_RECIPE = {ADAPTIVE: "two-phase", SIZE: "two-phase"}
 """Methods whose schedule in the recipe isn't linear."""
 TWO_PHASE = ", two-phase"
 """What is added to the names of methods that have adaptive's schedule."""
 Row = dict[str, Any]
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,lr=2e-3" for r in RANKS)
-LINEAR = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (4, 8, 16, 64))
+LINEAR = tuple(
+    f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear,lr=1e-3" for r in (1, 2, 4, 8, 16, 64)
+)
 TASKS = ("mnli", "movies", "mrpc", "sst2", "qnli", "qqp")
 STAGES: tuple[tuple[int, tuple[str, ...], tuple[str, ...]], ...] = (
-    (2, ("adaptive", FIXED[3], FIXED[6], "full"), TASKS),
-    (2, (FIXED[1], FIXED[4]), TASKS),
-    (3, ("adaptive", *FIXED, *LINEAR, "head", "full"), TASKS),
-    (5, ("adaptive", FIXED[3], "full"), TASKS),
+    (2, (ADAPTIVE, SIZE, FIXED[3], LINEAR[3], "full"), TASKS),
+    (3, (ADAPTIVE, SIZE, *FIXED, *LINEAR, "head", "full"), TASKS),
+    (5, (ADAPTIVE, SIZE, FIXED[3], *LINEAR[2:5], "full"), TASKS),
 )
 """Seeds, methods and tasks, the most telling first; a later stage adds to an earlier one's runs."""
 WIDTH, LAYERS = 384, 12
 """Of the embedded model's query and value projections, and how many there are."""
+LINEAR_8 = 337_920
+"""Parameters of rank 8 in all linear layers of the embedded model."""
 SST2_TRAINED, SST2_JUDGED = 12_000, 10_000
 
 
@@ -84,8 +88,8 @@ def main() -> None:
     if asked.device == "cuda":
         STORED, asked.work = STORED.with_stem("grid-cuda"), asked.work / "cuda"
     of_recipe = _stored()
-    if not any(row["method"] == "adaptive" for row in of_recipe):
-        of_recipe += [row for row in on_cpu if row["method"] == "adaptive"]
+    if not any(row["method"] in OF_RECIPE for row in of_recipe):
+        of_recipe += [row for row in on_cpu if row["method"] in OF_RECIPE]
     if asked.schedule:
         on_cpu = _stored(STORED.with_stem(f"grid-{asked.schedule}"))
         STORED, asked.work = STORED.with_stem(f"{STORED.stem}-{asked.schedule}"), asked.work / asked.schedule
@@ -223,93 +227,84 @@ def summary(run: RunFolder) -> Row:
 
 
 def show(rows: list[Row]) -> None:
-    """Markdown: mean scores by task and method, then adaptive against the fixed rank that is best on the other seeds."""
+    """Markdown: mean scores by task and method; then each setting of adaptive against the fixed ranks, and its size."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    methods = sorted({row["method"] for row in rows}, key=lambda m: (m != "full", m != "adaptive", m))
+    methods = sorted({row["method"] for row in rows}, key=lambda m: (m != "full", m != ADAPTIVE, m))
     print(f"| method | {' | '.join(tasks)} |\n|---|{'---:|' * len(tasks)}")
     for method in methods:
         print(f"| {method} | {' | '.join(_cell(rows, task, method) for task in tasks)} |")
-    differences = {task: found for task in tasks if (found := against_best_fixed(rows, task))}
+    for setting in (ADAPTIVE, SIZE):
+        if any(row["method"] == setting for row in rows):
+            print(f"\n## {setting}\n")
+            _show_setting(rows, tasks, setting)
+
+
+def _show_setting(rows: list[Row], tasks: Sequence[str], setting: str) -> None:
+    """Markdown: a setting of adaptive against the fixed rank that is best on the other seeds, against each of them, and its size."""
+    differences = {task: found for task in tasks if (found := against_best_fixed(rows, task, setting))}
     several = {task: found for task, found in differences.items() if len(found) > 1}
     p = dict(
         zip(several, holm(np.array([ttest_1samp(d, 0.0)[1] for d in several.values()]).tolist()), strict=True)
     )
     print(
-        "\n| task | adaptive − best fixed rank, by seed | p (Holm) | full − best fixed rank | of that, adaptive closes |"
+        "| task | it − best fixed rank, by seed | p (Holm) | full − best fixed rank | of that, it closes | parameters, of r = 8's in all "
+        "linear layers | of r = 8's on query and value | checks, of training time |"
     )
-    print("|---|---:|---:|---:|---:|")
+    print(f"|---|{'---:|' * 7}")
+    shares: dict[str, list[float]] = {}
     for task, found in differences.items():
-        best, adaptive, full = _three(rows, task)
+        best, adaptive, full = three(rows, task, setting)
         gap = 100 * (full - best)
         closed = f"{100 * (adaptive - best) / (full - best):.0f} %" if gap > 1 else "no gap of a point"
-        by_seed = ", ".join(f"{100 * d:+.2f}" for d in found)
-        print(f"| {task} | {by_seed} | {f'{p[task]:.2f}' if task in p else ''} | {gap:+.2f} | {closed} |")
+        of_task = [row for row in rows if (row["task"], row["method"]) == (task, setting)]
+        shares[task] = [
+            statistics.fmean(row["adapter_params"] / LINEAR_8 for row in of_task),
+            statistics.fmean(row["adapter_params"] / row["r8"] for row in of_task),
+            statistics.fmean(row["rank_seconds"] / row["train_seconds"] for row in of_task),
+        ]
+        cells = [
+            ", ".join(f"{100 * d:+.2f}" for d in found),
+            f"{p[task]:.2f}" if task in p else "",
+            f"{gap:+.2f}",
+            closed,
+            *(f"{100 * share:.0f} %" for share in shares[task][:2]),
+            f"{100 * shares[task][2]:.1f} %",
+        ]
+        print(f"| {task} | {' | '.join(cells)} |")
+    medians = [f"{100 * statistics.median(column):.0f} %" for column in zip(*shares.values(), strict=True)]
+    print(f"| median | | | | | {' | '.join(medians)} |")
     if len(differences) > 1:
         mean = estimate([statistics.fmean(d) for d in differences.values()])
-        print(f"\nadaptive − best fixed rank over {mean.n} tasks: {100 * mean.mean:+.2f} points")
+        print(f"\n{setting} − best fixed rank over {mean.n} tasks: {100 * mean.mean:+.2f} points")
         print(f"± {100 * (mean.half or 0.0):.2f} for other tasks (t, 95 %, over the tasks' means)")
-        print(f"± {100 * half_over_seeds(list(several.values())):.2f} for other seeds (t, 95 %, these tasks)")
-        _show_each_rank(rows)
-        _show_all_linear(rows, tasks)
-    print(
-        "\n| task | parameters, of r = 8's on query and value | of that, on query and value | checks, of training time |"
-    )
-    print("|---|---:|---:|---:|")
-    shares = (("adapter_params", "r8"), ("query_value_params", "r8"), ("rank_seconds", "train_seconds"))
-    sizes = {
-        task: [
-            statistics.fmean(
-                row[name] / row[of] for row in rows if (row["task"], row["method"]) == (task, "adaptive")
+        if several:
+            print(
+                f"± {100 * half_over_seeds(list(several.values())):.2f} for other seeds (t, 95 %, these tasks)"
             )
-            for name, of in shares
-        ]
-        for task in differences
-    }
-    for task, values in sizes.items():
-        print(f"| {task} | {' | '.join(f'{100 * v:.0f} %' for v in values[:2])} | {100 * values[2]:.1f} % |")
-    medians = [f"{100 * statistics.median(column):.0f} %" for column in zip(*sizes.values(), strict=True)]
-    print(f"| median | {' | '.join(medians)} |")
+        _show_each_rank(rows, setting)
 
 
-def _show_each_rank(rows: list[Row]) -> None:
-    """Markdown: adaptive against each fixed rank, on the seeds that both have."""
+def _show_each_rank(rows: list[Row], setting: str) -> None:
+    """Markdown: a setting of adaptive against each fixed rank and full fine-tuning, on the seeds that both have."""
     scores: dict[str, dict[tuple[str, int], float]] = {}
     for row in rows:
         scores.setdefault(row["method"], {})[row["task"], row["seed"]] = row["score"]
     print(
-        "\n| fixed rank | adaptive − it | for other seeds | for other tasks | tasks |\n|---|---:|---:|---:|---:|"
+        "\n| compared with | it − that | for other seeds | for other tasks | tasks |\n|---|---:|---:|---:|---:|"
     )
     for method in sorted(
         scores, key=lambda m: (m.startswith(LINEAR), *map(int, re.findall(r"rank=(\d+)", m)))
     ):
         by_task: dict[str, list[float]] = {}
-        for task, seed in sorted(scores[method].keys() & scores["adaptive"].keys()):
-            by_task.setdefault(task, []).append(scores["adaptive"][task, seed] - scores[method][task, seed])
-        if method.startswith(FIXED + LINEAR) and len(by_task) > 1 and min(map(len, by_task.values())) > 1:
+        for task, seed in sorted(scores[method].keys() & scores[setting].keys()):
+            by_task.setdefault(task, []).append(scores[setting][task, seed] - scores[method][task, seed])
+        if method.startswith((*FIXED, *LINEAR, "full")) and len(by_task) > 1:
             mean = estimate([statistics.fmean(d) for d in by_task.values()])
-            seeds = half_over_seeds(list(by_task.values()))
-            cells = (
-                f"{100 * mean.mean:+.2f} | ± {100 * seeds:.2f} | ± {100 * (mean.half or 0.0):.2f} | {mean.n}"
+            several = list(by_task.values()) if min(map(len, by_task.values())) > 1 else []
+            seeds = f"± {100 * half_over_seeds(several):.2f}" if several else ""
+            print(
+                f"| {method} | {100 * mean.mean:+.2f} | {seeds} | ± {100 * (mean.half or 0.0):.2f} | {mean.n} |"
             )
-            print(f"| {method} | {cells} |")
-
-
-def _show_all_linear(rows: list[Row], tasks: Sequence[str]) -> None:
-    """Adaptive against the best of all fixed ranks, on the tasks and seeds that have one in all linear layers."""
-    found = []
-    for task in tasks:
-        seeds = {row["seed"] for row in rows if row["task"] == task and row["method"].startswith(LINEAR)}
-        if len(seeds) > 1:
-            found.append(
-                against_best_fixed([row for row in rows if row["seed"] in seeds], task, FIXED + LINEAR)
-            )
-    if len(found) > 1:
-        mean = estimate([statistics.fmean(d) for d in found])
-        print(
-            f"\nWith those in all linear layers among the fixed ranks, over {mean.n} tasks: {100 * mean.mean:+.2f} points, "
-            f"± {100 * (mean.half or 0.0):.2f} for other tasks, ± {100 * half_over_seeds(found):.2f} for other seeds; by task "
-            + ", ".join(f"{100 * statistics.fmean(d):+.2f}" for d in found)
-        )
 
 
 def half_over_seeds(differences: Sequence[Sequence[float]]) -> float:
@@ -330,38 +325,54 @@ def _cell(rows: list[Row], task: str, method: str) -> str:
     return f"{statistics.fmean(scores):.2f} ({len(scores)})" if scores else ""
 
 
-def _three(rows: list[Row], task: str) -> tuple[float, float, float]:
-    """Mean scores of the fixed rank on query and value that is best over all its seeds, and on these of adaptive and of full
-    fine-tuning at its best."""
+def three(
+    rows: list[Row], task: str, setting: str = ADAPTIVE, fixed: tuple[str, ...] = ()
+) -> tuple[float, float, float]:
+    """Return mean scores of the fixed rank that is best over all its seeds, and on these of a setting of adaptive and of full
+    fine-tuning at its best.
+
+    Args:
+        rows: of the grid.
+        task: whose runs count.
+        setting: of adaptive.
+        fixed: beginnings of the names of the fixed ranks that count; all where none is given.
+    """
     scores: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["task"] == task:
             scores.setdefault(row["method"], {})[row["seed"]] = row["score"]
-    fixed = (of for method, of in scores.items() if method.startswith(FIXED))
-    best = max(fixed, key=lambda of: statistics.fmean(of.values()))
+    candidates = (
+        of for method, of in scores.items() if method.startswith(fixed or FIXED + LINEAR) and len(of) > 1
+    )
+    best = max(candidates, key=lambda of: statistics.fmean(of.values()))
 
     def mean(method: str) -> float:
         shared = best.keys() & scores[method].keys()
         return statistics.fmean(scores[method][seed] for seed in shared) if shared else float("nan")
 
     full = max((mean(method) for method in scores if method.startswith("full")), default=float("nan"))
-    return statistics.fmean(best.values()), mean("adaptive"), full
+    return statistics.fmean(best.values()), mean(setting), full
 
 
-def against_best_fixed(rows: list[Row], task: str, fixed: tuple[str, ...] = FIXED) -> list[float]:
-    """Adaptive minus, for each seed, the fixed rank (on query and value, where nothing else is said) that is best on the other seeds."""
+def against_best_fixed(
+    rows: list[Row], task: str, setting: str = ADAPTIVE, fixed: tuple[str, ...] = ()
+) -> list[float]:
+    """Return a setting of adaptive minus, for each seed, the fixed rank that is best on the other seeds. The arguments are those of
+    `three`."""
     scores = {(row["method"], row["seed"]): row["score"] for row in rows if row["task"] == task}
-    seeds = sorted(seed for method, seed in scores if method == "adaptive")
+    seeds = sorted(seed for method, seed in scores if method == setting)
     found = []
     for seed in seeds:
         means = {
             method: statistics.fmean(others)
-            for method in dict.fromkeys(method for method, _ in scores if method.startswith(fixed))
-            if (others := [score for (m, s), score in scores.items() if m == method and s != seed])
+            for method in dict.fromkeys(
+                method for method, _ in scores if method.startswith(fixed or FIXED + LINEAR)
+            )
+            if len(others := [score for (m, s), score in scores.items() if m == method and s != seed]) > 1
             and (method, seed) in scores
         }
         if means:
-            found.append(scores["adaptive", seed] - scores[max(means, key=lambda m: means[m]), seed])
+            found.append(scores[setting, seed] - scores[max(means, key=lambda m: means[m]), seed])
     return found
 
 

@@ -18,9 +18,11 @@ from scipy.stats import spearmanr, ttest_1samp
 
 from comparison_table import differences, numbers, signed
 from stored import (
+    ADAPTIVE,
     DOCS,
     GRID,
     RANKS,
+    SIZE,
     TASKS,
     Row,
     by_task,
@@ -34,7 +36,7 @@ from stored import (
 BEGIN = "<!-- python studies/figures/appendix.py -->"
 PAGE = DOCS / "appendix.md"
 QUERY_VALUE = tuple(of_rank(rank) for rank in RANKS)
-LINEAR = tuple(of_rank(rank, everywhere=True) for rank in (4, 8, 16, 64))
+LINEAR = tuple(of_rank(rank, everywhere=True) for rank in (1, 2, 4, 8, 16, 64))
 LABELS = (
     (r"^as it is$", "current version"),
     (r"^as a long training, however short", "pruned at 40 and 80 % of the steps, however short"),
@@ -363,8 +365,10 @@ def grid_scores() -> str:
     rows = read(*GRID)
     adaptive = sorted({row["method"] for row in rows if row["method"].startswith("adaptive,")})
     lines = []
-    for method in ("full", "head", *QUERY_VALUE, *LINEAR, "adaptive", *adaptive):
+    for method in ("full", "head", *QUERY_VALUE, *LINEAR, ADAPTIVE, SIZE, *adaptive):
         scores, sizes = by_task(rows, method), by_task(rows, method, "adapter_params")
+        if not scores:
+            continue
         seeds = sorted({len(of_task) for of_task in scores.values()})
         cells = [f"{100 * _mean(scores[task]):.2f}" if task in scores else "" for task in TASKS]
         whole = f"{100 * mean_over_tasks(scores):.2f}" if len(scores) == len(TASKS) else ""
@@ -381,12 +385,12 @@ def grid_scores() -> str:
 def grid_comparisons() -> str:
     """Return adaptive against fixed ranks, and what it closes of the gap to full fine-tuning."""
     rows = [row for row in read(*GRID) if not row["method"].startswith("adaptive,")]
-    by_seed = {task: grid.against_best_fixed(rows, task) for task in TASKS}
+    by_seed = {task: grid.against_best_fixed(rows, task, SIZE, QUERY_VALUE) for task in TASKS}
     raw = np.array([ttest_1samp(found, 0.0)[1] for found in by_seed.values()]).tolist()
     lines = []
     for (task, found), p in zip(by_seed.items(), grid.holm(raw), strict=True):
-        of_rank_8 = [row for row in rows if (row["task"], row["method"]) == (task, "adaptive")]
-        best, adaptive, full = grid._three(rows, task)
+        of_rank_8 = [row for row in rows if (row["task"], row["method"]) == (task, SIZE)]
+        best, adaptive, full = grid.three(rows, task, SIZE, QUERY_VALUE)
         gap = full - best
         closed = f"{100 * (adaptive - best) / gap:.0f} %" if gap > 0.01 else "no gap of a point"
         shares = [
@@ -435,14 +439,14 @@ def grid_comparisons() -> str:
         "### Against each of them",
         f"On the seeds that both have. {with_linear}",
         ["", "seeds", "tasks", "adaptive − it", "other seeds", "other tasks", "its parameters", *TASKS],
-        [_against(rows, method) for method in (*QUERY_VALUE, *LINEAR[:2], "full")],
+        [_against(rows, method) for method in (*QUERY_VALUE, *LINEAR[2:4], "full")],
     )
     return f"{first}\n{second}"
 
 
 def _against(rows: Sequence[Row], method: str) -> list[str]:
     others = [row for row in rows if row["method"] == method]
-    found = differences([row for row in rows if row["method"] == "adaptive"], others)
+    found = differences([row for row in rows if row["method"] == SIZE], others)
     cells = [signed(found[task]) if task in found else "" for task in TASKS]
     seeds, size = max(map(len, found.values())), others[0]["adapter_params"]
     return [name_of(method), str(seeds), str(len(found)), *numbers(list(found.values())), f"{size:,}", *cells]
@@ -453,7 +457,7 @@ def _linear_too(rows: Sequence[Row]) -> str:
     for task in TASKS:
         seeds = {row["seed"] for row in rows if row["task"] == task and row["method"] in LINEAR}
         some = [row for row in rows if row["seed"] in seeds]
-        found.append(grid.against_best_fixed(some, task, QUERY_VALUE + LINEAR))
+        found.append(grid.against_best_fixed(some, task, SIZE, QUERY_VALUE + LINEAR))
     mean, seeds, tasks = numbers(found)
     return (
         "With fixed ranks in all linear layers among them, on the seeds that have one, adaptive minus the best on the other seeds is "
@@ -465,7 +469,7 @@ def grid_runs() -> str:
     """Return each adaptive run of the grid: its score, its size, and the components after each decision to prune."""
     lines = []
     for task in TASKS:
-        runs = [row for row in read("grid.parquet") if (row["task"], row["method"]) == (task, "adaptive")]
+        runs = [row for row in read("grid.parquet") if (row["task"], row["method"]) == (task, SIZE)]
         for run in sorted(runs, key=lambda row: row["seed"]):
             texts = json.loads(run["decisions"])
             made = [re.findall(r"^step (\d+): (?:cut|pruned), (\d+) → (\d+)", text) for text in texts]
@@ -505,7 +509,7 @@ def grid_runs() -> str:
 def baselines() -> str:
     """Return AdaLoRA, EVA and compression at adaptive's size, on the grid's seeds."""
     rows = read("grid.parquet")
-    adaptive = {(row["task"], row["seed"]): row for row in rows if row["method"] == "adaptive"}
+    adaptive = {(row["task"], row["seed"]): row for row in rows if row["method"] == SIZE}
     lines, over = [], {}
     for file, device in (("equal_size.parquet", "CPU"), ("equal_size-cuda.parquet", "GPU")):
         groups: dict[tuple[str, str], list[Row]] = {}

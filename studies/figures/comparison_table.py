@@ -6,7 +6,7 @@ python studies/figures/comparison_table.py
 import statistics
 from collections.abc import Sequence
 
-from stored import DOCS, GRID, RANKS, TASKS, Row, grid, of_rank, read, replace_between
+from stored import DOCS, GRID, RANKS, SIZE, TASKS, Row, grid, of_rank, read, replace_between
 
 BEGIN = "<!-- python studies/figures/comparison_table.py -->"
 PAGE = DOCS / "results.md"
@@ -39,14 +39,18 @@ def table(runs: Sequence[Row], of_its_size: Sequence[Row]) -> str:
         runs: of the grid.
         of_its_size: runs of the baselines; of a task and seed the first one counts.
     """
+    return "\n".join(_lines(runs, of_its_size, SIZE)) + "\n"
+
+
+def _lines(runs: Sequence[Row], of_its_size: Sequence[Row], setting: str) -> list[str]:
     lines = [
-        "| compared with | adaptive − it | other seeds | other tasks | tasks | seeds | its parameters |",
+        f"| compared with | {setting} − it | other seeds | other tasks | tasks | seeds | its parameters |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for label, method in METHODS:
         named = [row for row in (*runs, *of_its_size) if row["method"] == method]
         others = list({(row["task"], row["seed"]): row for row in reversed(named)}.values())
-        found = differences([row for row in runs if row["method"] == "adaptive"], others)
+        found = differences([row for row in runs if row["method"] == setting], others)
         seeds = min(len(of_task) for of_task in found.values())
         size = statistics.fmean(row["adapter_params"] for row in others)
         cells = [
@@ -57,7 +61,7 @@ def table(runs: Sequence[Row], of_its_size: Sequence[Row]) -> str:
             f"{size:,.0f}" if size else "the whole model",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def differences(first: Sequence[Row], second: Sequence[Row]) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from html import escape
 
-from stored import IMAGES, Row, read
+from stored import IMAGES, SIZE, Row, read
 
 WIDTH, HEIGHT = 960, 560
 LEFT, RIGHT = 150, 930
@@ -37,7 +37,7 @@ def main() -> None:
 def stored_run() -> Row:
     """Return the run that is drawn."""
     runs = read("grid.parquet")
-    (run,) = (row for row in runs if (row["task"], row["method"], row["seed"]) == ("sst2", "adaptive", 0))
+    (run,) = (row for row in runs if (row["task"], row["method"], row["seed"]) == ("sst2", SIZE, 0))
     return run
 
 

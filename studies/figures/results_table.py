@@ -13,9 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from stored import (
+    ADAPTIVE,
     DOCS,
     GRID,
     ROOT,
+    SIZE,
     STUDIES,
     TASKS,
     Row,
@@ -55,7 +57,8 @@ METHODS = (
     Method(
         "LoRA, rank 8 in all linear layers", of_rank(8, everywhere=True), "lora:rank=8,targets=all-linear"
     ),
-    Method("**adaptive rank**, `prefer=size`", "adaptive", "adaptive"),
+    Method("**adaptive rank**", ADAPTIVE, ADAPTIVE),
+    Method("**adaptive rank**, `prefer=size`", SIZE, SIZE),
 )
 
 
@@ -127,6 +130,8 @@ def table(rows: list[Row], costs: Costs) -> str:
     ]
     for of in METHODS:
         scores, sizes = by_task(rows, of.method), by_task(rows, of.method, "adapter_params")
+        if len(scores) < len(TASKS) or min(map(len, scores.values())) < 2:  # not run yet
+            continue
         mean, half = 100 * mean_over_tasks(scores), 100 * grid.half_over_seeds(list(scores.values()))
         seeds = min(len(values) for values in scores.values())
         size = f"{mean_over_tasks(sizes):,.0f}" if mean_over_tasks(sizes) else "the whole model"

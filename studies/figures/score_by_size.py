@@ -1,4 +1,4 @@
-"""Draw docs/images/score-by-size.png: score against adapter size on each task, as studies/grid.py stored it, in headless Chromium.
+"""Draw docs/images/score-by-size.png: score against adapter size on each task and in the mean, as studies/grid.py stored it, in Chromium.
 
 python studies/figures/score_by_size.py
 """
@@ -11,20 +11,27 @@ import plotly.graph_objects as go
 from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-from stored import GRID, IMAGES, RANKS, TASKS, Row, of_rank, read
+from stored import ADAPTIVE, GRID, IMAGES, RANKS, SIZE, TASKS, Row, of_rank, read
 
 WIDTH, HEIGHT = 1240, 560
 EDGES = (6_000, 900_000)
 """Of the axis of adapter parameters."""
-FIXED, LINEAR, ADAPTIVE, FULL = "#4477aa", "#228833", "#cc3311", "#666666"
+FIXED, LINEAR, FULL = "#4477aa", "#228833", "#666666"
+SETTINGS = {ADAPTIVE: ("#cc3311", "adaptive rank"), SIZE: ("#ee7733", "adaptive rank, prefer=size")}
+"""Of adaptive: a color, and what a setting is called."""
+MEAN = "mean of the tasks"
 
 
 def main() -> None:
     rows = read(*GRID)
-    columns = (len(TASKS) + 1) // 2
-    figure = make_subplots(2, columns, subplot_titles=TASKS, horizontal_spacing=0.05, vertical_spacing=0.17)
-    for i, task in enumerate(TASKS):
-        for trace in _traces([row for row in rows if row["task"] == task], first=i == 0):
+    plots = {task: [row for row in rows if row["task"] == task] for task in TASKS}
+    plots[MEAN] = _means(rows)
+    columns = (len(plots) + 1) // 2
+    figure = make_subplots(
+        2, columns, subplot_titles=list(plots), horizontal_spacing=0.05, vertical_spacing=0.17
+    )
+    for i, (title, of_plot) in enumerate(plots.items()):
+        for trace in _traces(of_plot, first=i == 0, fewest=1 if title == MEAN else 2):
             figure.add_trace(trace, row=i // columns + 1, col=i % columns + 1)
     figure.update_xaxes(
         type="log",
@@ -34,9 +41,7 @@ def main() -> None:
         range=[math.log10(edge) for edge in EDGES],
     )
     figure.update_yaxes(gridcolor="#eee", ticksuffix=" ")
-    for column in range(1, columns + 1):  # below the last plot of each column
-        lowest = 2 if columns + column <= len(TASKS) else 1
-        figure.update_xaxes(title="adapter parameters", row=lowest, col=column)
+    figure.update_xaxes(title="adapter parameters", row=2)
     figure.update_yaxes(title="score, %", col=1)
     figure.update_layout(
         template="plotly_white",
@@ -58,17 +63,30 @@ def main() -> None:
         browser.close()
 
 
-def _traces(rows: list[Row], first: bool) -> list[go.Scatter]:
-    """Return the lines of one task: fixed ranks joined, adaptive's seeds and their mean, full fine-tuning across."""
-    adaptive = [(row["adapter_params"], 100 * row["score"]) for row in rows if row["method"] == "adaptive"]
+def _means(rows: list[Row]) -> list[Row]:
+    """Return each method's mean score and size over the tasks of the means over seeds, of methods that all tasks were run with."""
+    found = []
+    for method in sorted({row["method"] for row in rows}):
+        by_task = [[row for row in rows if (row["task"], row["method"]) == (task, method)] for task in TASKS]
+        if all(by_task):
+            score, size = (
+                statistics.fmean(statistics.fmean(row[name] for row in of) for of in by_task)
+                for name in ("score", "adapter_params")
+            )
+            found.append({"method": method, "score": score, "adapter_params": size})
+    return found
+
+
+def _traces(rows: list[Row], first: bool, fewest: int) -> list[go.Scatter]:
+    """Return the lines of one plot: fixed ranks joined, adaptive's seeds and their mean, full fine-tuning across."""
     full = [100 * row["score"] for row in rows if row["method"] == "full"]
     lines: list[go.Scatter] = []
     for everywhere, color, name in (
         (False, FIXED, "LoRA on query and value, ranks 1 to 64"),
-        (True, LINEAR, "LoRA in all linear layers, ranks 4 and 8"),
+        (True, LINEAR, "LoRA in all linear layers"),
     ):
         of = {n: [r for r in rows if r["method"] == of_rank(n, everywhere)] for n in RANKS}
-        several = [found for found in of.values() if len(found) > 1]
+        several = [found for found in of.values() if len(found) >= fewest]
         lines.append(
             go.Scatter(
                 x=[found[0]["adapter_params"] for found in several],
@@ -90,26 +108,29 @@ def _traces(rows: list[Row], first: bool) -> list[go.Scatter]:
                 showlegend=first,
             )
         )
-    if adaptive:
-        x, y = zip(*adaptive, strict=True)
-        lines += [
-            go.Scatter(
-                x=x,
-                y=y,
-                mode="markers",
-                marker={"color": ADAPTIVE, "symbol": "circle-open", "size": 7},
-                name="adaptive rank, each seed",
-                showlegend=first,
-            ),
-            go.Scatter(
-                x=[statistics.fmean(x)],
-                y=[statistics.fmean(y)],
-                mode="markers",
-                marker={"color": ADAPTIVE, "symbol": "star", "size": 13},
-                name="adaptive rank, mean",
-                showlegend=first,
-            ),
-        ]
+    for setting, (color, name) in SETTINGS.items():
+        runs = [(row["adapter_params"], 100 * row["score"]) for row in rows if row["method"] == setting]
+        if runs:
+            x, y = zip(*runs, strict=True)
+            lines.append(
+                go.Scatter(
+                    x=[statistics.fmean(x)],
+                    y=[statistics.fmean(y)],
+                    mode="markers",
+                    marker={"color": color, "symbol": "star", "size": 13},
+                    name=name,
+                    showlegend=first,
+                )
+            )
+            lines.append(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="markers",
+                    marker={"color": color, "symbol": "circle-open", "size": 6},
+                    showlegend=False,
+                )
+            )
     return lines
 
 

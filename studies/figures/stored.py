@@ -15,9 +15,10 @@ import grid  # noqa: E402
 __all__ = ["grid"]
 
 GRID = ("grid.parquet", "grid-cuda.parquet", "grid-cuda-two-phase.parquet", "grid-two-phase.parquet")
-"""Adaptive (CPU); full fine-tuning (GPU); ranks 8 and 64 on a GPU and the other fixed ranks on a CPU, with adaptive's schedule."""
+"""Adaptive at both settings (CPU); full fine-tuning (GPU); ranks 8 and 64 on a GPU and other fixed ranks on a CPU, with its schedule."""
 TASKS = ("movies", "sst2", "mrpc", "qqp", "qnli", "mnli", "rte")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
+ADAPTIVE, SIZE = grid.ADAPTIVE, grid.SIZE
 END = "<!-- end -->"
 Row = dict[str, Any]
 
