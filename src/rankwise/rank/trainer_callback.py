@@ -48,8 +48,9 @@ class RankCallback(TrainerCallback):
     What the training needs to know of the held-out examples is checked before its first step. A training of fewer steps than
     `RankConfig.fewest_steps` keeps the ranks that it has.
 
-    The last prune comes at four fifths of the steps. The learning rate should be at half its peak by then: high enough to learn again
-    what was pruned. `engine.optim.schedule_factor("two-phase", …)` in a `LambdaLR` gives that (docs/method.md).
+    The prune comes half-way; where size is preferred, the last one comes at four fifths of the steps. The learning rate should be at half
+    its peak by then: high enough to learn again what was pruned. `engine.optim.schedule_factor("two-phase", …)` in a `LambdaLR` gives that
+    (docs/method.md).
 
     Args:
         held_out: examples that are not in the training data, a few hundred or more; collated as the Trainer collates. Those without a
