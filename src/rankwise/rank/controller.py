@@ -265,7 +265,8 @@ class RankController:
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float) -> None:
         """Prune to the smallest size that rows don't miss. Sizes are those of `rank.curve`; halving the interval finds it."""
         trained = self.held_out.trained_losses_with({})
-        sizes = smaller_sizes(len(order))
+        least = int(self.config.least_kept * len(order))
+        sizes = [size for size in smaller_sizes(len(order)) if size >= least]
         # sizes before `largest` are accepted, those from `smallest` on are refused
         largest, smallest = 0, len(sizes)
         taken: Decision | None = None
