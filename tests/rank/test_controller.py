@@ -477,6 +477,10 @@ def test_the_smallest_size_is_taken_that_rows_do_not_miss():
     assert sized(lambda missing: 0.0 if missing <= 3 else 0.05) == (16, False)
 
 
+def test_a_quarter_of_the_components_stays_even_if_rows_like_none():
+    assert sized(lambda missing: -0.01 * missing) == (4, True)
+
+
 def test_rows_that_are_trained_on_speak_where_held_out_rows_cannot_tell():
     """On held-out rows every size costs less than the limit of 0.005, with an error of twice as much."""
     assert sized(lambda missing: 0.002, noise=0.01) == (16, False)
