@@ -15,6 +15,10 @@ class RankwiseError(Exception):
     """An error in the input. The command line prints its message alone and exits with code 2."""
 
 
+class ProcessLost(Exception):
+    """A training runs in several processes, and another of them has ended."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'sst2'? Known: …` for an unknown name, to be put behind the sentence that refuses it."""
     known = sorted(known)

@@ -37,6 +37,30 @@ def choose_device(asked: str) -> "torch.device":
     return device
 
 
+def device_of_process(device: "torch.device") -> "torch.device":
+    """Return the device of this process, where several train together: each GPU has one of them.
+
+    Raises:
+        RankwiseError: there are fewer GPUs than processes, or the device can't be shared.
+    """
+    if processes() == 1 or device.type == "cpu":
+        return device
+    import torch
+
+    n, gpus = processes_here(), torch.cuda.device_count()
+    if device.type != "cuda":
+        raise RankwiseError(
+            f"Several processes train on CUDA GPUs or on CPUs, not on {device.type}. Give `device=cpu`."
+        )
+    if n > gpus:
+        raise RankwiseError(
+            f"{n} processes were started on this machine, and it has {gpus} GPU{'s' * (gpus != 1)}. Start as many processes as GPUs, or "
+            "give `device=cpu`."
+        )
+    torch.cuda.set_device(_number("LOCAL_RANK", least=0))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def choose_dtype(asked: str, device: "torch.device") -> tuple["torch.dtype", str]:
     """Return the number type of frozen weights and matrix products, and why: bfloat16 if the hardware multiplies it."""
     import torch
@@ -60,6 +84,24 @@ def choose_dtype(asked: str, device: "torch.device") -> tuple["torch.dtype", str
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes() -> int:
+    """Return how many processes train together: more than one where a launcher such as torchrun started this one."""
+    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return _number("WORLD_SIZE") if launched else 1
+
+
+def processes_here() -> int:
+    """Return how many of them run on this machine."""
+    return _number("LOCAL_WORLD_SIZE") if processes() > 1 else 1
+
+
+def _number(variable: str, least: int = 1) -> int:
+    try:
+        return max(least, int(os.environ.get(variable, least)))
+    except ValueError:
+        return least
 
 
 def versions() -> dict[str, str]:

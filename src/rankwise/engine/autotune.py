@@ -20,6 +20,7 @@ from rankwise import hardware
 from rankwise.config import parse_memory
 from rankwise.engine.execution import Cost, Engine
 from rankwise.engine.measure import MB, TensorMemory
+from rankwise.engine.processes import ONE
 from rankwise.engine.profiling import heaviest_batch
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
@@ -30,7 +31,8 @@ def tune(training: Training, *, memory: str = "fast", cache: Path | None = None)
     """Choose a training's engine by measuring; return what was taken, for the first lines of a run.
 
     Args:
-        training: its `compute` gets the engine. No step is taken, and no state changes.
+        training: its `compute` gets the engine. No step is taken, and no state changes. Of several processes, this one alone measures,
+            with its share of a batch.
         memory: `fast`, `lean` (gradient checkpointing), or a size such as `2GB`; see `config.parse_memory`.
         cache: folder that keeps what was measured on this machine; None measures anew.
 
@@ -40,7 +42,8 @@ def tune(training: Training, *, memory: str = "fast", cache: Path | None = None)
     compute, rows = training.compute, training.rows
     engine, step = Engine(), partial(_compute_gradients, training)
     if compute.device.type == "cpu" and compute.padding == "packed":
-        threads, typical = compute.threads or torch.get_num_threads(), training.batch()
+        threads, batch = compute.threads or torch.get_num_threads(), training.batch()
+        typical = batch[:: compute.processes.count]
         engine = fastest(step, typical, threads, cache, _cache_key(training, typical, threads))
     limit = parse_memory(memory)
     if isinstance(limit, str):
@@ -69,7 +72,8 @@ def fixed_bytes(training: Training) -> float:
 
 def _compute_gradients(training: Training, engine: Engine, rows: np.ndarray) -> None:
     """Compute the gradients of some rows with an engine, and forget them."""
-    compute, model, copies = replace(training.compute, engine=engine), training.model.train(), training.copies
+    compute = replace(training.compute, engine=engine, processes=ONE)
+    model, copies = training.model.train(), training.copies
     labels = training.rows.count_labels(rows)
     with compute.running(model), copies.in_place():
         copies.refresh()

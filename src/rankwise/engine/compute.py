@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,8 +25,9 @@ from rankwise.engine.attention import can_pack, packed
 from rankwise.engine.dropout import Key
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
-from rankwise.engine.packing import LabelledTokens, PackedBatch, pack, pad, token_batches
+from rankwise.engine.packing import LabelledTokens, PackedBatch, equal_sections, pack, pad, token_batches
 from rankwise.engine.pooling import packed_hidden, packed_logits, padded_logits
+from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.row_check import refused_by_name
 from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
 from rankwise.engine.token_losses import Losses, has_plain_head
@@ -73,6 +75,7 @@ class Compute:
         plain_head: the model is a language model whose losses can be computed in pieces, see `token_losses`.
         threads: CPU threads in all; torch's own setting where None.
         forward_rows: rows of a batch that keeps nothing for backward. None: as many as `FORWARD_TOKENS` allows.
+        processes: that share batches, and rows that are evaluated. All of them call the same functions with the same arguments.
     """
 
     device: torch.device
@@ -86,6 +89,7 @@ class Compute:
     forward_rows: int | None = None
 
     plain_head: bool = False
+    processes: Processes = ONE
 
     @classmethod
     def for_model(
@@ -99,6 +103,7 @@ class Compute:
         padding: Padding = "packed",
         verify: bool = True,
         threads: int | None = None,
+        processes: Processes = ONE,
     ) -> "Compute":
         """Return how to run a model on the device it is on, packed where that is asked for and possible.
 
@@ -113,6 +118,7 @@ class Compute:
             verify: where `packed` is asked for, run a few rows to find out whether the model can, and whether its losses can be computed in
                 pieces. Otherwise it is taken as asked for, and losses are computed at once.
             threads: CPU threads in all; torch's own setting where None.
+            processes: that share batches.
         """
         taken, reason = choose_padding(model, padding) if verify else (padding, "")
         return cls(
@@ -124,6 +130,7 @@ class Compute:
             pad_id=pad_id,
             threads=threads,
             plain_head=verify and taken == "packed" and has_plain_head(model),
+            processes=processes,
         )
 
     @cached_property
@@ -141,20 +148,34 @@ class Compute:
         key: Key | None = None,
         micro_batches: int = 1,
     ) -> list[PackedBatch] | list[PaddedBatch]:
-        """Return some rows as model inputs on the device, in `micro_batches` micro-batches or more.
+        """Return this process's share of some rows as model inputs on the device, in `micro_batches` micro-batches or more.
+
+        The processes' shares have about equal tokens. A process has none where there are fewer rows than processes. On a CPU, dropout
+        in packed rows draws the same numbers however they are shared.
 
         Args:
             model: whose inputs they will be.
             rows: token ids of all rows.
-            which: numbers of the rows wanted.
+            which: numbers of the rows wanted, by all processes.
             key: names dropout's random stream where rows are packed.
-            micro_batches: of about equal size, at least; fewer where there are fewer rows.
+            micro_batches: of about equal size, at least, over all processes; fewer where there are fewer rows.
         """
+        count = self.processes.count
+        micro_batches = -(-micro_batches // count)
         if self.padding == "packed":
-            batches = self.engine.divide(pack(rows, which, model=model, key=key), micro_batches)
+            shares = pack(rows, which, model=model, key=key).divide(count)
+            batches = [
+                batch
+                for one in self.processes.share(shares)
+                for batch in self.engine.divide(one, micro_batches)
+            ]
             return [
                 (batch.fill() if self.device.type == "cpu" else batch).to(self.device) for batch in batches
             ]
+        if count > 1:
+            which = self._share(rows, which)
+        if len(which) == 0:
+            return []
         to = self.max_length if self.padding == "max_length" else "longest"
         asked = max(micro_batches, self.engine.least_micro_batches(self.lengths(rows, which)))
         of_tokens = rows.token_labels is not None
@@ -162,6 +183,15 @@ class Compute:
             self._padded(pad(rows, some, self.pad_id, to), some, of_tokens=of_tokens)
             for some in np.array_split(which, min(asked, len(which)))
         ]
+
+    def _share(self, rows: Encoded, which: np.ndarray) -> np.ndarray:
+        """Return this process's share of rows that will be padded: rows of similar length."""
+        padded = self.padding == "max_length"
+        lengths = self.lengths(rows, which) if padded else rows.lengths[which]
+        by_length = np.argsort(lengths, kind="stable")
+        sections = list(pairwise(equal_sections(lengths[by_length], self.processes.count)))
+        mine = [which[by_length[first:last]] for first, last in self.processes.share(sections)]
+        return mine[0] if mine else which[:0]
 
     def lengths(self, rows: Encoded, which: np.ndarray) -> np.ndarray:
         """Return the tokens of each row of a batch as the model sees them, padding included."""
@@ -290,7 +320,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Return logits of every row, float32 [rows, outputs], in the rows' own order; or what an objective keeps of them.
 
-    Of rows of words that is [rows, words, outputs], NaN behind a row's last word.
+    Of rows of words that is [rows, words, outputs], NaN behind a row's last word. Several processes share the batches; each returns the
+    logits of all, bit for bit those of a single process.
 
     Args:
         model: left in eval mode.
@@ -298,7 +329,7 @@ def predict_logits(
         compute: how the model is run.
         objective: its `outputs` are returned. Needed where tokens have labels.
         max_tokens: tokens a batch, padding included; rows of similar length share one. Default: `FORWARD_TOKENS`.
-        on_progress: called with (rows done, of all) after each batch.
+        on_progress: called with (rows done, of all) after each batch; of this process's rows.
 
     Raises:
         RankwiseError: there are no rows.
@@ -317,21 +348,23 @@ def predict_logits(
             logits = objective.outputs(logits, batch.labels, of_row, len(batch.rows))
         return batch.rows, logits.cpu().numpy()
 
-    whole = replace(compute, engine=Engine())
+    whole = replace(compute, engine=Engine(), processes=ONE)
     most = max_tokens or FORWARD_TOKENS.get(compute.device.type, FORWARD_TOKENS["cpu"])
     if rows.token_labels is not None:  # each token may have a logit for every word
         most = max(1, most // 4)
-    batches = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
+    every = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
+    batches = compute.processes.share(every)
+    of = sum(map(len, batches))
     with compute.running(model):
         for some, logits in compute.micro_batch_threads.map(run, batches):
-            if done == 0 and logits.ndim == 3:
-                result = np.full((len(rows), rows.most_labels, logits.shape[2]), np.nan, dtype=np.float32)
-            elif done == 0:
-                result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
+            if done == 0:
+                words = (rows.most_labels,) if logits.ndim == 3 else ()
+                result = np.zeros((len(rows), *words, logits.shape[-1]), dtype=np.float32)
             if logits.ndim == 3:
+                result[some] = np.nan
                 result[some, : logits.shape[1]] = logits
             else:
                 result[some] = logits
             done += len(some)
-            on_progress(done, len(rows))
-    return result
+            on_progress(done, of)
+    return compute.processes.add_arrays(result if batches else None)

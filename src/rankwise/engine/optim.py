@@ -75,6 +75,11 @@ class Update:
             groups, lr=lr, betas=(0.9, beta2), fused=True
         )
 
+    @property
+    def holders(self) -> list[nn.Parameter]:
+        """What the optimizer updates, and whose `.grad` hold all gradients: the flat buffers, or the parameters."""
+        return [buffer.values for buffer in self._buffers] or self.parameters
+
     @torch.no_grad()
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add gradients to those since the last step.
@@ -108,8 +113,7 @@ class Update:
         Args:
             largest: Euclidean norm over everything that is trained; 0 leaves the gradients as they are.
         """
-        whole = [buffer.values for buffer in self._buffers] or self.parameters
-        norm = _norm([p.grad for p in whole if p.grad is not None])
+        norm = _norm([p.grad for p in self.holders if p.grad is not None])
         self._divisor = torch.clamp((norm + 1e-6) / largest, min=1.0).float() if largest > 0 else None
         return float(norm)
 

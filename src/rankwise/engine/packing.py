@@ -333,12 +333,7 @@ class PackedBatch:
         Dropout's masks are those of the whole batch. So the micro-batches' gradients of their summed losses add up to the whole
         batch's.
         """
-        if count <= 1:
-            return [self]
-        ends = self.layout.offsets[1:]
-        wanted = self.tokens * np.arange(1, count) / count
-        nearest = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
-        return self._sections(np.unique(np.concatenate([[0], nearest, [len(self)]])).tolist())
+        return [self] if count <= 1 else self._sections(equal_sections(self.layout.lengths, count))
 
     def split(self, most: float, costs: np.ndarray | None = None) -> list["PackedBatch"]:
         """Return micro-batches, as `divide` makes them, that each cost at most `most` or have a single row.
@@ -377,6 +372,17 @@ class PackedBatch:
             labels=labels,
             labelled=labelled,
         )
+
+
+def equal_sections(lengths: Int64[np.ndarray, "rows"], count: int) -> list[int]:
+    """Return where to cut rows, in their order, into `count` sections with about equal tokens: the first row of each, and the end.
+
+    There are fewer sections where there are fewer rows.
+    """
+    ends = np.cumsum(lengths)
+    wanted = ends[-1] * np.arange(1, count) / count
+    nearest = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
+    return np.unique(np.concatenate([[0], nearest, [len(lengths)]])).tolist()
 
 
 def filling(tokens: int) -> int:

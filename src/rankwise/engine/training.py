@@ -28,6 +28,7 @@ from rankwise.engine.measure import Speed, TensorMemory, label, megabytes
 from rankwise.engine.mixed_precision import Copies
 from rankwise.engine.optim import BETA2, Kind, Schedule, Update, add_up, schedule_factor
 from rankwise.engine.packing import PackedBatch
+from rankwise.engine.processes import ONE
 from rankwise.errors import RankwiseError
 from rankwise.rank import defaults
 from rankwise.rank.controller import RankController
@@ -54,8 +55,8 @@ class Step:
         rows: in the batch.
         tokens: in the batch, without padding.
         seconds: it took.
-        memory: MB by kind at its peak, and their total, where the step was profiled.
-        flops: floating-point operations of its matrix products, where it was profiled.
+        memory: MB by kind at its peak, and their total, where the step was profiled; of the process that took most.
+        flops: floating-point operations of its matrix products, where it was profiled; of all processes.
         skipped: nothing was updated, because a gradient wasn't finite.
     """
 
@@ -99,8 +100,10 @@ class Training:
         model: `requires_grad` says what is trained; trained in place.
         rows: token ids with labels.
         options: complete: none of epochs, batch_size, lr, optimizer, schedule, warmup, weight_decay, clip is None.
-        compute: how the model is run.
-        seed: of the order of rows and of dropout.
+        compute: how the model is run, and by which processes. Each of them has a `Training` with the same weights and arguments, and
+            calls `step()` as often.
+        seed: of the order of rows and of dropout. Of several processes, each draws dropout's numbers from a stream of its own where rows
+            are padded, or on a GPU.
         hooks: what the method does besides the loss.
         objective: gives the loss of a batch, and of the held-out rows that ranks are decided on. Default: the one of the model's config.
         class_weights: float32 [outputs], see `Objective.class_weights`; None counts every row the same.
@@ -110,6 +113,7 @@ class Training:
 
     Attributes:
         skipped_steps: steps so far in which nothing was updated, because a gradient wasn't finite.
+        between_steps: whether the state is one that a checkpoint may keep. A step that fails before it changes anything leaves it so.
 
     Raises:
         RankwiseError: nothing is trained, or there are no rows.
@@ -163,9 +167,11 @@ class Training:
                 self.update,
                 trained=lambda: self._losses(self.batches.replacements),
                 seed=stream_seed(seed, "rank"),
+                same_everywhere=None if compute.processes is ONE else compute.processes.check_same,
             )
         self.copies = Copies(model, self.update.parameters, compute.autocast)
         self._bytes_then, self._numbers_then, self._peak_mb = self.trained_bytes, -1, 0.0
+        self.between_steps = True
 
     @property
     def steps(self) -> int:
@@ -229,12 +235,15 @@ class Training:
 
         Raises:
             RankwiseError: the loss is not a number, or gradients aren't finite for many steps in a row.
+            ProcessLost: another process has ended.
         """
         resized = self._was_resized()
         if profile or resized:
             with self.memory() as memory:
                 step = self._step(counts=False)
-            step = replace(step, memory=megabytes(memory.peak), flops=memory.flops)
+            found = self.compute.processes.of_all((megabytes(memory.peak), memory.flops))
+            most = max((peak for peak, _ in found), key=lambda peak: peak["total"])
+            step = replace(step, memory=most, flops=sum(flops for _, flops in found))
             self._peak_mb = max(self._peak_mb, memory.peak_mb)
         else:
             step = self._step()
@@ -248,6 +257,7 @@ class Training:
             if memory is not None and memory.peak_mb > self._peak_mb:
                 self._peak_mb = memory.peak_mb
                 step = replace(step, memory=megabytes(memory.peak))
+        self.between_steps = True
         return step
 
     def _was_resized(self) -> bool:
@@ -267,12 +277,13 @@ class Training:
         started = time.perf_counter()
         batch = self.batch()
         self.model.train()
-        seed_torch(self.seed, "dropout", self.step_number)
+        seed_torch(self.seed, "dropout", self.step_number, *self.compute.processes.streams)
         loss = self.backward(batch)
         if not math.isfinite(loss):
             raise _no_number(f"loss is {loss}", self)
         lr = self.peak_lr * self.lr_factor(self.step_number)
         then = None if self.hooks is None else partial(self.hooks.after_step, self.step_number + 1)
+        self.between_steps = False
         with self.speed.share("optimizer"):
             norm = self.update.clip(cast(float, self.options.clip))
             skipped = not math.isfinite(norm)
@@ -301,7 +312,7 @@ class Training:
             raise _no_number(what, self)
 
     def backward(self, batch: np.ndarray) -> float:
-        """Add the gradients of the mean loss over a batch (row numbers) to the update; return that loss."""
+        """Add the gradients of the mean loss over a batch (row numbers) to the update, over all processes; return that loss."""
         with self.speed.share("data"):
             micro_batches = self.compute.batches(
                 self.model,
@@ -323,12 +334,16 @@ class Training:
                 with self.speed.share("optimizer"):
                     self.update.add(gradients[:trained])
                     add_up(collectors(self.rank), gradients[trained:])
+        loss = float(sum(losses))
+        if self.compute.processes.count > 1:
+            with self.speed.share("communication"):
+                loss = self.compute.processes.add_up([*self.update.holders, *collectors(self.rank)], loss)
         if self.hooks is not None:
             self.update.add(self.hooks.gradients(self.update.parameters))
         label("batch", micro_batches)
         label("gradients", self.update.kept)
         label("optimizer", statistics(self.rank))
-        return sum(losses)
+        return loss
 
     def gradients(
         self,

@@ -37,7 +37,7 @@ from rankwise.rank.evidence import (
     factor_bound,
     mean_and_error,
 )
-from rankwise.rank.guard import Guard, check_placement
+from rankwise.rank.guard import Guard, SameEverywhere, check_placement
 from rankwise.rank.pruning_rule import (
     Order,
     Proposal,
@@ -69,6 +69,8 @@ class RankController:
         prefer: `accuracy` or `size`, see `preferring`. Default: what the layers were made for.
         config: constants, in the place of those of the preference.
         rule: which components go first: a name in `PRUNING_RULES`, or a `PruningRule`.
+        same_everywhere: for a training in several processes that adds up their gradients and statistics in each step. Every process
+            then decides from the same numbers, which this checks. Without it, several processes are refused.
 
     Attributes:
         layers: the LoRA layers that are trained, by module path. A layer whose A and B have `requires_grad=False` stays as it is.
@@ -80,7 +82,7 @@ class RankController:
     Raises:
         ValueError: the model has no LoRA layers that are trained, or no rule has this name.
         RankwiseError: the optimizer can't follow a change of rank, or doesn't train the layers; the layers are merged or sharded; or
-            several processes train together.
+            several processes train together without `same_everywhere`.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RankController:
         prefer: Preference | None = None,
         config: RankConfig | None = None,
         rule: PruningRule | str = "importance",
+        same_everywhere: SameEverywhere | None = None,
     ) -> None:
         with bare(model, peft=True) as plain:
             self.model, adapted = plain, low_rank_layers(plain)
@@ -103,7 +106,8 @@ class RankController:
         self.layers = {path: layer for path, layer in adapted.items() if layer.is_trained}
         if not self.layers:
             raise ValueError("No LoRA layer of this model is trained: all have requires_grad=False.")
-        check_placement(adapted)
+        check_placement(adapted, alone=same_everywhere is None)
+        self.same_everywhere = same_everywhere
         keep_gradients(plain)
         prefer = prefer or next(iter(self.layers.values())).prefer
         self.config, self.rule = config or preferring(prefer), rule_named(rule)
@@ -178,8 +182,18 @@ class RankController:
         self.steps_taken += 1
         made = len(self.decisions)
         if check := self.checks.get(self.steps_taken):
+            self._compare_processes()
             check()
+            self._compare_processes()
         return self.decisions[made:]
+
+    def _compare_processes(self) -> None:
+        if self.same_everywhere is not None:
+            matrices = [m.detach() for layer in self.layers.values() for m in (layer.lora_A, layer.lora_B)]
+            sums = [self.statistics.of(path) for path in self.layers]
+            self.same_everywhere(
+                f"The adapters or their statistics at step {self.steps_taken}", [*matrices, *sums]
+            )
 
     @torch.no_grad()
     def sort(self) -> None:

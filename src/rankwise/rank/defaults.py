@@ -20,6 +20,7 @@ from rankwise.rank.components import OptimizerState
 from rankwise.rank.config import RankConfig, preferring
 from rankwise.rank.controller import RankController
 from rankwise.rank.evidence import Losses
+from rankwise.rank.guard import SameEverywhere
 from rankwise.rank.pruning_rule import PruningRule
 
 
@@ -70,8 +71,17 @@ def make_controller(
     *,
     trained: Losses | None = None,
     seed: int = 0,
+    same_everywhere: SameEverywhere | None = None,
 ) -> RankController:
     """Return a controller by the defaults in force; the arguments are those of `RankController`."""
     return _now.controller(
-        model, losses, steps, optimizer, trained=trained, seed=seed, config=_now.config, rule=_now.rule
+        model,
+        losses,
+        steps,
+        optimizer,
+        trained=trained,
+        seed=seed,
+        config=_now.config,
+        rule=_now.rule,
+        same_everywhere=same_everywhere,
     )

@@ -4,7 +4,8 @@ Each such event gets a note, is counted, or raises an error. In a healthy traini
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, distributed, nn
 
@@ -17,6 +18,23 @@ from rankwise.rank.evidence import HeldOutTest
 from rankwise.rank.resize import Resizer
 from rankwise.rank.statistics import Statistics
 from rankwise.rank.torch_optimizer import TorchOptimizer
+
+
+@runtime_checkable
+class SameEverywhere(Protocol):
+    """Checks that all processes that train together have the same bits in some tensors, and the same text."""
+
+    def __call__(self, what: str, tensors: Iterable[Tensor], text: str = "", /) -> None:
+        """
+        Args:
+            what: they are, for the error.
+            tensors: in the same order in every process.
+            text: compared with them.
+
+        Raises:
+            RankwiseError: they differ.
+        """
+        ...
 
 
 class Guard:
@@ -154,8 +172,12 @@ class Guard:
         return None if len(losses) < 2 else (losses, without_adapters)
 
 
-def check_placement(layers: Mapping[str, LowRankLayer]) -> None:
+def check_placement(layers: Mapping[str, LowRankLayer], *, alone: bool = True) -> None:
     """Check that this process has all of the training, and whole matrices.
+
+    Args:
+        layers: by module path.
+        alone: no other process may train the same model.
 
     Raises:
         RankwiseError: several processes train together, or DeepSpeed or FSDP has split the matrices.
@@ -171,7 +193,7 @@ def check_placement(layers: Mapping[str, LowRankLayer]) -> None:
     processes = (
         distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     )
-    if processes > 1:
+    if alone and processes > 1:
         raise RankwiseError(
             f"A RankController works in one process; {processes} train together here (torch.distributed). Ranks would differ between them."
         )
