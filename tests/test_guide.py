@@ -126,6 +126,8 @@ def run(command: list[str]) -> None:
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0, shlex.join(command)
+    elif program == "torchrun":
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", *arguments], check=True)
     elif program == "make":  # what it would do: the targets themselves take minutes
         subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *arguments], check=True)
     elif command[:2] == ["pip", "install"]:  # continuous integration installs the wheel

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import RankwiseError
-from rankwise.run_folder import RESULT, RunFolder, read_grid, run_folders, run_name, write_grid
+from rankwise.run_folder import RESULT, FollowedRun, RunFolder, read_grid, run_folders, run_name, write_grid
 
 
 @pytest.fixture
@@ -473,3 +473,14 @@ def test_run_folders_are_those_with_a_request_or_a_result_by_name(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "report.md").touch()
     assert [run.path.name for run in run_folders(tmp_path)] == ["a", "b", "c"]
+
+
+def test_a_run_that_is_followed_is_written_by_nobody(tmp_path):
+    """Whatever a run's folder can write, the processes that follow the first one leave to it."""
+    writing = ("write_", "append_", "update_", "truncate_", "replace_", "remove_", "forget_")
+    names = [name for name in vars(RunFolder) if name.startswith(writing)]
+    assert len(names) >= 13
+    followed = FollowedRun(tmp_path / "run")
+    for name in names:
+        assert getattr(followed, name)({}) is None, name
+    assert not followed.path.exists()

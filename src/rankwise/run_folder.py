@@ -65,7 +65,13 @@ def method_slug(method: str) -> str:
 
 
 class RunFolder:
-    """One run on disk: its request, logs, checkpoint, predictions and result."""
+    """One run on disk: its request, logs, checkpoint, predictions and result.
+
+    Attributes:
+        writes: whether this process writes it.
+    """
+
+    writes = True
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -325,6 +331,19 @@ class RunFolder:
             RankwiseError: it is missing or damaged.
         """
         return _record(records.Result, self._result)
+
+
+class FollowedRun(RunFolder):
+    """The folder of a run in several processes, for all but the first: they read it, and writing does nothing."""
+
+    writes = False
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        """Leave it to the first process."""
+
+    write_request = write_options = update_run_json = append_steps = append_ranks = write_ranks = _nothing
+    truncate_steps = replace_checkpoint = remove_checkpoint = forget_request = remove_unstarted = _nothing
+    write_predictions = write_texts = write_result = _nothing
 
 
 def _record(kind: type[records.Record], file: Path, remedy: str = RERUN) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
-from rankwise import console, inert
+from rankwise import console, hardware, inert
 from rankwise.cli import config_file
 from rankwise.cli.parameters import in_flags, with_flags
-from rankwise.errors import RankwiseError, machine_fault, nearest
+from rankwise.errors import ProcessLost, RankwiseError, machine_fault, nearest
 from rankwise.files import is_text
 from rankwise.runs import interruption
 
@@ -50,6 +50,8 @@ app = App(
 )
 app.register_install_completion_command()
 
+FIRST_SIGNAL = 128
+"""Exit codes from here on tell of a signal."""
 Json = Annotated[
     bool, Parameter(name="--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 ]
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _refuse_bytes(arguments)
         arguments = config_file.with_file(app, arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (RankwiseError, CycloptsError) as error:
+    except (RankwiseError, CycloptsError, ProcessLost) as error:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt as interrupted:
         _interrupted(str(interrupted), debug)
@@ -119,11 +121,25 @@ def _interrupted(message: str, debug: bool) -> NoReturn:
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if not _speaks(code):
+        sys.exit(code)
     with contextlib.suppress(OSError):  # the terminal may be gone
         if debug:
             print(inert.terminal(traceback.format_exc(), lines=True), file=sys.stderr)
         console.line(" ".join(message.split()), sys.stderr)
     sys.exit(code)
+
+
+def _speaks(code: int) -> bool:
+    """Return whether this process reports an error: of several that train together, the first one that meets it.
+
+    What was saved when they were interrupted, the one that writes it says.
+    """
+    if hardware.processes() == 1:
+        return True
+    from rankwise.engine import processes  # torch takes a moment, which one process alone has no need for
+
+    return (code < FIRST_SIGNAL or processes.is_first()) and processes.speaks()
 
 
 def _sentence(error: Exception, arguments: list[str]) -> str:

@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from rankwise import hardware
 from rankwise.cli.app import Json, OfClass, ThresholdFor, command, people, print_json, say
 from rankwise.cli.parameters import flag, in_flags
 from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, same_run, to_json
-from rankwise.errors import RankwiseError
+from rankwise.errors import ProcessLost, RankwiseError
 from rankwise.runs import trackers
+
+BEGIN = "begin"
+"""What the first of several processes tells the others, once the run's folder is ready."""
 
 
 @command
@@ -39,6 +43,10 @@ def compare(
     from rankwise.runs import grid
     from rankwise.tasks import tables
 
+    if hardware.processes() > 1:
+        raise RankwiseError(
+            "`rankwise compare` starts a process for each of its runs, and torchrun started several of it. Start it without torchrun."
+        )
     if files:
         config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
     if not config.table.given:
@@ -164,7 +172,6 @@ def train(
     Example: rankwise train reviews.csv --text review --label stars --out my-adapter
     """
     from rankwise.run_folder import RunFolder, one_answer
-    from rankwise.runs import methods
     from rankwise.tasks import tables
 
     trackers.check(report_to)
@@ -176,18 +183,12 @@ def train(
         config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
     _check_names([config.task] if by_name else [], [config.method], config.train.recipe)
     folder = RunFolder(out)
-    _refuse_foreign(folder)
-    request = to_json(config)
-    if folder.finished:
-        _refuse_other(folder, request)
-        result = folder.read_result()
-        with suppress(RankwiseError, OSError), _alone(folder):
-            folder.remove_checkpoint()  # a killed process may have left it beside its result
+    if hardware.processes() == 1:
+        result = _result(folder, config, report_to, json)
     else:
-        if config.model.from_adapter is not None:
-            methods.check_start(config.model.from_adapter, config.method)
-        _find_model(config)
-        result = _train(folder, request, {"report_to": list(report_to)}, json)
+        result = _in_several(folder, config, report_to, json)
+        if result is None:  # the first process shows it
+            return
     ranks = result.get("rank") or {}
     if ranks and result.get("rank_seconds") is not None:  # they were found
         _draw_ranks(ranks, result, json)
@@ -198,6 +199,8 @@ def train(
                 "More rows or --epochs may change that. --method lora has a fixed rank.",
             )
     _say_quality(result.get("quality"), json)
+    if result.get("processes"):
+        _say_processes(result, json)
     say(
         json,
         f"{result['metric']} {result['score']:.4f} on {result['n_validation']:,} validation rows. Saved in {out}.",
@@ -220,6 +223,58 @@ def train(
         print_json({"out": str(out), **result, **({"threshold": found.to_json()} if found else {})})
 
 
+def _in_several(
+    folder: Any, config: RunConfig, report_to: Sequence[str], json: bool
+) -> dict[str, Any] | None:
+    """Train in several processes; return the result in the first one, and None in the others, which write and say nothing."""
+    import warnings
+
+    from rankwise.engine.processes import joined
+    from rankwise.run_folder import FollowedRun
+
+    try:
+        with joined() as processes:
+            if processes.first:
+                return _result(folder, config, report_to, json, processes)
+            warnings.simplefilter("ignore")
+            if processes.of_first(None) == BEGIN:
+                from rankwise.runs.run import execute
+
+                execute(FollowedRun(folder.path), lambda event: None, processes)
+            return None
+    except ProcessLost as error:
+        then = (
+            "The same command shows the result."
+            if folder.finished
+            else "The same command continues from the last checkpoint."
+            if folder.checkpoint is not None
+            else "Nothing was saved yet: the same command begins anew."
+        )
+        raise ProcessLost(f"{error} {then}") from error
+
+
+def _result(
+    folder: Any, config: RunConfig, report_to: Sequence[str], json: bool, processes: Any = None
+) -> dict[str, Any]:
+    """Train, or read the result of a run that is finished."""
+    from rankwise.runs import methods
+
+    _refuse_foreign(folder)
+    request = to_json(config)
+    if folder.finished:
+        _refuse_other(folder, request)
+        result = folder.read_result()
+        with suppress(RankwiseError, OSError), _alone(folder):
+            folder.remove_checkpoint()  # a killed process may have left it beside its result
+        if processes is not None:
+            processes.of_first(None)
+        return result
+    if config.model.from_adapter is not None:
+        methods.check_start(config.model.from_adapter, config.method)
+    _find_model(config)
+    return _train(folder, request, {"report_to": list(report_to)}, json, processes)
+
+
 def _say_quality(stored: Any, json: bool) -> None:
     """Print how good a run's predictions are, if its result says so."""
     from rankwise.tasks import quality
@@ -227,6 +282,14 @@ def _say_quality(stored: Any, json: bool) -> None:
     with suppress(ValueError):
         for line in quality.lines(quality.from_json(stored)):
             say(json, line)
+
+
+def _say_processes(result: dict[str, Any], json: bool) -> None:
+    """Print what several processes cost."""
+    sent, speed = result.get("bytes_sent_a_step", 0), result.get("speed")
+    share = (speed or {}).get("shares", {}).get("communication")
+    waited = "" if share is None else f" Communication took {share:.0%} of the time, waiting included."
+    say(json, f"Each of {result['processes']} processes sent {sent / 1e6:,.3g} MB a step.{waited}")
 
 
 def _check_threshold(wanted: str | None, name: str | None) -> None:
@@ -257,7 +320,9 @@ def _find_threshold(folder: Any, wanted: str, name: str) -> Any:
     return found
 
 
-def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool) -> dict[str, Any]:
+def _train(
+    folder: Any, request: dict[str, Any], assigned: dict[str, Any], json: bool, processes: Any = None
+) -> dict[str, Any]:
     from rankwise.cli.progress import RunProgress
 
     if folder.checkpoint is not None:
@@ -271,7 +336,10 @@ def _train(folder: Any, request: dict[str, Any], assigned: dict[str, Any], json:
             from rankwise.runs.run import execute
 
             with RunProgress(people(json)) as progress:
-                return execute(folder, progress)
+                if processes is None:
+                    return execute(folder, progress)
+                processes.of_first(BEGIN)
+                return execute(folder, progress, processes)
     except KeyboardInterrupt as interrupted:
         raise _interrupted(folder, str(interrupted)) from interrupted
 

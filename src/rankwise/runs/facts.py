@@ -44,6 +44,7 @@ class Facts(_Read):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
     threads: Threads | None = None
+    processes: PositiveInt | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     padding: Literal["packed", "longest", "max_length"] | None = None
     max_length: PositiveInt | None = None

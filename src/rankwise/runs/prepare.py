@@ -3,7 +3,7 @@
     run.json ─► options (recipe) ─► hardware ─► rows ─► model ─► method ─► Training
 
 A resumed run repeats the choices of its beginning (`facts` in run.json: threads, dtype, padding, engine), so that it continues bit for bit.
-With other `threads=` it continues, too, up to rounding.
+With other `threads=`, or in another number of processes, it continues, too, up to rounding.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import PeakRss
+from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
@@ -128,8 +129,12 @@ class Prepared:
     request: str
 
 
-def prepare(folder: RunFolder) -> Prepared:
+def prepare(folder: RunFolder, processes: Processes = ONE) -> Prepared:
     """Load rows and model and make the method's `Training`, without a step taken.
+
+    Args:
+        folder: of the run.
+        processes: that train it together. The first downloads, encodes and measures; the others then find what it found.
 
     Raises:
         RankwiseError: an unknown name, rows or a model that can't be used, or options that don't go together.
@@ -143,13 +148,15 @@ def prepare(folder: RunFolder) -> Prepared:
         raise folder.damaged_run(error) from None
     name, config = resolve(requested)
     method = methods.named(name)
+    if facts.get("processes", 1) != processes.count:
+        facts.pop("threads", None)
     place = choose_place(config, facts, assigned.threads)
     check_base_bits(config, name, place.device)
-    dataset = load_dataset(
-        config
-    )  # first, so that an error in the rows is reported before a model is downloaded
-    source = warm_start.locate(config, objectives.named(dataset.task.problem).task_type)
-    rows = encode_rows(config, dataset, source)
+    with processes.first_before_others():
+        # rows first, so that an error in them is reported before a model is downloaded
+        dataset = load_dataset(config)
+        source = warm_start.locate(config, objectives.named(dataset.task.problem).task_type)
+        rows = encode_rows(config, dataset, source)
 
     rss = PeakRss()
     if place.device.type == "cuda":
@@ -164,6 +171,7 @@ def prepare(folder: RunFolder) -> Prepared:
         max_length=source.max_length,
         pad_id=loading.pad_id(model, source.tokenizer),
         threads=place.threads,
+        processes=processes,
     )
     config = replace(
         config,
@@ -181,7 +189,9 @@ def prepare(folder: RunFolder) -> Prepared:
         class_weights=weights,
     )
     seen = look_at(rows, source.max_length)
-    engine_note = _choose_engine(training, config, facts)
+    engine_note = _choose_engine(training, config, facts) if processes.first else ""
+    engine, engine_note = processes.of_first((training.compute.engine, engine_note))
+    training.compute = replace(training.compute, engine=engine)
     notes = [
         _place_note(config, source, place, [compute.padding_reason, engine_note]),
         f"Learning rate {lr.value:g} ({lr.why}); {training.steps} steps of {training.batches.batch_size} rows.",
@@ -190,6 +200,7 @@ def prepare(folder: RunFolder) -> Prepared:
         *look.lines(seen),
         *_left_out_note(rows, source.max_length),
         *_threads_note(place.threads, facts.get("threads")),
+        *_processes_note(processes.count, facts.get("processes", 1) if facts else None),
     ]
     facts = _facts(config, place, source, training, weights, rows)
     return Prepared(
@@ -206,7 +217,7 @@ def prepare(folder: RunFolder) -> Prepared:
         facts=facts | {"learning_rate_from": lr.why},
         notes=notes,
         assigned=assigned,
-        request=_digest(same_run(to_json(requested)), {**facts, "threads": None}),
+        request=_digest(same_run(to_json(requested)), _of_request(facts)),
     )
 
 
@@ -225,13 +236,18 @@ def choose_place(config: RunConfig, facts: dict[str, Any], assigned: int | None)
         facts: what the run chose when it began, if it is resumed.
         assigned: threads that a grid gives each of its runs.
     """
-    threads = config.model.threads or facts.get("threads") or assigned or hardware.cores()
+    threads = config.model.threads or facts.get("threads") or assigned or _cores()
     torch.set_num_threads(threads)
-    device = hardware.choose_device(config.model.device)
+    device = hardware.device_of_process(hardware.choose_device(config.model.device))
     dtype, reason = hardware.choose_dtype(facts.get("dtype") or config.model.dtype, device)
     return Place(
         device=device, threads=threads, dtype=dtype, dtype_reason="as this run began" if facts else reason
     )
+
+
+def _cores() -> int:
+    """Return the cores of this process: those of the machine, or its share where several processes train together."""
+    return max(1, hardware.cores() // hardware.processes_here())
 
 
 def check_base_bits(config: RunConfig, name: str, device: torch.device) -> None:
@@ -340,6 +356,23 @@ def _threads_note(threads: int, before: int | None) -> list[str]:
     ]
 
 
+def _processes_note(processes: int, before: int | None) -> list[str]:
+    if before in (None, processes):
+        return [f"{processes} processes share each batch."] if processes > 1 else []
+    return [
+        f"It began in {_several(before)} and goes on in {_several(processes)}: results may differ by rounding."
+    ]
+
+
+def _several(processes: int) -> str:
+    return f"{processes} process{'es' * (processes != 1)}"
+
+
+def _of_request(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the choices that a resumed run must repeat."""
+    return {name: value for name, value in facts.items() if name != "processes"} | {"threads": None}
+
+
 def _left_out_note(rows: RunRows, max_length: int) -> list[str]:
     n = sum(split.n_left_out for split in (rows.train, *rows.validation.values()))
     were = "row is" if n == 1 else "rows are"
@@ -367,6 +400,8 @@ def _facts(
         "max_length": source.max_length,
         "engine": training.compute.engine.to_json(),
     }
+    if (count := training.compute.processes.count) > 1:
+        facts["processes"] = count
     if config.model.base_bits is not None:
         facts["base_bits"] = config.model.base_bits
     if weights is not None:

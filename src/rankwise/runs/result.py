@@ -26,6 +26,8 @@ Scores = dict[str, dict[str, float]]
 def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float | None) -> dict[str, Any]:
     """Evaluate and save a trained run, and return what result.json holds.
 
+    Where several processes evaluate it, the first one saves it; the others return nothing.
+
     Args:
         run: after its last step.
         folder: where everything is written.
@@ -33,12 +35,15 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         peak_rss_mb: the process's memory at its peak in training.
     """
     scores, measured = _evaluate(run, folder, emit)
-    _save(run, folder, keep_model=run.assigned.keep_model)
-    with optional("The texts for a few prompts", emit):
-        texts.write(run, folder)
+    if folder.writes:
+        _save(run, folder, keep_model=run.assigned.keep_model)
+        with optional("The texts for a few prompts", emit):
+            texts.write(run, folder)
     with optional("The curve of the adapter's sizes", emit):
-        if (sizes := curve.measure(run)) is not None:
+        if (sizes := curve.measure(run)) is not None and folder.writes:
             curve_file.write(folder.path, sizes)
+    if not folder.writes:
+        return {}
     result = {
         **_scores(run, scores),
         "quality": measured and measured.to_json(),
@@ -50,6 +55,7 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         "device": run.training.compute.device.type,
         "dtype": run.facts["dtype"],
         "threads": run.facts["threads"],
+        **_processes(run),
     }
     if (folder.path / peft_format.CONFIG).is_file():
         with optional("The model card", emit):
@@ -148,8 +154,18 @@ def _costs(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
     }
 
 
+def _processes(run: Prepared) -> dict[str, Any]:
+    """Return how many processes trained, and the bytes that each sent a step; nothing of a single one."""
+    processes = run.training.compute.processes
+    return (
+        {}
+        if processes.count == 1
+        else {"processes": processes.count, "bytes_sent_a_step": processes.bytes_sent}
+    )
+
+
 def _speed(run: Prepared, profiled: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what a step of this process took, or None if no step was measured.
+    """Return what a step took in this process, or None if no step was measured.
 
     Args:
         run: after its last step.
@@ -173,7 +189,7 @@ def _speed(run: Prepared, profiled: list[dict[str, Any]]) -> dict[str, Any] | No
         "shares": speed.shares,
         "flops_per_step": flops_a_step,
         "flops_per_second": flops_a_second,
-        "product_share": flops_a_second / rate,
+        "product_share": flops_a_second / (rate * training.compute.processes.count),
     }
 
 

@@ -9,7 +9,6 @@ A run reports through events (see `events`) and keeps everything in its run fold
 
 import contextlib
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +19,10 @@ from rankwise import hardware
 from rankwise.config import options_of, to_json
 from rankwise.engine import checkpoint
 from rankwise.engine.compute import predict_logits
+from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.profiling import profiled_steps
 from rankwise.engine.training import Step, Training
-from rankwise.errors import RankwiseError, machine_fault
+from rankwise.errors import ProcessLost, RankwiseError, machine_fault
 from rankwise.files import check_sums, damaged
 from rankwise.rank.decision import start_line
 from rankwise.run_folder import RunFolder
@@ -43,15 +43,21 @@ REPORT_SECONDS = 0.5
 """Time between two `step` events."""
 
 
-def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
+def execute(folder: RunFolder, emit: Emit, processes: Processes = ONE) -> dict[str, Any]:
     """Run what `folder` asks for, from its checkpoint if there is one, and return the result that was written there.
+
+    Args:
+        folder: of the run; in all processes but the first a `FollowedRun`.
+        emit: gets the run's events.
+        processes: that train together; each calls this. All but the first return an empty result.
 
     Raises:
         RankwiseError: an error in the input or in a file, or a loss that isn't finite.
+        ProcessLost: another process has ended.
         Interrupted: a signal asked the process to end; it says what was saved.
         OSError: a file can't be written.
     """
-    run = prepare(folder)
+    run = prepare(folder, processes)
     config, training = run.config, run.training
     if (
         run.requested.table.fold is None
@@ -68,6 +74,7 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
     )
     if resumed := _resume(run, folder):
         run.notes.append(resumed)
+    _check_same(run)
     stopping = EarlyStopping(config.train.patience)
     stopping.load(folder, training.step_number)
     emit(
@@ -81,11 +88,13 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         }
     )
     folder.truncate_steps(training.step_number)
-    board = Board(emit, run.assigned.report_to, folder, training.step_number)
+    board = Board(emit, run.assigned.report_to if folder.writes else (), folder, training.step_number)
     with interruption.deferred() as interrupted:
-        _train(run, folder, stopping, board, emit, interrupted)
+        processes.asked_to_end = interrupted
+        _train(run, folder, stopping, board, emit)
     for note in training.notes:
         emit({"event": "note", "text": note})
+    _check_same(run, trained_only=True)
     try:
         result = finish(run, folder, emit, peak_rss_mb=run.rss.mb)
     except RankwiseError:  # what was trained is of no use
@@ -98,6 +107,8 @@ def execute(folder: RunFolder, emit: Emit) -> dict[str, Any]:
         with contextlib.suppress(OSError, SafetensorError):
             _checkpoint(run, folder)
         raise
+    if not folder.writes:
+        return result
     board.close(training.step_number, result["scores"])
     emit({"event": "result", **result})
     return result
@@ -129,14 +140,14 @@ def _train(
     stopping: EarlyStopping,
     board: Board,
     emit: Emit,
-    interrupted: Callable[[], bool],
 ) -> None:
     """Train to the last step, or until early stopping ends the run.
 
     Raises:
-        Interrupted: after a step, where `interrupted` says so.
+        Interrupted: after a step, where a process was asked to end.
+        ProcessLost: another process has ended; this one's state is saved if that was before a step changed anything.
     """
-    training = run.training
+    training, processes = run.training, run.training.compute.processes
     profiled = profiled_steps(training.batches, training.rows, training.compute)
     pace = _Pace()  # its clock starts here: a checkpoint wouldn't save the time of what comes before
     logged = len(training.decisions)
@@ -144,7 +155,13 @@ def _train(
         folder.append_ranks([start_line(training.rank.ranks)])
     while not training.done and not stopping.stop:
         with training.compute.running(run.model):
-            step = training.step(profile=training.step_number in profiled)
+            try:
+                step = training.step(profile=training.step_number in profiled)
+            except ProcessLost:
+                if training.between_steps:
+                    with contextlib.suppress(OSError, SafetensorError):
+                        _checkpoint(run, folder)
+                raise
         line = _line(step)
         _evaluate(run, line, stopping, emit)
         folder.append_steps([line])
@@ -155,12 +172,23 @@ def _train(
         board.step(line)
         if pace.report(training.done):
             emit(_progress(training, step.loss))
-        if interrupted():
+        if processes.ends:
             _end(run, folder)
         if pace.checkpoint() and not training.done:
             with optional("A checkpoint", emit):
                 _checkpoint(run, folder)
             pace.wrote()
+
+
+def _check_same(run: Prepared, *, trained_only: bool = False) -> None:
+    """Check that all processes have the same weights at the same step of the same run."""
+    training, processes = run.training, run.training.compute.processes
+    if processes.count == 1:
+        return
+    weights = [p for p in run.model.parameters() if p.requires_grad or not trained_only]
+    weights += [] if trained_only else list(run.model.buffers())
+    when = "after the last step" if trained_only else f"before step {training.step_number + 1}"
+    processes.check_same(f"The weights {when}", weights, f"{run.request} {training.step_number}")
 
 
 def _line(step: Step) -> dict[str, Any]:
