@@ -225,3 +225,12 @@ def test_holms_correction_is_that_of_its_closed_form(values):
     stepped = [min(1.0, (len(values) - j) * p) for j, p in enumerate(ordered)]
     expected = [max(stepped[: ordered.index(p) + 1]) for p in values]
     assert holm(values) == pytest.approx(expected)
+
+
+def test_tags_of_rows_in_folds_of_different_lengths_count_as_right_or_wrong_whole():
+    label = [[0.0, 1.0, -100.0], [1.0, 0.0, 0.0], [1.0, 0.0]]  # the last row is of a fold with shorter rows
+    first = pa.table({"idx": [0, 1, 2], "label": label, "prediction": label})
+    wrong = [[0.0, 1.0, -100.0], [1.0, 1.0, 0.0], [0.0, 0.0]]
+    second = pa.table({"idx": [0, 1, 2], "label": label, "prediction": wrong})
+    found = mcnemar([(first, second)])
+    assert (found.only_first, found.only_second, found.n) == (2, 0, 3)

@@ -135,10 +135,13 @@ def _aligned(first: pa.Table, second: pa.Table) -> tuple[pa.Table, np.ndarray, n
 
 
 def _errors(predictions: pa.Table) -> np.ndarray:
-    """0 or 1 for classes and sets of labels, the distance for numbers [examples]."""
+    """0 or 1 for classes, sets of labels and tags of words, the distance for numbers [examples]."""
     label, prediction = predictions["label"], predictions["prediction"]
     if pa.types.is_list(label.type):
-        return (np.array(label.to_pylist()) != np.array(prediction.to_pylist())).any(axis=1).astype(float)
+        both = zip(
+            label.to_pylist(), prediction.to_pylist(), strict=True
+        )  # rows of two folds may differ in length
+        return np.array([one != other for one, other in both], dtype=float)
     distance = np.abs(label.to_numpy() - prediction.to_numpy())
     return distance if pa.types.is_floating(label.type) else (distance > 0).astype(float)
 
