@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,6 +279,7 @@ def test_kill_9_of_the_whole_group_in_the_middle_of_a_grid_changes_nothing(
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(tmp_path, command, environment, undisturbed):
     out, lora = tmp_path / "out", [*command, "--methods", "lora"]
+    shutil.copytree(undisturbed / "sst2.full.s0", out / "sst2.full.s0")  # of an earlier command
     code, stderr = interrupt(out, lora, environment, "lora", "step 9", signal.SIGINT)
     assert code == 130
     assert stderr.splitlines()[-1] == (

@@ -40,6 +40,7 @@ def compare(
     Example: rankwise compare --tasks sst2 rte --methods full lora --seeds 5 --out runs/first
     """
     from rankwise.cli.progress import GridProgress
+    from rankwise.run_folder import run_name
     from rankwise.runs import grid
     from rankwise.tasks import tables
 
@@ -64,7 +65,8 @@ def compare(
         with GridProgress(people(json)) as progress:
             failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
     except KeyboardInterrupt as interrupted:
-        raise _interrupted_grid(config.out, n) from interrupted
+        names = {run_name(run.task, run.method, run.seed) for run in runs}
+        raise _interrupted_grid(config.out, names) from interrupted
     if len(failed) < n:
         _report(config.out, json)
         say(json, f"The page with curves, ranks and examples: {config.out / 'report.html'}")
@@ -102,18 +104,18 @@ def report(
         print_json(report.to_json(document))
 
 
-def _interrupted_grid(out: Path, n: int) -> KeyboardInterrupt:
-    """Return an interruption that says what there is of a grid of n runs."""
+def _interrupted_grid(out: Path, names: set[str]) -> KeyboardInterrupt:
+    """Return an interruption that says what there is of the runs of these names; the folder may have others' too."""
     from rankwise.run_folder import run_folders
     from rankwise.runs.interruption import Interrupted, words
 
-    folders = run_folders(out)
+    folders = [folder for folder in run_folders(out) if folder.path.name in names]
     finished = sum(folder.finished for folder in folders)
     begun = sum(not folder.finished and folder.checkpoint is not None for folder in folders)
     if not finished and not begun:
         return Interrupted(f"{words()} before anything was saved.")
     return Interrupted(
-        f"{words()}: {finished} of {n} runs are finished, {begun} begun. The same command continues from there."
+        f"{words()}: {finished} of {len(names)} runs are finished, {begun} begun. The same command continues from there."
     )
 
 
