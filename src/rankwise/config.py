@@ -377,6 +377,8 @@ class CompareConfig:
     """Folder of the grid. Give it again to continue the grid or add to it."""
     jobs: int = 1
     """Runs at a time. If more than one, they share the machine, so the speed columns stay empty."""
+    wait: bool = True
+    """When other processes do the last runs: wait for them, and do a run whose process is lost. Otherwise end and name them."""
     keep_models: bool = False
     """Also keep the weights of fully fine-tuned models."""
     report_to: tuple[str, ...] = ()

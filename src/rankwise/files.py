@@ -75,7 +75,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine's process may have the same number
     except OSError as error:
         raise RankwiseError(
             f"{path} can't be written: {error.strerror or error}. Give another folder with `out=`."

@@ -78,6 +78,7 @@ class Run(Record):
     versions: dict[str, str] | None = None
     hardware: dict[str, Any] | None = None
     failed: str | None = None
+    failed_in: str | None = None
 
 
 class Grid(Record):

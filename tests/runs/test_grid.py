@@ -427,7 +427,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 """
 HANG = WORKER + "time.sleep(600)"
-DIES_WITH_PARENT = "from rankwise.runs.grid import die_with_parent; die_with_parent()\n" + HANG
+DIES_WITH_PARENT = "from rankwise.runs.parent import die_with_parent; die_with_parent()\n" + HANG
 
 
 @pytest.fixture
@@ -454,14 +454,6 @@ def children(out: Path, n: int):
     return wait_until(
         lambda: (pids := [pid_in(f) for f in folders]) and all(pids) and pids, "workers at work"
     )
-
-
-def test_two_grids_in_one_folder_are_refused(tmp_path, processes):
-    processes(tmp_path, HANG, 1)
-    children(tmp_path, 1)
-    with pytest.raises(RankwiseError, match="Another rankwise is at work in"):
-        ran(grid(tmp_path))
-    assert started(tmp_path) == ["sst2.full.s0"]
 
 
 def test_ctrl_c_stops_the_runs_and_the_folder_can_be_used_again(tmp_path, processes):

@@ -1,6 +1,7 @@
 """Shows runs while they work: in a terminal a live table and bars, elsewhere plain lines without control characters."""
 
 import contextlib
+import math
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -18,6 +19,8 @@ from rankwise.report.words import clock
 
 PLAIN_SECONDS = 10.0
 """Time between two plain lines of one run."""
+ELSEWHERE_SECONDS = 60.0
+"""Time between two plain lines of a run that another process does."""
 BAR_SECONDS = 2.0
 """A `Bar` appears only if the work takes longer than this."""
 
@@ -70,7 +73,7 @@ class _RunState:
         self.rate: float | None = None
         self.left: float | None = None
         self.score, self.metric, self.seconds, self.message = None, "", 0.0, ""
-        self.spoken = 0.0
+        self.spoken = -math.inf
 
     def hear(self, event: dict[str, Any]) -> None:
         """Takes an event."""
@@ -87,6 +90,8 @@ class _RunState:
             self.score, self.metric, self.seconds = event["score"], event["metric"], event["train_seconds"]
         elif kind == "failed":
             self.state, self.message = "failed", event["message"]
+        elif kind in ("elsewhere", "left"):
+            self.state, self.message = "elsewhere", event["holder"]
 
     @property
     def share(self) -> float:
@@ -112,7 +117,8 @@ class _RunState:
     def due(self) -> bool:
         """Return whether it is time for another plain line."""
         now = time.monotonic()
-        if now - self.spoken < PLAIN_SECONDS and self.step < self.steps:
+        seconds = ELSEWHERE_SECONDS if self.state == "elsewhere" else PLAIN_SECONDS
+        if now - self.spoken < seconds and (self.state == "elsewhere" or self.step < self.steps):
             return False
         self.spoken = now
         return True
@@ -153,6 +159,7 @@ class GridProgress(_Screen):
 
     def __call__(self, name: str, event: dict[str, Any]) -> None:
         run = self.runs.setdefault(name, _RunState())
+        shared = run.state == "elsewhere"
         run.hear(event)
         for note in event.get("notes", []):
             if note not in self.notes:
@@ -163,10 +170,12 @@ class GridProgress(_Screen):
             self.say(f"{name} failed: {event['message']}")
         elif kind == "note":
             self.say(f"{name}: {event['text']}")
+        elif kind == "left":
+            self.say(f"{name} isn't finished: another process does it ({event['holder']}).")
         elif not self.terminal:
-            self._plain(name, run, kind)
+            self._plain(name, run, kind, shared=shared)
 
-    def _plain(self, name: str, run: _RunState, kind: str) -> None:
+    def _plain(self, name: str, run: _RunState, kind: str, *, shared: bool) -> None:
         if kind == "start":
             self.say(f"{name}: {run.steps} steps")
         elif kind == "step" and run.due():
@@ -174,7 +183,11 @@ class GridProgress(_Screen):
         elif kind == "result":
             self.say(f"{name}: {run.metric} {run.score:.4f} after {clock(run.seconds)}; {self._tally()}")
         elif kind == "kept":
-            self.say(f"{name}: {run.metric} {run.score:.4f}, finished before")
+            self.say(
+                f"{name}: {run.metric} {run.score:.4f}, {'finished elsewhere' if shared else 'finished before'}"
+            )
+        elif kind == "elsewhere" and run.due():
+            self.say(f"{name}: another process does it ({run.message})")
 
     def _count(self, *states: str) -> int:
         return sum(run.state in states for run in self.runs.values())
@@ -223,7 +236,8 @@ class GridProgress(_Screen):
             rate = f"{run.rate:.0f} rows/s" if run.rate else ""
             left = f"{clock(run.left)} left" if run.left is not None else ""
             return run.bar(12), Text(f"{100 * run.share:3.0f} %  loss {run.loss:.3f}  {rate}  {left}")
-        return Text(f"· {run.state}", style="bright_black"), Text("")
+        said = text(run.message) if run.state == "elsewhere" else Text("")
+        return Text(f"· {run.state}", style="bright_black"), said
 
 
 class Bar:

@@ -14,12 +14,13 @@ from rankwise.report.document import Document, collect
 from rankwise.report.html import html, look_html
 from rankwise.report.markdown import markdown
 from rankwise.report.table import to_json
+from rankwise.runs.claims import Claims
 from rankwise.tasks.columns import Column
 from rankwise.tasks.look import Look
 
 
 def write(out: Path, *, live: bool = False) -> Document:
-    """Read the runs under `out` and write the report there.
+    """Read the runs under `out` and write the report there. One process writes at a time; others wait.
 
     Args:
         out: the grid's folder.
@@ -28,6 +29,13 @@ def write(out: Path, *, live: bool = False) -> Document:
     Raises:
         RankwiseError: no run has finished, or the folder can't be written.
     """
+    if not out.is_dir():
+        return collect(out)  # which says so
+    with Claims(out) as claims, claims.alone():
+        return _write(out, live=live)
+
+
+def _write(out: Path, *, live: bool) -> Document:
     document = collect(out)
     texts = {
         "report.html": html(document, live=live),

@@ -13,7 +13,7 @@ from rankwise.files import cache_folder
 from rankwise.lora.layer import lora_layers
 from rankwise.models import loading
 from rankwise.run_folder import RunFolder
-from rankwise.runs import curve, model_card, texts
+from rankwise.runs import curve, model_card, parent, texts
 from rankwise.runs.evaluation import evaluate, labels
 from rankwise.runs.events import Emit, optional
 from rankwise.runs.prepare import Prepared
@@ -135,7 +135,8 @@ def _sizes(run: Prepared) -> dict[str, Any]:
 
 def _costs(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float | None) -> dict[str, Any]:
     """Return time, speed and memory; speed only if the run had the machine to itself."""
-    training, speed = run.training, None if run.assigned.shared_machine else run.training.speed
+    shared = run.assigned.shared_machine or parent.shares_machine()
+    training, speed = run.training, None if shared else run.training.speed
     memory = shares = None
     with optional("The speed and memory of a step", emit):
         profiled = [line for line in folder.read_steps() if "memory" in line]

@@ -8,7 +8,7 @@ import sys
 
 from rankwise.errors import RankwiseError, machine_fault
 from rankwise.runs import interruption
-from rankwise.runs.grid import die_with_parent
+from rankwise.runs.parent import die_with_parent
 
 
 def main() -> None:
