@@ -257,8 +257,13 @@ def joined() -> Iterator[Processes]:
 
 @cache
 def _meeting() -> tuple[Any, int, int]:
-    """Return the store that all processes share, the number of this one, and how many there are."""
-    return next(iter(rendezvous("env://", timeout=MEETING)))
+    """Return the store that all processes share, the number of this one, and how many there are.
+
+    A job that torchelastic starts again has the store of the job before: what that one left there is under another name.
+    """
+    store, number, count = next(iter(rendezvous("env://", timeout=MEETING)))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(f"rankwise/start {start}", store), number, count
 
 
 def is_first() -> bool:
