@@ -31,16 +31,16 @@ def test_results_table_is_what_is_stored(results_table, page):
 
 def test_results_table_has_the_mean_of_adaptives_seeds(results_table):
     stored = pq.read_table(ROOT / "studies" / "grid.parquet").to_pylist()
-    adaptive = [row for row in stored if row["method"] == "adaptive"]
+    adaptive = [row for row in stored if row["method"] == "adaptive:prefer=size"]
     tasks = {row["task"] for row in adaptive}
     means = [100 * _mean([row["score"] for row in adaptive if row["task"] == task]) for task in tasks]
     lines = (ROOT / "README.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("| **adaptive"))
+    line = next(line for line in lines if line.startswith("| **adaptive rank**, `prefer=size`"))
     assert line.split("|")[2].strip(" *") == f"{_mean(means):.1f}"
 
 
 def test_results_table_takes_memory_and_speed_of_the_study(results_table):
-    run = {"method": "adaptive", "peak_memory_mb": 1234.5, "rows_per_second": 56.7}
+    run = {"method": "adaptive:prefer=size", "peak_memory_mb": 1234.5, "rows_per_second": 56.7}
     where = {"n_train": 3000, "batch_size": 32, "dtype": "float32", "threads": 2}
     costs = results_table.of_study([run | where])
     lines = results_table.table(results_table.read(*results_table.GRID), costs).splitlines()

@@ -177,6 +177,13 @@ TABLES = (
         score="score",
         extra=(),
     ),
+    Table(
+        "When to prune",
+        "Adaptive cut to a share of its parameters at one check, whatever the evidence says; without a share it is never pruned. "
+        f"{HELD_OUT} CPU. `studies/when_to_prune.py`.",
+        ("when_to_prune.parquet",),
+        ("task", "method", "at", "share"),
+    ),
 )
 EARLIER = (
     Table(
