@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -347,6 +348,26 @@ def test_of_two_checkpoints_the_newest_whole_one_is_taken(run, monkeypatch):
     told = []
     execute(folder, told.append)
     assert "Continued from step 2." in told[0]["notes"]
+
+
+def test_a_run_can_continue_from_its_first_minute_on(run, monkeypatch):
+    """Steps take ten seconds of the clock that says when a checkpoint is due."""
+    now, saved = [0.0], []
+    append, replace = RunFolder.append_steps, RunFolder.replace_checkpoint
+
+    def append_steps(self, lines):
+        now[0] += 10
+        append(self, lines)
+
+    def replace_checkpoint(self, save):
+        saved.append(now[0])
+        replace(self, save)
+
+    monkeypatch.setattr("rankwise.runs.run.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(RunFolder, "append_steps", append_steps)
+    monkeypatch.setattr(RunFolder, "replace_checkpoint", replace_checkpoint)
+    execute(run(epochs=7.0), lambda event: None)
+    assert saved == [10, 30, 50]
 
 
 @pytest.mark.parametrize("file", ["training.json", "training.safetensors", "SHA256SUMS"])

@@ -35,6 +35,8 @@ from rankwise.runs.prepare import Prepared, prepare
 from rankwise.runs.result import finish
 from rankwise.runs.trackers import Board
 
+FIRST_CHECKPOINT_SECONDS = 5.0
+"""Training time before the first checkpoint of a process: from then on a kill doesn't cost everything."""
 CHECKPOINT_SECONDS = 20.0
 """Shortest time between two checkpoints."""
 CHECKPOINT_SHARE = 0.02
@@ -268,7 +270,7 @@ class _Pace:
     def __init__(self) -> None:
         self._reported = 0.0
         self._begun = self._written = time.perf_counter()
-        self._interval = CHECKPOINT_SECONDS
+        self._interval = min(FIRST_CHECKPOINT_SECONDS, CHECKPOINT_SECONDS)
 
     def report(self, last: bool) -> bool:
         """Return whether a `step` event is due; after the last step it always is."""
