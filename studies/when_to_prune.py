@@ -41,13 +41,12 @@ class Cut(RankController):
     noted: ClassVar[list[dict[str, Any]]] = []
 
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Any, limit: float) -> None:
-        gain, trained = self._gain or 1.0, self.held_out.trained_losses_with({})
+        gain = self._gain or 1.0
         for size in smaller_sizes(len(order)):
             ranks = ranks_without(bases, order[: len(order) - size])
             matrices = self.matrices(bases, ranks)
             held_out = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            of_trained = self.held_out.trained_losses_with(matrices)
-            fitted = None if of_trained is None or trained is None else LossIncrease.of(of_trained - trained)
+            fitted = self.held_out.trained_increase(matrices)
             Cut.noted.append(
                 {
                     "params": self._after(ranks),
@@ -153,6 +152,7 @@ def _percent(found: list[float] | None) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--as"]:
-        _run(*sys.argv[2:5], sys.argv[5:])
+        at, share, noted = sys.argv[2:5]
+        _run(at, share, noted, sys.argv[5:])
     else:
         main()

@@ -67,4 +67,4 @@ def test_the_factor_bound_equals_the_one_by_drawing(increase, error, expected):
 def test_a_smaller_size_needs_sure_evidence_by_either_rows(held_out, trained, accepted):
     increase = LossIncrease(*held_out, 60)
     on_trained = None if trained is None else LossIncrease(*trained, 60)
-    assert accept_size(increase, on_trained, limit=0.005, bound_limit=0.01) is accepted
+    assert accept_size(increase, lambda: on_trained, limit=0.005, bound_limit=0.01) is accepted

@@ -278,9 +278,9 @@ class RankController:
 
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float) -> None:
         """Prune to the smallest size that rows don't miss. Sizes are those of `rank.curve`; halving the interval finds it."""
-        trained = self.held_out.trained_losses_with({})
         least = int(self.config.least_kept * len(order))
         sizes = [size for size in smaller_sizes(len(order)) if size >= least]
+        bound_limit, confidence = self.config.bound_limit * limit, self.config.confidence
         # sizes before `largest` are accepted, those from `smallest` on are refused
         largest, smallest = 0, len(sizes)
         taken: Decision | None = None
@@ -289,16 +289,10 @@ class RankController:
             ranks = ranks_without(bases, order[: len(order) - sizes[middle]])
             matrices = self.matrices(bases, ranks)
             increase = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            of_trained = self.held_out.trained_losses_with(matrices)
-            on_trained = (
-                None if of_trained is None or trained is None else LossIncrease.of(of_trained - trained)
-            )
-            accepted = increase.finite and accept_size(
-                increase, on_trained, limit, self.config.bound_limit * limit, self.config.confidence
-            )
-            expected = None if on_trained is None or not on_trained.finite else on_trained.mean
+            on_trained = partial(self.held_out.trained_increase, matrices)
+            accepted = increase.finite and accept_size(increase, on_trained, limit, bound_limit, confidence)
             if increase.finite:
-                decision = self.decision("prune", accepted, increase, limit, ranks, expected)
+                decision = self.decision("prune", accepted, increase, limit, ranks)
                 taken = decision if accepted or taken is None else taken
             else:
                 self._not_finite(f"without {len(order) - sizes[middle]} components")

@@ -90,10 +90,14 @@ class HeldOutTest:
         )
         return losses
 
-    def trained_losses_with(self, matrices: Matrices) -> Float[Tensor, " examples"] | None:
-        """Return the loss of each example that is trained on, with these matrices; None where there are none."""
+    def trained_increase(self, matrices: Matrices) -> "LossIncrease | None":
+        """Return the loss increase on examples that are trained on, with these matrices; None where there are none."""
         if self.trained is None:
             return None
+        return LossIncrease.of(self._trained_losses(matrices) - self._trained_losses({}))
+
+    def _trained_losses(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        assert self.trained is not None
         with self.replaced(matrices), _uncompiled():
             found = self.trained()
         losses = (found[0] if isinstance(found, tuple) else found).cpu().double()
@@ -199,25 +203,27 @@ def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float
 
 def accept_size(
     increase: LossIncrease,
-    trained: LossIncrease | None,
+    on_trained: Callable[[], LossIncrease | None],
     limit: float,
     bound_limit: float,
     confidence: float = CONFIDENCE,
 ) -> bool:
     """Return whether a smaller size of an adapter will do: held-out rows see no loss increase above the limit, and that isn't chance.
 
-    It isn't chance if the upper bound of the increase isn't far above, by the held-out rows or by rows that are trained on. Those miss
-    a component more than others do, because it was fitted to them.
+    It isn't chance if the upper bound of the increase isn't far above. Where held-out rows can't tell, rows that are trained on are asked:
+    those miss a component more than others do, because it was fitted to them.
 
     Args:
         increase: on held-out rows.
-        trained: on rows that are trained on; None where there are none.
+        on_trained: measures it on rows that are trained on; returns None where there are none.
         limit: loss increase that is negligible.
         bound_limit: of the upper bound.
         confidence: standard errors in a bound.
     """
-    bounds = [x.mean + confidence * x.error for x in (increase, trained) if x is not None and x.finite]
-    return increase.mean <= limit and min(bounds, default=math.inf) <= bound_limit
+    if increase.mean > limit or accept_prune_by_rows(increase, bound_limit, confidence):
+        return increase.mean <= limit
+    fitted = on_trained()
+    return fitted is not None and fitted.finite and accept_prune_by_rows(fitted, bound_limit, confidence)
 
 
 def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:
