@@ -27,8 +27,8 @@ COVERAGE = $(shell $(BIN)/python -c 'import sys; print("--cov --cov-report=term"
 test: $(STAMP)  ## every test, a process a core, with coverage on Python 3.12 and later
 	@COVERAGE_CORE=sysmon $(BIN)/python -m pytest -n auto --dist loadfile $(COVERAGE)
 
-faults: $(STAMP)  ## 2,000 damaged inputs for every reader (an hour or two)
-	@RANKWISE_FAULTS=2000 $(BIN)/python -m pytest -q -n auto tests/faults
+faults: $(STAMP)  ## 2,000 damaged inputs for every reader, 200 kills of a grid (an hour or two)
+	@RANKWISE_FAULTS=2000 RANKWISE_KILLS=200 $(BIN)/python -m pytest -q -n auto tests/faults
 
 check: format lint  ## the developer's quick loop: format, lint, types, fast tests
 	@$(MAKE) --no-print-directory -j2 types quick-test
