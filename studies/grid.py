@@ -242,6 +242,9 @@ def show(rows: list[Row]) -> None:
 def _show_setting(rows: list[Row], tasks: Sequence[str], setting: str) -> None:
     """Markdown: a setting of adaptive against the fixed rank that is best on the other seeds, against each of them, and its size."""
     differences = {task: found for task in tasks if (found := against_best_fixed(rows, task, setting))}
+    if not differences:
+        print("No fixed rank is stored here beside it; `--schedule two-phase` has them.")
+        return
     several = {task: found for task, found in differences.items() if len(found) > 1}
     p = dict(
         zip(several, holm(np.array([ttest_1samp(d, 0.0)[1] for d in several.values()]).tolist()), strict=True)
