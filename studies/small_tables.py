@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from rankwise.run_folder import RunFolder
 from rankwise.tasks import registry
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.labels import Labels
 from rankwise.tasks.load import load_split
 from rankwise.tasks.metrics import scores
 from trials import Row, run_missing, trial
@@ -84,13 +85,14 @@ def _trial(data: Path | None, work: Path, which: Row) -> Row:
 def draw(data: Path | None, folder: Path, which: Row) -> None:
     """Write a table and the rows it is judged on; which they are depends on the task, the kind, the rows and the seed."""
     all_rows = _all(which["task"], data)
-    seed, classes = which["seed"], int(all_rows.labels.max()) + 1
+    all_labels = _labels(all_rows)
+    seed, classes = which["seed"], int(all_labels.max()) + 1
     generator = np.random.default_rng([seed, which["rows"], list(KINDS).index(which["kind"])])
     shares = np.full(classes, 1 / classes)
     if rare := KINDS[which["kind"]]:
         shares[:] = (1 - rare) / (classes - 1)
         shares[seed % classes] = rare
-    of_class = [generator.permutation(np.flatnonzero(all_rows.labels == c)) for c in range(classes)]
+    of_class = [generator.permutation(np.flatnonzero(all_labels == c)) for c in range(classes)]
     judged = min(
         JUDGED, *(int(len(of) / share) - which["rows"] for of, share in zip(of_class, shares, strict=True))
     )
@@ -100,7 +102,7 @@ def draw(data: Path | None, folder: Path, which: Row) -> None:
         trained.append(of[:most])
         left.append(of[most:][: round(share * judged)])
     rows, others = (all_rows.select(generator.permutation(np.concatenate(part))) for part in (trained, left))
-    labels = rows.labels.copy()
+    labels = _labels(rows).copy()
     if which["kind"] == "dirty":
         wrong = generator.choice(len(labels), round(WRONG * len(labels)), replace=False)
         labels[wrong] = (labels[wrong] + generator.integers(1, classes, len(wrong))) % classes
@@ -115,8 +117,13 @@ def _all(task: str, data: Path | None) -> Rows:
     parts = [load_split(registry.named(task), split, data)[0] for split in splits]
     text = [one for part in parts for one in part.text]
     pair = [one for part in parts for one in part.text_pair or []] or None
-    labels = np.concatenate([part.labels for part in parts])
+    labels = np.concatenate([_labels(part) for part in parts])
     return Rows(text, pair, labels, np.arange(len(text), dtype=np.int64))
+
+
+def _labels(rows: Rows) -> Labels:
+    assert rows.labels is not None
+    return rows.labels
 
 
 def show(rows: list[Row]) -> None:
