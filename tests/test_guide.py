@@ -203,9 +203,9 @@ def test_each_of_the_six_things_that_contributing_adds_works(place):
 
 
 def test_the_blocks_of_the_pages_are_of_a_kind_that_runs():
-    """Text is what other programs are started with, or what needs a hub; JSON is rows of a file."""
+    """Text is what other programs are started with, or what needs a hub; Bash needs a cluster; JSON is rows of a file."""
     found = {(page.name, block.language) for page in PAGES for block in blocks(page)}
-    assert {language for _, language in found} <= {"console", "json", "python", "text"}
+    assert {language for _, language in found} <= {"bash", "console", "json", "python", "text"}
     for block in (block for page in PAGES for block in blocks(page) if block.language == "json"):
         assert all(json.loads(line) for line in block.code.splitlines())
     fences = sum(page.read_text().count("\n```") for page in PAGES)

@@ -159,7 +159,7 @@ def test_fit_finds_ranks_and_says_what_it_decided():
         model, tiny.tokenizer(), tiny.reviews(600), options=replace(OPTIONS, lr=0.005), max_length=64
     )
     assert result.decisions
-    assert "30 training rows decide them" in result.notes[-1]
+    assert "60 training rows decide them" in result.notes[-1]
     for decision in result.decisions:
         assert str(decision).startswith(f"step {decision.step}: ")
         assert type(decision).from_json(json.loads(json.dumps(decision.to_json()))) == decision
