@@ -23,7 +23,7 @@ class Decision:
         rows: held-out rows it was measured on.
         limit: loss increase that is tolerated: a share of the gain, or the noise tolerance. Where the gain isn't sure and all components
             may go, a share of the loss without adapters.
-        expected: loss increase that the statistics expect, or that rows show which are trained on; None where neither says anything.
+        expected: loss increase that the statistics expect; None where they weren't asked.
         factor: upper 95 % bound of loss increase / expected, by a trial pruning; None where there was none.
         gain: mean held-out loss without any adapter minus with all of them, as the check began; None where it wasn't asked.
     """
@@ -98,17 +98,20 @@ def summary(decisions: Sequence[Decision], most: int, kept: int) -> str:
         return line + (
             f"The last prune was undone: after further training the held-out loss was {_of_gain(after, last.gain)} higher than before it."
         )
-    line += f"Without what was pruned last, the held-out loss rose by {_of_gain(last, last.gain)} ({last.rows} rows)"
+    change = "fell" if last.loss_increase < 0 else "rose"
+    line += f"Without what was pruned last, the held-out loss {change} by {_of_gain(last, last.gain)} ({last.rows} rows)"
     if after.kind == "undo":
-        line += f"; after further training it differed by {_of_gain(after, last.gain)} from before"
+        change = "lower" if after.loss_increase < 0 else "higher"
+        line += f"; after further training it was {_of_gain(after, last.gain)} {change} than before the prune"
     return line + "."
 
 
 def _of_gain(decision: Decision, gain: float | None) -> str:
-    """Return a loss increase as a share of the gain, or in units of the loss where the gain isn't known or isn't above 0."""
+    """Return the size of a loss increase or decrease as a share of the gain, or of the loss where the gain isn't known or isn't above 0."""
+    size = abs(decision.loss_increase)
     if gain is None or gain <= 0:
-        return f"{decision.loss_increase:.4f} ± {decision.error:.4f}"
-    return f"{100 * decision.loss_increase / gain:.1f} ± {100 * decision.error / gain:.1f} % of what the adapter gains"
+        return f"{size:.4f} ± {decision.error:.4f}"
+    return f"{100 * size / gain:.1f} ± {100 * decision.error / gain:.1f} % of what the adapter gains"
 
 
 def start_line(ranks: Mapping[str, int]) -> dict[str, Any]:
