@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,12 +41,12 @@ class Cut(RankController):
     noted: ClassVar[list[dict[str, Any]]] = []
 
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Any, limit: float) -> None:
-        gain = self._gain or 1.0
+        gain, whole = self._gain or 1.0, cache(partial(self.held_out.trained_losses, {}))
         for size in smaller_sizes(len(order)):
             ranks = ranks_without(bases, order[: len(order) - size])
             matrices = self.matrices(bases, ranks)
             held_out = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            fitted = self.held_out.trained_increase(matrices)
+            fitted = self.held_out.trained_increase(matrices, whole)
             Cut.noted.append(
                 {
                     "params": self._after(ranks),

@@ -48,14 +48,14 @@ def build_runner(
         torch.backends.cuda.enable_cudnn_sdp(False)
     model: Any = architectures.build(config, dtype=torch.float32, attention=attention)
     if lora:
-        adapter = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=config.rank,
-            lora_alpha=2 * config.rank,
-            target_modules=find_targets(model),
-        )
-        model = get_peft_model(model, adapter)
+        model = with_peft_lora(model, config.rank, TaskType.SEQ_CLS)
     return TrainerRunner(config, model, pad_to)
+
+
+def with_peft_lora(model: Any, rank: int, task_type: TaskType) -> Any:
+    """Return a model with PEFT's LoRA in the layers that ours adapts, alpha twice the rank."""
+    adapter = LoraConfig(task_type=task_type, r=rank, lora_alpha=2 * rank, target_modules=find_targets(model))
+    return get_peft_model(model, adapter)
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import TaskType
 from trl import SFTConfig, SFTTrainer
 
 from rankwise.bench import architectures
-from rankwise.bench.baselines import AfterStep, arguments, padder
+from rankwise.bench.baselines import AfterStep, arguments, padder, with_peft_lora
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.lengths import length_grouped
 from rankwise.engine.packing import batch_order
-from rankwise.lora.inject import find_targets
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.labels import IGNORED
 
@@ -40,13 +39,7 @@ def build_runner(
     dtype = torch.float32 if float32_base else getattr(torch, config.dtype)
     model: Any = architectures.build(config, dtype=dtype, attention="sdpa")
     if lora:
-        adapter = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=config.rank,
-            lora_alpha=2 * config.rank,
-            target_modules=find_targets(model),
-        )
-        model = get_peft_model(model, adapter)
+        model = with_peft_lora(model, config.rank, TaskType.CAUSAL_LM)
     return TrlRunner(config, model, padding_free)
 
 

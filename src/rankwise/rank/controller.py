@@ -11,7 +11,7 @@ constants, `PruningRule` the order.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -281,6 +281,7 @@ class RankController:
         least = int(self.config.least_kept * len(order))
         sizes = [size for size in smaller_sizes(len(order)) if size >= least]
         bound_limit, confidence = self.config.bound_limit * limit, self.config.confidence
+        whole = cache(partial(self.held_out.trained_losses, {}))
         # sizes before `largest` are accepted, those from `smallest` on are refused
         largest, smallest = 0, len(sizes)
         taken: Decision | None = None
@@ -289,7 +290,7 @@ class RankController:
             ranks = ranks_without(bases, order[: len(order) - sizes[middle]])
             matrices = self.matrices(bases, ranks)
             increase = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            on_trained = partial(self.held_out.trained_increase, matrices)
+            on_trained = partial(self.held_out.trained_increase, matrices, whole)
             accepted = increase.finite and accept_size(increase, on_trained, limit, bound_limit, confidence)
             if increase.finite:
                 decision = self.decision("prune", accepted, increase, limit, ranks)

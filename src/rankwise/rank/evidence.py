@@ -90,13 +90,19 @@ class HeldOutTest:
         )
         return losses
 
-    def trained_increase(self, matrices: Matrices) -> "LossIncrease | None":
-        """Return the loss increase on examples that are trained on, with these matrices; None where there are none."""
-        if self.trained is None:
-            return None
-        return LossIncrease.of(self._trained_losses(matrices) - self._trained_losses({}))
+    def trained_increase(
+        self, matrices: Matrices, whole: Callable[[], Float[Tensor, " examples"]]
+    ) -> "LossIncrease | None":
+        """Return the loss increase on examples that are trained on, with these matrices; None where there are none.
 
-    def _trained_losses(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        Args:
+            matrices: in place of the layers' own.
+            whole: returns their losses with the layers' own, `trained_losses({})`; asked for where they are needed.
+        """
+        return None if self.trained is None else LossIncrease.of(self.trained_losses(matrices) - whole())
+
+    def trained_losses(self, matrices: Matrices) -> Float[Tensor, " examples"]:
+        """Return the loss of each example that is trained on, with these matrices in place of the layers' own; there are some."""
         assert self.trained is not None
         with self.replaced(matrices), _uncompiled():
             found = self.trained()
