@@ -4,8 +4,8 @@
     python studies/when_to_prune.py --show                          # prints what is stored
 
 Rows and judging are those of studies/trials.py. Adaptive starts as the default does; at one check it is cut to a given share of its
-parameters, whatever the evidence says, and isn't undone. Before that, the check notes what rows lose at each smaller size, held-out ones
-and others. Stored as studies/when_to_prune.parquet, a row a training.
+parameters, whatever the evidence says, and isn't undone. Before that, the check notes what held-out rows lose at each smaller size.
+The first trainings have what as many rows lose that were trained on, too. Stored as studies/when_to_prune.parquet, a row a training.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,17 +41,15 @@ class Cut(RankController):
     noted: ClassVar[list[dict[str, Any]]] = []
 
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Any, limit: float) -> None:
-        gain, whole = self._gain or 1.0, cache(partial(self.held_out.trained_losses, {}))
+        gain = self._gain or 1.0
         for size in smaller_sizes(len(order)):
             ranks = ranks_without(bases, order[: len(order) - size])
             matrices = self.matrices(bases, ranks)
             held_out = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            fitted = self.held_out.trained_increase(matrices, whole)
             Cut.noted.append(
                 {
                     "params": self._after(ranks),
                     "held_out": [held_out.mean / gain, held_out.error / gain],
-                    "trained_on": None if fitted is None else [fitted.mean / gain, fitted.error / gain],
                 }
             )
         removed = next(
@@ -140,7 +138,7 @@ def show(rows: list[Row]) -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for row in rows:
         for size in json.loads(row.get("sizes") or "[]"):
-            cells = [_percent(size["held_out"]), _percent(size["trained_on"])]
+            cells = [_percent(size["held_out"]), _percent(size.get("trained_on"))]
             print(
                 f"| {row['task']} | {row['seed']} | {100 * row['at']:g} % | {size['params']:,} | {' | '.join(cells)} |"
             )

@@ -47,8 +47,6 @@ class BatchSchedule:
         self.steps_per_epoch = math.ceil(len(lengths) / batch_size)
         self.held_out: np.ndarray | None = None
         """Row numbers kept out of training, until they come back."""
-        self.replacements: np.ndarray | None = None
-        """As many row numbers, of examples that stand in for them."""
         self._lengths, self._seed, self._group_by_length = lengths, seed, group_by_length
         self._replacement: np.ndarray | None = None
         self._kept: tuple[int, list[np.ndarray]] = (-1, [])
@@ -67,7 +65,7 @@ class BatchSchedule:
         self.held_out = by_group[((np.arange(n) + 0.5) * self.rows // n).astype(np.int64)]
         others = order[~np.isin(order, self.held_out)]
         self._replacement = np.arange(self.rows)
-        self.replacements = self._replacement[self.held_out] = others[:n]
+        self._replacement[self.held_out] = others[:n]
 
     def batch(self, step: int, *, all_rows: bool = True) -> np.ndarray:
         """Return the row numbers of a step.

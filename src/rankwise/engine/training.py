@@ -165,7 +165,6 @@ class Training:
                 lambda: self._losses(self.batches.held_out),
                 self.steps,
                 self.update,
-                trained=lambda: self._losses(self.batches.replacements),
                 seed=stream_seed(seed, "rank"),
                 same_everywhere=None if compute.processes is ONE else compute.processes.check_same,
             )

@@ -26,7 +26,8 @@ class RankConfig:
         by_size: a prune check goes through smaller sizes of the adapter and takes the smallest that rows don't miss
             (`accept_size`); otherwise it makes a prune that follows from trial prunings (`accept_prune_after_trial`).
         bound_limit: the upper bound of a smaller size's loss increase is within this many times the tolerance.
-        least_kept: share of the components that such a check keeps at least. Half-way rows tend to prefer any smaller adapter.
+        size_step: each size that such a check knows has this share of the components of the one before it.
+        least_rank: mean rank of the layers that such a check keeps at least. Half-way rows tend to prefer any smaller adapter.
         prune_all: where it isn't sure that the adapters gain anything, the last check may prune all of them.
         undo_at: share of the training steps after which the last prune is undone, if training hasn't made up for it by then.
         grow_at: shares of the training steps after which layers may grow.
@@ -56,8 +57,9 @@ class RankConfig:
     tolerance: float = 0.02
     prune_at: Mapping[float, float] = field(default_factory=lambda: {0.4: 0.002, 0.8: 0.02})
     by_size: bool = False
-    bound_limit: float = 2.0
-    least_kept: float = 0.25
+    bound_limit: float = 3.0
+    size_step: float = 2**-0.25
+    least_rank: float = 3.0
     prune_all: bool = True
     undo_at: float = 0.9
     grow_at: tuple[float, ...] = (0.1, 0.2, 0.3)

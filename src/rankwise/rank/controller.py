@@ -11,7 +11,7 @@ constants, `PruningRule` the order.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,8 +60,6 @@ class RankController:
     Args:
         model: with LoRA layers of the start rank (`rankwise.adapt(model)`).
         losses: loss of each held-out example; no such row may be trained on before `done`.
-        trained: loss of each of some examples that are trained on, about as many. Where held-out examples are few, they show that a
-            prune costs little; without them more is kept.
         steps: optimizer steps of the whole training.
         optimizer: one of torch's, or an `OptimizerState`. State that isn't known to follow a change of rank begins anew
             (`torch_optimizer`); `notes` says so.
@@ -92,7 +90,6 @@ class RankController:
         steps: int,
         optimizer: torch.optim.Optimizer | OptimizerState,
         *,
-        trained: Losses | None = None,
         seed: int = 0,
         prefer: Preference | None = None,
         config: RankConfig | None = None,
@@ -111,7 +108,7 @@ class RankController:
         keep_gradients(plain)
         prefer = prefer or next(iter(self.layers.values())).prefer
         self.config, self.rule = config or preferring(prefer), rule_named(rule)
-        self.held_out = HeldOutTest(self.layers, losses, trained)
+        self.held_out = HeldOutTest(self.layers, losses)
         self.statistics = Statistics(self.layers, self.config.decay)
         self.optimizer = optimizer_state(optimizer, self.layers)
         self.resizer = Resizer(
@@ -277,21 +274,18 @@ class RankController:
                 return
 
     def _prune_by_size(self, bases: dict[str, Basis], order: Order, losses: Tensor, limit: float) -> None:
-        """Prune to the smallest size that rows don't miss. Sizes are those of `rank.curve`; halving the interval finds it."""
-        least = int(self.config.least_kept * len(order))
-        sizes = [size for size in smaller_sizes(len(order)) if size >= least]
+        """Prune to the smallest size that held-out rows don't miss; halving the interval finds it."""
+        least = self.config.least_rank * len(self.layers)
+        sizes = [n for n in smaller_sizes(len(order), self.config.size_step) if n >= least]
         bound_limit, confidence = self.config.bound_limit * limit, self.config.confidence
-        whole = cache(partial(self.held_out.trained_losses, {}))
         # sizes before `largest` are accepted, those from `smallest` on are refused
         largest, smallest = 0, len(sizes)
         taken: Decision | None = None
         while largest < smallest:
             middle = (largest + smallest) // 2
             ranks = ranks_without(bases, order[: len(order) - sizes[middle]])
-            matrices = self.matrices(bases, ranks)
-            increase = LossIncrease.of(self.held_out.losses_with(matrices) - losses)
-            on_trained = partial(self.held_out.trained_increase, matrices, whole)
-            accepted = increase.finite and accept_size(increase, on_trained, limit, bound_limit, confidence)
+            increase = LossIncrease.of(self.held_out.losses_with(self.matrices(bases, ranks)) - losses)
+            accepted = increase.finite and accept_size(increase, limit, bound_limit, confidence)
             if increase.finite:
                 decision = self.decision("prune", accepted, increase, limit, ranks)
                 taken = decision if accepted or taken is None else taken

@@ -69,7 +69,6 @@ def make_controller(
     steps: int,
     optimizer: torch.optim.Optimizer | OptimizerState,
     *,
-    trained: Losses | None = None,
     seed: int = 0,
     same_everywhere: SameEverywhere | None = None,
 ) -> RankController:
@@ -79,7 +78,6 @@ def make_controller(
         losses,
         steps,
         optimizer,
-        trained=trained,
         seed=seed,
         config=_now.config,
         rule=_now.rule,

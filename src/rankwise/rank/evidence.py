@@ -31,7 +31,6 @@ class HeldOutTest:
 
     Attributes:
         losses: loss of each held-out example with the model as it is.
-        trained: likewise, of examples that are trained on; None where there are none.
         plain: plain loss of each example that was evaluated last; the loss itself where there is no other.
         begun: losses and, below them, plain losses of all examples, as the last check has begun.
         plain_gain: what the adapters gained then by the plain loss.
@@ -39,10 +38,8 @@ class HeldOutTest:
         compared: which examples take part in the check that is going on; None for all.
     """
 
-    def __init__(
-        self, layers: Mapping[str, LowRankLayer], losses: Losses, trained: Losses | None = None
-    ) -> None:
-        self.layers, self.losses, self.trained = layers, losses, trained
+    def __init__(self, layers: Mapping[str, LowRankLayer], losses: Losses) -> None:
+        self.layers, self.losses = layers, losses
         self.rows_seen = 0
         self.compared: Tensor | None = None
         self.plain, self.begun = torch.empty(0), torch.empty(2, 0)
@@ -88,26 +85,6 @@ class HeldOutTest:
             x.cpu().double() if self.compared is None else x.cpu().double()[self.compared]
             for x in (losses, plain)
         )
-        return losses
-
-    def trained_increase(
-        self, matrices: Matrices, whole: Callable[[], Float[Tensor, " examples"]]
-    ) -> "LossIncrease | None":
-        """Return the loss increase on examples that are trained on, with these matrices; None where there are none.
-
-        Args:
-            matrices: in place of the layers' own.
-            whole: returns their losses with the layers' own, `trained_losses({})`; asked for where they are needed.
-        """
-        return None if self.trained is None else LossIncrease.of(self.trained_losses(matrices) - whole())
-
-    def trained_losses(self, matrices: Matrices) -> Float[Tensor, " examples"]:
-        """Return the loss of each example that is trained on, with these matrices in place of the layers' own; there are some."""
-        assert self.trained is not None
-        with self.replaced(matrices), _uncompiled():
-            found = self.trained()
-        losses = (found[0] if isinstance(found, tuple) else found).cpu().double()
-        self.rows_seen += len(losses)
         return losses
 
     def losses_without_adapters(self) -> Float[Tensor, " examples"]:
@@ -208,28 +185,17 @@ def accept_prune_by_rows(increase: LossIncrease, limit: float, confidence: float
 
 
 def accept_size(
-    increase: LossIncrease,
-    on_trained: Callable[[], LossIncrease | None],
-    limit: float,
-    bound_limit: float,
-    confidence: float = CONFIDENCE,
+    increase: LossIncrease, limit: float, bound_limit: float, confidence: float = CONFIDENCE
 ) -> bool:
-    """Return whether a smaller size of an adapter will do: held-out rows see no loss increase above the limit, and that isn't chance.
-
-    It isn't chance if the upper bound of the increase isn't far above. Where held-out rows can't tell, rows that are trained on are asked:
-    those miss a component more than others do, because it was fitted to them.
+    """Return whether a smaller size of an adapter will do: rows see no loss increase above the limit, and that isn't chance.
 
     Args:
         increase: on held-out rows.
-        on_trained: measures it on rows that are trained on; returns None where there are none.
         limit: loss increase that is negligible.
-        bound_limit: of the upper bound.
+        bound_limit: of the increase's upper bound; few rows, whose bounds are wide, accept nothing.
         confidence: standard errors in a bound.
     """
-    if increase.mean > limit or accept_prune_by_rows(increase, bound_limit, confidence):
-        return increase.mean <= limit
-    fitted = on_trained()
-    return fitted is not None and fitted.finite and accept_prune_by_rows(fitted, bound_limit, confidence)
+    return increase.mean <= limit and accept_prune_by_rows(increase, bound_limit, confidence)
 
 
 def accept_prune_by_both(increase: LossIncrease, limit: float, expected: float, prior_sd: float) -> bool:

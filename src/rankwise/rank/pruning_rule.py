@@ -124,13 +124,18 @@ def least_important(order: Order, bases: Mapping[str, Basis], share: float) -> P
     return Proposal(ranks_without(bases, order[:count]), shares[count - 1].item() if count else 0.0, count)
 
 
-SIZE_STEP, SIZES = 2**-0.5, 11
-"""Each size of an adapter that is evaluated has this share of the components of the one before it; and how many there are at most."""
+SIZES = 11
+"""How many smaller sizes of an adapter are evaluated at most."""
 
 
-def smaller_sizes(components: int) -> list[int]:
-    """Return how many components each smaller size of an adapter keeps, the largest first; none keeps nothing."""
-    kept = [round(components * SIZE_STEP**i) for i in range(1, SIZES + 1)]
+def smaller_sizes(components: int, step: float = 2**-0.5) -> list[int]:
+    """Return how many components each smaller size of an adapter keeps, the largest first; none keeps nothing.
+
+    Args:
+        components: how many the adapter has.
+        step: each size has this share of the components of the one before it.
+    """
+    kept = [round(components * step**i) for i in range(1, SIZES + 1)]
     return [n for n in dict.fromkeys(kept) if 0 < n < components]
 
 

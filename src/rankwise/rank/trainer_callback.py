@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.config import Preference
@@ -31,7 +31,6 @@ from rankwise.lora.wrappers import bare
 from rankwise.rank.config import RankConfig, preferring
 from rankwise.rank.controller import RankController
 from rankwise.rank.decision import Decision
-from rankwise.rank.evidence import Losses
 from rankwise.rank.example_losses import ExampleLosses, Examples, is_language_model, outputs_of
 from rankwise.rank.pruning_rule import PruningRule
 from rankwise.tasks.labels import IGNORED
@@ -129,7 +128,6 @@ class RankCallback(TrainerCallback):
             lambda: self._example_losses(model, loader),
             state.max_steps,
             optimizer,
-            trained=self._trained_losses(model, loader, kwargs.get("train_dataloader")),
             seed=self.seed,
             config=config,
             rule=self.rule,
@@ -227,19 +225,6 @@ class RankCallback(TrainerCallback):
             raise RankwiseError(
                 f"`losses=` gives a tensor of shape {list(losses.shape)} for {len(some)} held-out examples; it must give one loss for each."
             )
-
-    def _trained_losses(
-        self, model: nn.Module, held_out: DataLoader[Any], training: DataLoader[Any] | None
-    ) -> Losses | None:
-        """Return what gives the losses of as many training examples, drawn by the seed; None where they can't be drawn."""
-        dataset: Any = getattr(training, "dataset", None)
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
-            return None
-        n = min(len(cast(Sequence[Any], held_out.dataset)), len(dataset))
-        drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed % 2**63))[:n]
-        some = Subset(dataset, sorted(drawn.tolist()))
-        loader = DataLoader(some, held_out.batch_size, collate_fn=held_out.collate_fn)
-        return lambda: self._example_losses(model, loader)
 
     def _example_losses(self, model: nn.Module, loader: DataLoader[Any]) -> Tensor:
         outputs, *labels = self._outputs_and_labels(model, loader)
