@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.config import Preference
-from rankwise.engine.attention import packed
+from rankwise.engine.packed_mode import packed
 from rankwise.engine.packing import batch_order, pack
 from rankwise.engine.pooling import packed_logits
 from rankwise.files import cache_folder

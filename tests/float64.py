@@ -7,7 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import tiny
-from rankwise.engine.attention import packed
+from rankwise.engine.packed_mode import packed
 from rankwise.engine.packing import pack, pad
 from rankwise.engine.pooling import packed_logits
 from rankwise.lora.inject import adapt

@@ -51,6 +51,8 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "gemma": hf.GemmaConfig(**_LLAMA),
     "mistral": hf.MistralConfig(**_LLAMA, sliding_window=4),
 }  # fmt: skip
+PACKED = [family for family in CONFIGS if family not in ("deberta-v2", "mpnet")]
+"""Families whose models can be trained packed."""
 
 _SHORT_LLAMA = {key: value for key, value in _LLAMA.items() if key != "head_dim"}
 LANGUAGE_MODELS: dict[str, hf.PreTrainedConfig] = {

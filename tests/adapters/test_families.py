@@ -15,7 +15,7 @@ import tiny
 from rankwise import downloads
 from rankwise.bench import families
 from rankwise.config import ModelOptions, RunConfig
-from rankwise.engine.attention import can_pack
+from rankwise.engine.pack_check import can_pack
 from rankwise.errors import RankwiseError
 from rankwise.models import loading
 from rankwise.models.families import FAMILIES as KNOWN

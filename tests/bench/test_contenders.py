@@ -11,7 +11,7 @@ from rankwise.bench.contenders import ABLATIONS, CONTENDERS, TRL_FULL, TRL_LORA
 from rankwise.bench.lower_bound import products
 from rankwise.bench.measurement import resolve
 from rankwise.bench.worker import make_schedule
-from rankwise.engine import attention, autotune, dropout, packing, training
+from rankwise.engine import attention, autotune, dropout, packed_mode, packing, training
 from rankwise.lora import layer as lora_layer
 
 
@@ -38,7 +38,7 @@ def test_our_lora_trains_adapters_and_head_and_its_loss_falls(train_contender, n
 
 
 PATCHED = [
-    (attention, "attend"), (attention, "keep_mask"), (dropout, "keep_mask"), (lora_layer.LoRALinear, "forward"),
+    (packed_mode, "attend"), (attention, "keep_mask"), (dropout, "keep_mask"), (lora_layer.LoRALinear, "forward"),
     (packing.PackedBatch, "fill"), (training, "Update"), (autotune, "fastest"),
 ]  # fmt: skip
 

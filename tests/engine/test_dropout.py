@@ -8,8 +8,8 @@ from torch import nn
 
 import tiny
 from float64 import in_float64, rows_of
-from rankwise.engine.attention import packed
 from rankwise.engine.dropout import dropout, keep_mask
+from rankwise.engine.packed_mode import packed
 from rankwise.engine.packing import pack
 from rankwise.engine.pooling import packed_logits
 from rankwise.lora.inject import adapt

@@ -10,9 +10,9 @@ import transformers as hf
 import tiny
 from float64 import CLOSE, PAD, in_float64, rows_of
 from rankwise.engine import token_losses
-from rankwise.engine.attention import can_pack
 from rankwise.engine.compute import Compute
 from rankwise.engine.execution import Engine
+from rankwise.engine.pack_check import can_pack
 from rankwise.tasks.losses import cross_entropy
 
 LENGTHS = [9, 3, 14, 5]

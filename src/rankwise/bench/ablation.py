@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankwise.bench import ours
 from rankwise.bench.config import BenchConfig
-from rankwise.engine import attention, autotune, dropout, packing, training
+from rankwise.engine import attention, autotune, dropout, packed_mode, packing, training
 from rankwise.engine.execution import Engine
 from rankwise.engine.optim import Update
 from rankwise.engine.packing import Layout
@@ -76,7 +76,7 @@ def _one_micro_batch(*arguments: Any, **more: Any) -> Engine:
 
 
 DISABLE: dict[str, Callable[[], None]] = {
-    "grouped attention": _put(attention, "attend", _masked_attention),
+    "grouped attention": _put(packed_mode, "attend", _masked_attention),
     "fused LoRA function": _put(lora_layer.LoRALinear, "forward", _separate_products),
     "fast dropout masks": _use_bernoulli,
     "flat optimizer buffer": _put(training, "Update", lambda *a, flat=False, **k: Update(*a, **k)),

@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rankwise.console import console, text
-from rankwise.engine.attention import can_pack
+from rankwise.engine.pack_check import can_pack
 from rankwise.models.families import FAMILIES, body_and_heads
 from rankwise.models.loading import quiet
 

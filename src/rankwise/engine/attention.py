@@ -1,275 +1,28 @@
-"""Attention over packed tokens, as one more implementation in Transformers' registry: no model is subclassed.
+"""Attention of packed rows: each row attends to itself only.
 
-    with packed(model):  model(input_ids [1, tokens], position_ids, layout=Layout) ─► every attention module ─► attend(q, k, v, layout)
+    q, k, v [1, heads, tokens, head_dim], Layout ─► attend ─► CPU: grouped products     GPU: variable-length flash, or fused and padded
 
-A row attends to itself only. On a CPU, rows of similar length are gathered into groups [rows · heads, length, head_dim], and attention
-is two batched matrix products around a softmax. At the lengths of text classification this is much faster than fused kernels,
-above all in backward. Boundaries are passed as the keyword argument `layout`, which models hand on to their attention function, also
-under gradient checkpointing.
+On a CPU, rows of similar length are gathered into groups [rows · heads, length, head_dim], and attention is two batched matrix products
+around a softmax. At the lengths of text classification this is much faster than fused kernels, above all in backward.
 
 On a GPU, starting kernels takes the time, so attention is one fused kernel there: variable-length flash attention (Dao 2023) in half
 precision without dropout, else torch's own over rows padded to the longest. Dropout is torch's there, too.
 """
 
-import contextlib
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from rankwise.engine.dropout import Key, dropout, keep_mask, rounded
-from rankwise.engine.packing import Layout, pack
-from rankwise.engine.pooling import packed_logits, pool_rows
-from rankwise.errors import RankwiseError
-from rankwise.models.families import PER_TOKEN, task_type
+from rankwise.engine.dropout import Key, keep_mask, rounded
+from rankwise.engine.packing import Layout
 
-NAME = "rankwise_packed"
 SOFTMAX_BLOCK = 1 << 18
 """Scores that a softmax computes at a time, so that their float32 copy (1 MB) stays in the cache."""
-
-_NOT_PACKED = {
-    "softcap": "a soft cap on its scores",
-    "s_aux": "attention sinks",
-    "position_bias": "a position bias on its scores",
-    "head_mask": "a head mask",
-}
-
-
-class _Mode:
-    """What a model's modules share while it is packed: the number of each module, and the layout of the current batch.
-
-    Each thread has its own layout, so that micro-batches can run side by side.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.site = {module: i for i, module in enumerate(model.modules())}
-        self._here = threading.local()
-
-    @property
-    def layout(self) -> Layout:
-        return self._here.layout
-
-    @layout.setter
-    def layout(self, layout: Layout) -> None:
-        self._here.layout = layout
-
-    def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Keep the layout that the backbone is called with (a forward pre-hook).
-
-        Raises:
-            RankwiseError: the call has none.
-        """
-        if not isinstance(kwargs.get("layout"), Layout):
-            raise RankwiseError(
-                "The model is in packed mode and was called without a layout. Call it through pooling.packed_logits, "
-                "or leave the `packed` block first."
-            )
-        self.layout = kwargs["layout"]
-        return args, {**kwargs, "packed_mode": self}
-
-    def dropout(self, module: nn.Dropout, x: Tensor) -> Tensor:
-        """Return x with dropout, in the place of `nn.Dropout.forward`.
-
-        Masks are keyed by the module and by the place of a token (or row) in the whole batch.
-        """
-        if not module.training or module.p == 0.0:
-            return x
-        layout = self.layout
-        leading = x.numel() // x.shape[-1]
-        if leading == layout.tokens + layout.filler:
-            first = layout.first_token
-        elif leading == len(layout):
-            first = layout.first_row
-        else:
-            return nn.functional.dropout(x, module.p)
-        return dropout(x, module.p, (*layout.key, self.site[module]), first * x.shape[-1])
-
-
-@contextlib.contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
-    """Have a model take packed batches inside a `with` block, and restore it exactly behind the block.
-
-    Attention is computed by `attend`. In training on a CPU, every `nn.Dropout` draws its mask from the batch's key. A block inside a
-    block for the same model changes nothing.
-
-    Args:
-        model: a Transformers model that `can_pack` accepts.
-    """
-    if cast(Any, model).config._attn_implementation == NAME:
-        yield
-        return
-    mode = _Mode(model)
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    dropouts = [module for module in model.modules() if on_cpu and type(module) is nn.Dropout]
-    with contextlib.ExitStack() as undo:
-        for config in configs:
-            undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-            config._attn_implementation = NAME
-        for module in dropouts:
-            undo.callback(module.__dict__.pop, "forward")
-            setattr(module, "forward", partial(mode.dropout, module))  # noqa: B010 (a method, as types see it)
-        hf = cast(Any, model)
-        # OPT's language model calls its decoder, past the body that is around it.
-        called = {hf.base_model, hf.get_decoder()} if task_type(model) == "CAUSAL_LM" else {hf.base_model}
-        for module in called:
-            undo.callback(module.register_forward_pre_hook(mode.enter, with_kwargs=True).remove)
-        if pooling := pool_rows(model, lambda: mode.layout):
-            undo.callback(pooling.remove)
-        yield
-
-
-def can_pack(model: nn.Module) -> tuple[bool, str]:
-    """Return whether a model can be trained packed, and if not, why, as the end of a sentence.
-
-    It is tested on two short rows. Packed and alone they must give the same logits, and a packed row must not depend on the other.
-    """
-    hf, name = cast(Any, model), type(model).__name__
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return False, "a prompt method of PEFT puts its virtual tokens before each row"
-    if not isinstance(model, PreTrainedModel):
-        return False, f"{name} is not a Transformers model"
-    if hf.config.is_encoder_decoder:
-        return False, f"{name} has an encoder and a decoder"
-    if not hf._supports_attention_backend:
-        return False, f"the attention of {name} doesn't go through Transformers' attention registry"
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        return _self_check(model)
-    except (RankwiseError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as problem:
-        return False, f"a packed pass of {name} failed: {problem}"
-    finally:
-        for module in was_training:
-            module.training = True
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A few rows of tokens, see `packing.Rows`."""
-
-    input_ids: np.ndarray
-    offsets: np.ndarray
-    token_type_ids: None = None
-    labels: None = None
-    token_labels: np.ndarray | None = None
-
-
-@torch.no_grad()
-def _self_check(model: nn.Module) -> tuple[bool, str]:
-    """Run a short and a longer row packed, each alone, and each packed beside other tokens; return as `can_pack`."""
-    hf, name = cast(Any, model), type(model).__name__
-    parameter = next(model.parameters())
-    rows = _probe_rows(model)
-
-    per_token = task_type(model) in PER_TOKEN
-    first = slice(0, len(rows[0]) if per_token else 1)
-    second = slice(first.stop, None)
-
-    def together(*pair: np.ndarray) -> Tensor:
-        ids = np.concatenate(pair).astype(np.int32)
-        probe = _Probe(
-            ids,
-            np.cumsum([0, *map(len, pair)]),
-            token_labels=np.zeros(len(ids), np.int64) if per_token else None,
-        )
-        with packed(model):
-            batch = pack(probe, np.arange(2), model=model, key=(0,))
-            return packed_logits(model, batch.to(parameter.device)).double()
-
-    def alone(row: np.ndarray) -> Tensor:
-        ids = torch.from_numpy(row)[None].to(parameter.device)
-        logits = hf(ids, attention_mask=torch.ones_like(ids)).logits.double()
-        return logits[0] if per_token else logits
-
-    ours = together(*rows)
-    leak = max(
-        float((together(rows[0], rows[1][::-1])[first] - ours[first]).norm()),
-        float((together(rows[0][::-1], rows[1])[second] - ours[second]).norm()),
-    )
-    norm, eps = float(ours.norm()), torch.finfo(parameter.dtype).eps
-    if not leak <= eps * norm:
-        return False, f"packed rows of {name} see each other outside attention"
-    error = float((torch.cat([alone(row) for row in rows]) - ours).norm())
-    if not error <= max(eps**0.5, 1e-5) * norm:
-        return False, f"packed and single rows of {name} differ by {error / norm:.1g} of their logits"
-    return True, ""
-
-
-def _probe_rows(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Return two rows of distinct tokens without padding. The second is longer than a short sliding window."""
-    windows = [w for m in model.modules() if isinstance(w := getattr(m, "sliding_window", None), int)]
-    longer = max([12, *(w + 4 for w in windows if w <= 128)])
-    config = cast(Any, model).config.get_text_config()
-    usable = np.setdiff1d(np.arange(min(config.vocab_size, 1000)), [config.pad_token_id or 0])
-    ids = np.resize(usable, 7 + longer)
-    return ids[:7], ids[7:]
-
-
-def _registered(
-    module: nn.Module,
-    query: Float[Tensor, "1 heads tokens head_dim"],
-    key: Float[Tensor, "1 kv_heads tokens head_dim"],
-    value: Float[Tensor, "1 kv_heads tokens head_dim"],
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    layout: Layout | None = None,
-    packed_mode: _Mode | None = None,
-    **asked: Any,
-) -> tuple[Float[Tensor, "1 tokens heads head_dim"], None]:
-    """The attention function that Transformers calls."""
-    refused = [what for name, what in _NOT_PACKED.items() if asked.get(name) is not None]
-    if refused:
-        raise RankwiseError(
-            f"This model's attention asks for {refused[0]}, which packed attention doesn't do."
-        )
-    if layout is None or packed_mode is None:
-        raise RankwiseError("This model doesn't hand the boundaries of packed rows on to its attention.")
-    if attention_mask is not None or query.shape[:1] != (1,) or query.shape[2] != key.shape[2]:
-        raise RankwiseError("This model's attention isn't plain self-attention over its tokens.")
-    packed_mode.layout = (
-        layout  # a checkpointed layer's dropout comes after its attention, also when it is recomputed
-    )
-    out = attend(
-        query,
-        key,
-        value,
-        layout,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        window=sliding_window,
-        p=dropout,
-        stream=(*layout.key, packed_mode.site[module]),
-    )
-    return out, None
-
-
-def _no_mask(*, use_vmap: bool = False, mask_function: Any = None, **_: Any) -> None:
-    """Return no mask (Transformers' mask function), because boundaries are passed as a layout.
-
-    Raises:
-        RankwiseError: the model combines its mask with one of its own.
-    """
-    if use_vmap:
-        raise RankwiseError(
-            "This model adds a mask of its own to attention, which packed attention doesn't support."
-        )
-
-
-AttentionInterface.register(NAME, _registered)
-AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def attend(

@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine import token_losses
-from rankwise.engine.attention import can_pack, packed
 from rankwise.engine.dropout import Key
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
+from rankwise.engine.pack_check import can_pack
+from rankwise.engine.packed_mode import packed
 from rankwise.engine.packing import LabelledTokens, PackedBatch, equal_sections, pack, pad, token_batches
 from rankwise.engine.pooling import packed_hidden, packed_logits, padded_logits
 from rankwise.engine.processes import ONE, Processes

@@ -26,7 +26,7 @@ END_POOLED = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", 
 def packed_logits(model: nn.Module, batch: PackedBatch) -> Float[Tensor, "labels outputs"]:
     """Return logits of a packed batch, in the order of `batch.rows`, or of its labelled tokens.
 
-    Call it inside `attention.packed(model)`.
+    Call it inside `packed_mode.packed(model)`.
 
     Args:
         model: a Transformers sequence classifier, or a model with logits of each token where tokens are labelled.

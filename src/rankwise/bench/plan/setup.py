@@ -12,9 +12,10 @@ import torch
 from rankwise.bench import architectures
 from rankwise.bench.lengths import labelled, random_rows
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
-from rankwise.engine import attention, token_losses
+from rankwise.engine import token_losses
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.compute import Compute, Padding
+from rankwise.engine.pack_check import can_pack
 from rankwise.engine.training import Training
 from rankwise.lora import quantized
 from rankwise.lora.layer import lora_layers
@@ -118,8 +119,8 @@ def _build_model(setting: Setting) -> Any:
 
 
 def can_be_packed(architecture: Any, problem: str = "classification") -> bool:
-    """Say whether models of this architecture can be trained packed, by trying it on a small one (`attention.can_pack`)."""
-    return _try(architecture, problem, lambda model: attention.can_pack(model)[0])
+    """Say whether models of this architecture can be trained packed, by trying it on a small one (`can_pack`)."""
+    return _try(architecture, problem, lambda model: can_pack(model)[0])
 
 
 def has_plain_head(architecture: Any) -> bool:
