@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from rankwise.bench.coordinator import compete
+from rankwise.errors import RankwiseError
 
 ACTOR = """
 import json, os, sys
@@ -42,3 +43,35 @@ def test_a_failed_contender_is_recorded_with_its_last_words_and_the_others_conti
     assert len(a.repeats) == 3
     assert b.failure == "memory"
     assert len(b.repeats) == 1
+
+
+TOGETHER = """
+import json, os, sys
+sys.stdin.readline(); print("{}", flush=True)
+number, count = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+for turn, line in enumerate(sys.stdin):
+    if number == 1 and turn == int(sys.argv[1]): os.kill(os.getpid(), 9)
+    if turn == int(sys.argv[1]) and count > 1: sys.stdin.readline()  # waits for the other one
+    print(json.dumps({"number": number, "count": count, "peak_memory_mb": number * (turn == 2)}), flush=True)
+"""
+
+
+def _together(dies_at=-1):
+    return {
+        "command": lambda name: [sys.executable, "-c", TOGETHER, str(dies_at)],
+        "processes": {"one": 1, "two": 2}.get,
+    }
+
+
+def test_several_processes_take_a_turn_together_and_the_one_with_most_memory_reports_it():
+    one, two = compete(["one", "two"], {}, 2, **_together())
+    assert [(r["number"], r["count"]) for r in one.repeats] == [(0, 1)] * 2
+    assert [(r["number"], r["count"]) for r in two.repeats] == [(0, 2)] * 2
+    assert (one.memory["number"], two.memory["number"]) == (0, 1)
+
+
+def test_one_of_several_processes_that_dies_ends_the_measurement():
+    with pytest.raises(
+        RankwiseError, match=r"^two can't be measured, because process 1 failed: SIGKILL ended it\.$"
+    ):
+        compete(["one", "two"], {}, 2, **_together(dies_at=1))

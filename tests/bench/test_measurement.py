@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import transformers as hf
 
 from rankwise.bench import measurement
 from rankwise.bench.config import BenchConfig
@@ -22,6 +23,11 @@ from rankwise.errors import RankwiseError
         ({"lengths": "sst3"}, "sst2"),
         ({"contenders": ("peft lora sdp",)}, "peft lora sdpa"),
         ({"repeats": 0}, "at least 1"),
+        ({"processes": 0}, "at least 1"),
+        (
+            {"processes": 2, "contenders": ("peft lora sdpa",)},
+            "None of the contenders trains in several processes",
+        ),
         (
             {"problem": "generation", "contenders": ("peft lora sdpa",)},
             "'peft lora sdpa' doesn't take part in generation",
@@ -115,6 +121,26 @@ def test_the_command_measures_real_contenders_and_prints_one_object(tiny_roberta
         assert 0 < spread["min"] <= result["ratios"][name] <= spread["max"]
     assert result["memory_ratios"].keys() == {"trainer_full_vs_lora", "peft_sdpa_vs_lora"}
     assert result["config"]["rows"] == 16
+
+
+@pytest.mark.slow
+def test_the_command_measures_several_processes_beside_one(tiny_roberta, told):
+    result = told(
+        "bench", "--random-weights", tiny_roberta, "--threads", 2, "--rows", 16, "--repeats", 2, "--lengths", "rte",
+        "--contenders", "rankwise full", "--processes", 2, "--dtype", "float32",
+    )  # fmt: skip
+    one, two = result["rows"]
+    assert (one["name"], two["name"]) == ("rankwise full", "rankwise full in 2 processes")
+    model = hf.AutoModelForSequenceClassification.from_config(hf.AutoConfig.from_pretrained(tiny_roberta))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    numbers = sum(p.numel() for p in trained) + len(trained) + 2  # who has a gradient, the loss, who ends
+    assert two["bytes_sent_a_step"] == 4 * numbers  # a ring of two: each number once, in float32
+    share = two["communication_share"]
+    assert 0 < share["min"] <= share["median"] <= share["max"] < 1
+    assert "processes" not in one
+    assert two["memory_by_kind_mb"]["weights"] == one["memory_by_kind_mb"]["weights"]
+    assert two["memory_by_kind_mb"]["activations"] < one["memory_by_kind_mb"]["activations"]
+    assert list(result["ratios"]) == ["full_in_2_processes_vs_one"]
 
 
 @pytest.mark.slow

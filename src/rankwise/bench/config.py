@@ -35,6 +35,8 @@ class BenchConfig:
     """auto: cuda, then cpu."""
     threads: int | None = None
     """CPU threads of each contender. Default: every core this process may use."""
+    processes: int = 1
+    """Also measure rankwise's contenders in this many processes, which share the contender's threads, or have a GPU each."""
     seed: int = 0
     """Seed of lengths, token ids and the order of rows, which are the same for every contender."""
 

@@ -4,7 +4,8 @@ A contender names a module of this package. The module's `build_runner(config, *
 `Runner`. Turns, clocks and memory are the same for all contenders; `worker.py` has them.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +38,7 @@ class Contender:
         needs: packages it needs beyond rankwise's own dependencies.
         optional: takes part only when it is named.
         problems: whose models it trains.
+        several: can also be measured in several processes that train together.
     """
 
     module: str
@@ -45,12 +47,12 @@ class Contender:
     needs: tuple[str, ...] = ()
     optional: bool = False
     problems: tuple[str, ...] = ("classification",)
+    several: bool = False
 
 
-_OURS = "rankwise.bench.ours"
+_OURS = {"module": "rankwise.bench.ours", "problems": ("classification", "generation"), "several": True}
 _BASELINE = {"module": "rankwise.bench.baselines", "needs": ("peft", "accelerate")}
 _TRL = {"module": "rankwise.bench.trl", "needs": ("trl",), "problems": ("generation",)}
-BOTH = ("classification", "generation")
 
 ABLATIONS = (
     "packing",
@@ -65,10 +67,10 @@ ABLATIONS = (
 """Optimizations of the engine that can be taken out, one at a time; `ablation.DISABLE` has how."""
 
 CONTENDERS: dict[str, Contender] = {
-    "rankwise lora": Contender(_OURS, {"method": "lora"}, problems=BOTH),
-    "rankwise lora lean": Contender(_OURS, {"method": "lora", "memory": "lean"}, problems=BOTH),
-    "rankwise adaptive": Contender(_OURS, {"method": "adaptive"}, problems=BOTH),
-    "rankwise full": Contender(_OURS, {"method": "full"}, problems=BOTH),
+    "rankwise lora": Contender(settings={"method": "lora"}, **_OURS),
+    "rankwise lora lean": Contender(settings={"method": "lora", "memory": "lean"}, **_OURS),
+    "rankwise adaptive": Contender(settings={"method": "adaptive"}, **_OURS),
+    "rankwise full": Contender(settings={"method": "full"}, **_OURS),
     "peft lora sdpa": Contender(settings={"lora": True, "attention": "sdpa"}, **_BASELINE),
     "peft lora eager": Contender(settings={"lora": True, "attention": "eager"}, **_BASELINE),
     "peft lora pad128": Contender(settings={"lora": True, "pad_to": 128}, max_length=128, **_BASELINE),
@@ -81,9 +83,9 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "trl full": Contender(settings={"lora": False}, **_TRL),
     "trl full padding-free": Contender(settings={"lora": False, "padding_free": True}, **_TRL),
-    "gemm lower bound": Contender("rankwise.bench.lower_bound", problems=BOTH),
+    "gemm lower bound": Contender("rankwise.bench.lower_bound", problems=("classification", "generation")),
     "rankwise lora padded": Contender(
-        _OURS, {"method": "lora", "padding": "longest"}, optional=True, problems=BOTH
+        settings={"method": "lora", "padding": "longest"}, optional=True, **_OURS
     ),
 } | {
     f"without {name}": Contender("rankwise.bench.ablation", {"without": name}, optional=True)
@@ -98,6 +100,33 @@ def standard(problem: str = "classification") -> tuple[str, ...]:
         for name, contender in CONTENDERS.items()
         if not contender.optional and problem in contender.problems
     )
+
+
+IN_SEVERAL = ("rankwise lora", "rankwise adaptive", "rankwise full")
+"""Who is measured in several processes when none is named."""
+_NAME = re.compile(r"(?P<alone>.+) in (?P<processes>\d+) processes")
+
+
+def beside_several(names: Sequence[str], processes: int) -> list[str]:
+    """Return contenders, each followed by itself in several processes, where it can be and there are several."""
+    return [
+        one
+        for name in names
+        for one in (name, f"{name} in {processes} processes")
+        if one == name or (processes > 1 and CONTENDERS[name].several)
+    ]
+
+
+def alone(name: str) -> str:
+    """Return the name of a contender without its number of processes."""
+    found = _NAME.fullmatch(name)
+    return found["alone"] if found else name
+
+
+def processes_of(name: str) -> int:
+    """Return how many processes a contender has by its name."""
+    found = _NAME.fullmatch(name)
+    return int(found["processes"]) if found else 1
 
 
 TRL_LORA = tuple(name for name in CONTENDERS if name.startswith("trl lora"))

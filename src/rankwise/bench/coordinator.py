@@ -5,17 +5,23 @@
     repeat 2:  C D A B
 
 So drift of the machine (heat, other processes) affects all contenders alike, and ratios compare turns that are close in time.
+A contender that trains in several processes has each of them started here. They take their turns together.
 """
 
 import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import IO, Any
+
+from rankwise.errors import RankwiseError
 
 Command = Callable[[str], list[str]]
 """A contender's name → the command line of its process."""
@@ -52,26 +58,35 @@ def compete(
     repeats: int,
     *,
     command: Command = worker_command,
+    processes: Callable[[str], int] = lambda name: 1,
     environment: dict[str, str] | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Record]:
     """Run a measurement. A contender that fails is recorded with its reason, and the others continue.
+
+    One that trains in several processes ends the measurement.
 
     Args:
         names: of the contenders.
         config: sent to each contender.
         repeats: turns of each contender.
         command: command line of a contender's process.
+        processes: of a contender, that train together.
         environment: variables set for each process.
         on_progress: called before each turn and at the end.
+
+    Raises:
+        RankwiseError: one of several processes failed.
     """
     records = {name: Record(name) for name in names}
-    running: dict[str, _Process] = {}
+    running: dict[str, _Contender] = {}
     turns = _Turns(names, repeats, on_progress)
     try:
         for name in names:
             turns.announce(f"{name}: starting and warming up")
-            running[name] = _Process(command(name), {"contender": name, "config": config}, environment or {})
+            running[name] = _Contender(
+                command(name), {"contender": name, "config": config}, environment or {}, processes(name)
+            )
             _take_turn(running, records[name], running[name].listen)
             turns.tick(name, None)
         for i in range(repeats):
@@ -100,7 +115,7 @@ def _rotated(names: Sequence[str], by: int) -> list[str]:
 
 
 def _take_turn(
-    running: dict[str, "_Process"], record: Record, turn: Callable[[], dict[str, Any]]
+    running: dict[str, "_Contender"], record: Record, turn: Callable[[], dict[str, Any]]
 ) -> dict[str, Any] | None:
     """Return what a turn reports, or None where the contender failed; then its process is closed."""
     try:
@@ -115,8 +130,63 @@ class _FailedError(Exception):
     """A contender's process ended too early. The message is the last line of its log."""
 
 
+class _Contender:
+    """The processes of one contender: one, or several that train together."""
+
+    def __init__(
+        self, command: list[str], request: dict[str, Any], environment: dict[str, str], count: int
+    ) -> None:
+        self._name, self._processes = request["contender"], []
+        for own in _environments(count):
+            self._processes.append(_Process(command, request, environment | own))
+
+    def go(self) -> dict[str, Any]:
+        """Let it take a turn, and return its report."""
+        for process in self._processes:
+            process.send("go")
+        return self.listen()
+
+    def listen(self) -> dict[str, Any]:
+        """Return its next report; of several processes the one with the highest peak of memory, or the first's.
+
+        Raises:
+            _FailedError: its one process has ended.
+            RankwiseError: one of its several processes has ended.
+        """
+        if len(self._processes) == 1:
+            return self._processes[0].listen()
+        with ThreadPoolExecutor(len(self._processes)) as pool:
+            number = {pool.submit(process.listen): i for i, process in enumerate(self._processes)}
+            for heard in as_completed(number):
+                if (reason := heard.exception()) is None:
+                    continue
+                for process in self._processes:  # so that nobody waits for it
+                    process.kill()
+                raise RankwiseError(
+                    f"{self._name} can't be measured, because process {number[heard]} failed: {reason}"
+                )
+        return max((heard.result() for heard in number), key=lambda report: report.get("peak_memory_mb", 0))
+
+    def close(self) -> None:
+        """End its processes, whatever they are doing."""
+        for process in self._processes:
+            process.close()
+
+
+def _environments(count: int) -> list[dict[str, str]]:
+    """Return the variables by which so many processes on this machine find each other, as torchrun sets them."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    size = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [shared | size | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)]
+
+
 class _Process:
-    """One contender's process."""
+    """One process of a contender."""
 
     def __init__(self, command: list[str], request: dict[str, Any], environment: dict[str, str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
@@ -128,12 +198,7 @@ class _Process:
             text=True,
             env={**os.environ, **environment},
         )
-        self._send(json.dumps(request))
-
-    def go(self) -> dict[str, Any]:
-        """Let it take a turn, and return its report."""
-        self._send("go")
-        return self.listen()
+        self.send(json.dumps(request))
 
     def listen(self) -> dict[str, Any]:
         """Return its next report.
@@ -147,7 +212,8 @@ class _Process:
             raise self._failure()
         return json.loads(line)
 
-    def _send(self, line: str) -> None:
+    def send(self, line: str) -> None:
+        """Send it a line."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # the process has ended; `listen` raises with the reason
             self._process.stdin.write(line + "\n")
@@ -155,15 +221,21 @@ class _Process:
 
     def _failure(self) -> _FailedError:
         code = self._process.wait()
+        if code < 0:
+            return _FailedError(f"{signal.Signals(-code).name} ended it.")
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return _FailedError(lines[-1].strip() if lines else f"its process ended with code {code}")
 
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """End the process, and leave its log."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self.kill()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()  # pyright: ignore[reportOptionalMemberAccess]

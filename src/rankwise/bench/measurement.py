@@ -8,7 +8,15 @@ from typing import Any
 from rankwise import hardware
 from rankwise.bench import architectures, lengths, results
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS, TRL_FULL, TRL_LORA, standard
+from rankwise.bench.contenders import (
+    CONTENDERS,
+    IN_SEVERAL,
+    TRL_FULL,
+    TRL_LORA,
+    beside_several,
+    processes_of,
+    standard,
+)
 from rankwise.bench.coordinator import Progress, Record, compete
 from rankwise.config import to_json
 from rankwise.errors import RankwiseError, nearest
@@ -25,19 +33,26 @@ def bench(
 
     Returns:
         `rows`: per contender its name, rows_per_second {median, min, max}, tokens_per_second, step_seconds,
-        peak_memory_mb, memory_by_kind_mb and peak_rss_mb.
+        peak_memory_mb, memory_by_kind_mb and peak_rss_mb; in several processes memory is that of the one that takes most, and there
+        are `processes`, `bytes_sent_a_step` by each, and `communication_share` {median, min, max}, waiting included.
         `ratios`: medians over paired repeats, above 1 where the first is faster; `step_vs_lower_bound` is the time of a
         step over that of its matrix products. `ratio_spreads` has their ranges.
         `memory_ratios`; `failed`: why a contender failed; `notes`: sentences about who took part; `config`, `versions` and `hardware`.
 
     Raises:
-        RankwiseError: a contender, model or length is unknown, a package is missing, or no contender finished.
+        RankwiseError: a contender, model or length is unknown, a package is missing, one of several processes failed, or no
+            contender finished.
     """
+    if hardware.processes() > 1:
+        raise RankwiseError(
+            "`rankwise bench` starts its processes itself. Start it without torchrun, with `processes=`."
+        )
     asked, config = config, resolve(config)
     records = compete(
-        config.contenders,
+        beside_several(config.contenders, config.processes),
         to_json(config),
         config.repeats,
+        processes=processes_of,
         environment={"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"},
         on_progress=on_progress,
     )
@@ -73,15 +88,20 @@ def resolve(config: BenchConfig) -> BenchConfig:
         if config.problem not in CONTENDERS[name].problems:
             known = ", ".join(standard(config.problem))
             raise RankwiseError(f"{name!r} doesn't take part in {config.problem}. These do: {known}.")
-    contenders = tuple(dict.fromkeys(config.contenders)) or _installed(standard(config.problem))
+    usual = IN_SEVERAL if config.processes > 1 else _installed(standard(config.problem))
+    contenders = tuple(dict.fromkeys(config.contenders)) or usual
     missing = _missing(contenders)
     if missing:
         extra = "trl" if "trl" in missing else "'rankwise[peft]'"
         raise RankwiseError(
             f"The baselines need {' and '.join(sorted(missing))}: pip install {extra}, or name --contenders without them."
         )
-    if min(config.rows, config.repeats, config.batch_size, config.rank, config.threads or 1) < 1:
-        raise RankwiseError("Rows, repeats, batch size, rank and threads must be at least 1.")
+    sizes = (config.rows, config.repeats, config.batch_size, config.rank, config.processes)
+    if min(*sizes, config.threads or 1) < 1:
+        raise RankwiseError("Rows, repeats, batch size, rank, processes and threads must be at least 1.")
+    if config.processes > 1 and not any(CONTENDERS[name].several for name in contenders):
+        able = ", ".join(name for name, contender in CONTENDERS.items() if contender.several)
+        raise RankwiseError(f"None of the contenders trains in several processes. These do: {able}.")
     name = config.lengths_name
     lengths.histogram(name)
     model_config = architectures.model_config(config)
@@ -126,7 +146,11 @@ def _installed(contenders: Iterable[str]) -> tuple[str, ...]:
 def _notes(asked: BenchConfig, config: BenchConfig, records: Sequence[Record]) -> list[str]:
     """Return a sentence about contenders that were left out, and one about the fastest of TRL's settings."""
     notes = []
-    if not asked.contenders and _installed(standard(config.problem)) != standard(config.problem):
+    if (
+        not asked.contenders
+        and config.processes == 1
+        and _installed(standard(config.problem)) != standard(config.problem)
+    ):
         notes.append("TRL's SFTTrainer is left out, because trl isn't installed: pip install trl.")
     chosen = results.best(records)
     for group, what in ((TRL_LORA, "LoRA"), (TRL_FULL, "full fine-tuning")):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rankwise.engine.autotune import tune
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.compute import Compute, Padding
 from rankwise.engine.packing import batch_order
+from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.training import Training
 from rankwise.rank.controller import RankController
 from rankwise.runs.methods import METHODS
@@ -23,7 +24,12 @@ from rankwise.tasks.encoding import Encoded
 
 
 def build_runner(
-    config: BenchConfig, *, method: str, padding: Padding = "packed", memory: str = "fast"
+    config: BenchConfig,
+    *,
+    method: str,
+    padding: Padding = "packed",
+    memory: str = "fast",
+    processes: Processes = ONE,
 ) -> "OurRunner":
     """Build the model as a run of `method` does.
 
@@ -34,6 +40,7 @@ def build_runner(
         method: `lora`, `full` or `adaptive`. With `adaptive`, statistics are collected but every layer keeps its rank.
         padding: `packed` where the model allows it, or `longest`, the padded batches of the baselines.
         memory: as in `--memory`.
+        processes: that train together.
     """
     dtype, frozen_base = getattr(torch, config.dtype), METHODS[method].frozen_base
     model: Any = architectures.build(config, dtype=dtype if frozen_base else torch.float32)
@@ -48,6 +55,7 @@ def build_runner(
         max_length=architectures.longest(model.config, config.problem),
         pad_id=model.config.pad_token_id,
         threads=config.threads,
+        processes=processes,
     )
     return OurRunner(config, model, compute, memory, collects_statistics=method == "adaptive")
 
@@ -90,7 +98,10 @@ class OurRunner:
         )
         if self.collects_statistics:
             training.rank = RankController(self.model, _never, sys.maxsize, training.update)
-        tune(training, memory=self.memory)
+        processes = self.compute.processes
+        if processes.first:
+            tune(training, memory=self.memory)
+        training.compute = replace(training.compute, engine=processes.of_first(training.compute.engine))
         for _ in batches:
             with training.compute.running(self.model):
                 training.step()

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from rich.table import Table
 
-from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS
+from rankwise.bench.contenders import MEMORY_RATIOS, RATIOS, alone, processes_of
 from rankwise.bench.coordinator import Record
 from rankwise.console import console, text
 from rankwise.engine.measure import KINDS, Spread
@@ -27,6 +27,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             "peak_memory_mb": record.memory["peak_memory_mb"],
             "memory_by_kind_mb": record.memory["memory_by_kind_mb"],
             "peak_rss_mb": record.memory["peak_rss_mb"],
+            **_several(record),
         }
         for record in records
         if record.failure is None
@@ -34,14 +35,31 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def ratios(records: Iterable[Record]) -> dict[str, Spread]:
-    """Return every ratio of `RATIOS` whose two sides finished, over the paired repeats."""
+    """Return every ratio of `RATIOS` whose two sides finished, over the paired repeats; and of several processes to one."""
     rates, chosen = _rates(records), best(records)
     found: dict[str, Spread] = {}
     for name, (first, seconds) in RATIOS.items():
         second = chosen.get(seconds)
         if first in rates and second is not None:
-            found[name] = Spread.of([a / b for a, b in zip(rates[first], rates[second], strict=True)])
+            found[name] = _paired(rates[first], rates[second])
+    for name in rates:
+        if alone(name) != name and alone(name) in rates:
+            several = name.removeprefix("rankwise ").replace(" ", "_")
+            found[f"{several}_vs_one"] = _paired(rates[name], rates[alone(name)])
     return found
+
+
+def _paired(first: list[float], second: list[float]) -> Spread:
+    return Spread.of([a / b for a, b in zip(first, second, strict=True)])
+
+
+def _several(record: Record) -> dict[str, Any]:
+    """Return what several processes sent, and what that took; nothing of a single one."""
+    if (count := processes_of(record.name)) == 1:
+        return {}
+    sent = record.repeats[-1]["bytes_sent_a_step"]
+    shares = _spread(record, "communication_share")
+    return {"processes": count, "bytes_sent_a_step": sent, "communication_share": shares}
 
 
 def memory_ratios(records: Iterable[Record]) -> dict[str, float]:
@@ -80,6 +98,9 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     shown.print(_contenders(result))
     shown.print()
     shown.print(_memory(result))
+    if any("processes" in row for row in result["rows"]):
+        shown.print()
+        shown.print(_communication(result))
     for name, reason in result["failed"].items():
         shown.print(text(f"{name} failed: {reason}"), style="red")
     for sentence in result["notes"]:
@@ -109,6 +130,20 @@ def _memory(result: dict[str, Any]) -> Table:
     table = _table("MB at the peak", "total", *KINDS)
     for row in result["rows"]:
         table.add_row(text(row["name"]), *(f"{size:,.0f}" for size in row["memory_by_kind_mb"].values()))
+    return table
+
+
+def _communication(result: dict[str, Any]) -> Table:
+    table = _table("several processes", "MB sent by each a step", "share of the time", "min – max")
+    for row in result["rows"]:
+        if "processes" in row:
+            share = row["communication_share"]
+            table.add_row(
+                text(row["name"]),
+                f"{row['bytes_sent_a_step'] / 1e6:,.3g}",
+                f"{share['median']:.0%}",
+                f"{share['min']:.0%} – {share['max']:.0%}",
+            )
     return table
 
 

@@ -12,19 +12,21 @@ import json
 import os
 import sys
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 
+from rankwise import hardware
 from rankwise.bench import architectures, lengths
 from rankwise.bench.config import BenchConfig
-from rankwise.bench.contenders import CONTENDERS, Runner
+from rankwise.bench.contenders import CONTENDERS, Runner, alone
 from rankwise.config import from_json
 from rankwise.engine.measure import PeakRss, Speed, TensorMemory, label, megabytes
-from rankwise.errors import RankwiseError
+from rankwise.engine.processes import ONE, Processes, joined
+from rankwise.errors import ProcessLost, RankwiseError
 from rankwise.seeding import stream_seed
 from rankwise.tasks.encoding import Encoded
 
@@ -39,25 +41,47 @@ def main() -> None:
     os.dup2(2, 1)
     asked = json.loads(sys.stdin.readline())
     try:
-        compete(asked["contender"], from_json(BenchConfig, asked["config"]), sys.stdin, reports)
-    except RankwiseError as error:
+        with joined() as processes:
+            compete(
+                asked["contender"],
+                from_json(BenchConfig, asked["config"]),
+                sys.stdin,
+                reports,
+                processes,
+            )
+    except (RankwiseError, ProcessLost) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def compete(name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO) -> None:
-    """Train as contender `name`: each line of `stdin` starts a turn, and one JSON object on `stdout` ends it."""
+def compete(
+    name: str, config: BenchConfig, stdin: TextIO, stdout: TextIO, processes: Processes = ONE
+) -> None:
+    """Train as contender `name`: each line of `stdin` starts a turn, and one JSON object on `stdout` ends it.
+
+    Args:
+        name: of the contender.
+        config: of the measurement.
+        stdin, stdout: of this process.
+        processes: that train together. Each of them gets the same lines, and reports.
+    """
+    several: dict[str, Any] = {}
+    if processes.count > 1:
+        hardware.device_of_process(torch.device(config.device))
+        several = {"processes": processes}
     if config.threads:
-        torch.set_num_threads(config.threads)
-    contender = CONTENDERS[name]
+        threads = max(1, config.threads // processes.count)
+        config = replace(config, threads=threads)
+        torch.set_num_threads(threads)
+    contender = CONTENDERS[alone(name)]
     build_runner = import_module(contender.module).build_runner
     rss = PeakRss()
-    runner: Runner = build_runner(config, **contender.settings)
+    runner: Runner = build_runner(config, **contender.settings, **several)
     schedule = make_schedule(runner, config, contender.max_length)
     model = getattr(runner, "model", None)
     if model is not None:  # whatever the model is called with counts as the batch
         model.register_forward_pre_hook(lambda _, *inputs: label("batch", inputs), with_kwargs=True)
-    steps = _turns(schedule, config, rss, runner, stdin, stdout)
+    steps = _turns(schedule, config, rss, runner, processes, stdin, stdout)
     next(steps)
     runner.train(schedule.rows, schedule.batches, lambda: next(steps, None))
 
@@ -115,7 +139,13 @@ def heaviest(batches: list[np.ndarray], row_lengths: np.ndarray) -> list[np.ndar
 
 
 def _turns(
-    schedule: Schedule, config: BenchConfig, rss: PeakRss, runner: Runner, stdin: TextIO, stdout: TextIO
+    schedule: Schedule,
+    config: BenchConfig,
+    rss: PeakRss,
+    runner: Runner,
+    processes: Processes,
+    stdin: TextIO,
+    stdout: TextIO,
 ) -> Generator[None, None, None]:
     """Do what happens around the training steps. At each `yield`, one step is trained."""
 
@@ -137,17 +167,25 @@ def _turns(
     for repeat in schedule.repeats:
         wait()
         synchronize()
-        speed = Speed()
+        speed, waited = Speed(), processes.seconds
         for batch in repeat:
             yield
             synchronize()
             speed.step(len(batch), int(schedule.rows.lengths[batch].sum()))
         assert speed.step_seconds
+        communication = {}
+        if processes.count > 1:
+            share = (processes.seconds - waited) / speed.seconds
+            communication = {
+                "bytes_sent_a_step": processes.bytes_sent,
+                "communication_share": share,
+            }
         report(
             rows_per_second=speed.rows_per_second,
             tokens_per_second=speed.tokens_per_second,
             step_seconds=asdict(speed.step_seconds),
             seconds=speed.seconds,
+            **communication,
         )
     wait()
     with TensorMemory(config.device) as memory:

@@ -14,6 +14,7 @@ after the last step.
 import hashlib
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,12 +45,14 @@ class Processes:
         number: of this process, from 0.
         count: of all.
         bytes_added_up, additions: size of all gradients and statistics that were added up so far, and how often that was.
+        seconds: that adding them up took, waiting for the others included.
         asked_to_end: says whether this process was asked to end.
     """
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
         self.bytes_added_up = self.additions = 0
+        self.seconds = 0.0
         self.asked_to_end: Callable[[], bool] = lambda: False
 
     @property
@@ -160,7 +163,10 @@ class Group(Processes):
     @torch.no_grad()
     def add_up(self, holders: Sequence[Tensor], loss: float) -> float:
         with _disable_current_modes():  # what follows tensors and operations has no use for messages
-            return self._add_up(holders, loss)
+            begun = time.perf_counter()
+            loss = self._add_up(holders, loss)
+            self.seconds += time.perf_counter() - begun
+            return loss
 
     def _add_up(self, holders: Sequence[Tensor], loss: float) -> float:
         head = [loss, float(self.asked_to_end()), *(float(h.grad is not None) for h in holders)]
