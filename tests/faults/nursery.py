@@ -119,13 +119,13 @@ def _compare(request: list[str], address: str) -> None:
     from functools import partial
 
     from rankwise import cli
-    from rankwise.runs import claims, grid
+    from rankwise.runs import claims, grid, work
 
     def command(folder: object) -> list[str]:
         return [sys.executable, "-I", "-S", __file__, "worker", address, str(folder)]
 
-    claims.POLL_SECONDS = grid.POLL_SECONDS = 0.1
-    claims.BEAT_SECONDS = grid.BEAT_SECONDS = 0.2
+    claims.POLL_SECONDS = work.POLL_SECONDS = 0.1
+    claims.BEAT_SECONDS = work.BEAT_SECONDS = 0.2
     grid.run_grid = partial(grid.run_grid, command=command)
     sys.argv = ["rankwise", *request]
     cli.main()

@@ -245,7 +245,7 @@ finish(score=seen)
 
 
 def test_two_jobs_share_the_threads_unless_they_are_given(tmp_path, monkeypatch):
-    monkeypatch.setattr("rankwise.runs.grid.cores", lambda: 8)
+    monkeypatch.setattr("rankwise.runs.work.cores", lambda: 8)
     ran(grid(tmp_path, methods=("lora",), jobs=2))
     assert RunFolder(tmp_path / "sst2.lora.s0").read_run()["assigned"]["threads"] == 4
 
@@ -258,7 +258,7 @@ def test_a_run_that_shared_the_machine_for_a_part_of_it_did_share_it(tmp_path, j
 
 
 def test_continuing_keeps_the_threads_of_the_first_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("rankwise.runs.grid.cores", lambda: 8)
+    monkeypatch.setattr("rankwise.runs.work.cores", lambda: 8)
     ran(grid(tmp_path, methods=("full",), jobs=4), worker("sys.exit(1)"))
     ran(grid(tmp_path, methods=("full",)))
     assert RunFolder(tmp_path / "sst2.full.s0").read_run()["assigned"]["threads"] == 2
