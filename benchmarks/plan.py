@@ -23,9 +23,9 @@ from rankwise import hardware
 from rankwise.bench.lengths import draw, random_rows
 from rankwise.bench.plan import MemoryPlanner, Setting, build_training, find_architecture
 from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.batches import batch_order
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import megabytes
-from rankwise.engine.packing import batch_order
 from rankwise.lora.scaling import START_RANK
 
 RESULTS = Path(__file__).parent / "results/plan"

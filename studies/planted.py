@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.config import Preference
+from rankwise.engine.batches import batch_order
 from rankwise.engine.packed_mode import packed
-from rankwise.engine.packing import batch_order, pack
+from rankwise.engine.packing import pack
 from rankwise.engine.pooling import packed_logits
 from rankwise.files import cache_folder
 from rankwise.lora.inject import adapt_at_start_rank

@@ -1,4 +1,4 @@
-"""Packed rows keep their tokens; groups of lengths cost least; batches hold every row once."""
+"""Packed rows keep their tokens, and padded rows are the same tokens and padding."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from float64 import rows_of
-from rankwise.engine.packing import (
-    GROUP_COST,
-    HEAD_COST,
-    batch_order,
-    length_groups,
-    pack,
-    pad,
-    token_batches,
-)
-
-lengths_of_rows = st.lists(st.integers(1, 70), min_size=1, max_size=12)
+from rankwise.engine.packing import pack, pad
 
 
 def tokens_of(batch, encoded):
@@ -27,7 +17,7 @@ def tokens_of(batch, encoded):
     return {row: batch.input_ids[0, ends[i] : ends[i + 1]].tolist() for row, i in at.items()}
 
 
-@given(lengths_of_rows, st.integers(1, 6), st.integers(1, 90))
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(1, 6), st.integers(1, 90))
 def test_every_row_keeps_its_tokens_however_a_batch_is_divided(lengths, count, most):
     rows = rows_of(lengths)
     expected = {
@@ -41,28 +31,6 @@ def test_every_row_keeps_its_tokens_however_a_batch_is_divided(lengths, count, m
         assert {row: tokens for one in found for row, tokens in one.items()} == expected
         assert sum(map(len, found)) == len(lengths)
     assert all(len(one) == 1 or one.tokens <= most for one in batch.split(most))
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=7))
-def test_groups_of_lengths_cost_least_of_all_partitions(lengths):
-    lengths = np.sort(np.array(lengths))
-    quantum = np.select([lengths <= 16, lengths <= 64], [4, 8], 16)
-    rounded = -(-lengths // quantum) * quantum
-
-    def cost(padded):
-        groups = 1 + int((np.diff(padded) > 0).sum())
-        return GROUP_COST * groups + int((padded * (padded + HEAD_COST)).sum())
-
-    def partitions(n):
-        for ends in range(1 << (n - 1)):
-            yield [i for i in range(n) if i == n - 1 or ends >> i & 1]
-
-    def padded(ends):
-        return rounded[np.array(ends)[np.searchsorted(ends, np.arange(len(lengths)))]]
-
-    found = length_groups(lengths)
-    assert (found >= lengths).all()
-    assert cost(found) == min(cost(padded(ends)) for ends in partitions(len(lengths)))
 
 
 def test_few_numbers_of_tokens_occur_once_batches_are_filled():
@@ -84,23 +52,3 @@ def test_padded_rows_are_the_packed_ones_and_padding():
     assert torch.equal(batch["labels"], torch.from_numpy(rows.labels[[1, 2]]))
     with pytest.raises(ValueError, match="A row of 5 tokens doesn't fit in 4"):
         pad(rows, np.array([1]), 0, 4)
-
-
-@given(lengths_of_rows, st.integers(1, 200))
-def test_token_batches_hold_every_row_once_within_the_limit(lengths, most):
-    lengths = np.array(lengths)
-    batches = token_batches(lengths, most)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= most for batch in batches)
-
-
-def test_batches_grouped_by_length_need_less_padding():
-    lengths = np.random.default_rng(0).integers(1, 100, 400)
-    padding = [
-        sum(
-            int(len(b) * lengths[b].max() - lengths[b].sum())
-            for b in batch_order(lengths, 8, seed=0, group_by_length=grouped)
-        )
-        for grouped in (False, True)
-    ]
-    assert padding[1] < 0.2 * padding[0]

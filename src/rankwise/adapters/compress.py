@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from rankwise.adapters import peft_format
 from rankwise.adapters.predict import Trained
+from rankwise.engine.batches import token_batches
 from rankwise.engine.compute import Compute, predict_logits
 from rankwise.engine.execution import Engine
-from rankwise.engine.packing import token_batches
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder, check_folder
 from rankwise.lora.layer import lora_layers

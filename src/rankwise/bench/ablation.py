@@ -17,8 +17,8 @@ from rankwise.bench import ours
 from rankwise.bench.config import BenchConfig
 from rankwise.engine import attention, autotune, dropout, packed_mode, packing, training
 from rankwise.engine.execution import Engine
+from rankwise.engine.layout import Layout
 from rankwise.engine.optim import Update
-from rankwise.engine.packing import Layout
 from rankwise.lora import layer as lora_layer
 
 

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.bench import architectures
 from rankwise.bench.config import BenchConfig
-from rankwise.engine.packing import batch_order
+from rankwise.engine.batches import batch_order
 from rankwise.lora.inject import find_targets
 from rankwise.models.families import body_and_heads, language_head
 from rankwise.tasks.encoding import Encoded

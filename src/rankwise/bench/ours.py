@@ -14,8 +14,8 @@ from rankwise.bench.lengths import length_grouped
 from rankwise.config import LoraOptions, RunConfig, TrainOptions
 from rankwise.engine.autotune import tune
 from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.batches import batch_order
 from rankwise.engine.compute import Compute, Padding
-from rankwise.engine.packing import batch_order
 from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.training import Training
 from rankwise.rank.controller import RankController

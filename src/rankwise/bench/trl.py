@@ -20,7 +20,7 @@ from rankwise.bench import architectures
 from rankwise.bench.baselines import AfterStep, arguments, padder, with_peft_lora
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.lengths import length_grouped
-from rankwise.engine.packing import batch_order
+from rankwise.engine.batches import batch_order
 from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.labels import IGNORED
 

@@ -1,7 +1,8 @@
 """Packed training: batches without padding, and the step of every method.
 
-packing ─► packed_mode, pack_check         a batch as one sequence of tokens, the model on it, and whether it can be
-attention, dropout, pooling                what is computed in another way than in Transformers
+batches ─► packing, layout                 which rows make a batch; its tokens as one sequence, and the rows' boundaries
+attention, dropout, pooling                what packed rows have computed in another way than in Transformers
+packed_mode ─► pack_check                  a model that takes packed rows; whether it gives what it gives without packing
 execution, threads ─► compute              micro-batches side by side; how a model is run
 batch_schedule ─► training ─► checkpoint   which rows each step takes; the step; its state on disk
 optim, mixed_precision, held_out           what a step updates, computes with, and decides ranks on

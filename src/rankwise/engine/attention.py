@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.dropout import Key, keep_mask, rounded
-from rankwise.engine.packing import Layout
+from rankwise.engine.layout import Layout
 
 SOFTMAX_BLOCK = 1 << 18
 """Scores that a softmax computes at a time, so that their float32 copy (1 MB) stays in the cache."""

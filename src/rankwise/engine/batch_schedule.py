@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from rankwise.config import TrainOptions
-from rankwise.engine.packing import batch_order
+from rankwise.engine.batches import batch_order
 from rankwise.seeding import stream_seed
 
 

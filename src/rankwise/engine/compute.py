@@ -21,12 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwise.engine import token_losses
+from rankwise.engine.batches import equal_sections, token_batches
 from rankwise.engine.dropout import Key
 from rankwise.engine.execution import Engine
 from rankwise.engine.measure import recomputed
 from rankwise.engine.pack_check import can_pack
 from rankwise.engine.packed_mode import packed
-from rankwise.engine.packing import LabelledTokens, PackedBatch, equal_sections, pack, pad, token_batches
+from rankwise.engine.packing import LabelledTokens, PackedBatch, pack, pad
 from rankwise.engine.pooling import packed_hidden, packed_logits, padded_logits
 from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.row_check import refused_by_name

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rankwise.config import GenerateOptions
+from rankwise.engine.batches import token_batches
 from rankwise.engine.compute import Compute
-from rankwise.engine.packing import token_batches
 from rankwise.engine.row_check import refused_by_name
 from rankwise.errors import RankwiseError
 from rankwise.models import loading

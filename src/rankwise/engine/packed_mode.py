@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from rankwise.engine.attention import attend
 from rankwise.engine.dropout import dropout
-from rankwise.engine.packing import Layout
+from rankwise.engine.layout import Layout
 from rankwise.engine.pooling import pool_rows
 from rankwise.errors import RankwiseError
 from rankwise.models.families import task_type

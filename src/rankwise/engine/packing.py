@@ -3,247 +3,24 @@
     rows   [■■■] [■■■■■] [■■]                 tokens   ■■ ■■■ ■■■■■        [1, tokens], shortest row first
                                      ─►     cu_seqlens  0  2   5     10     boundaries, read by attention and pooling only
 
-Linear layers, norms and activations then compute real tokens only. This module also says which rows make a batch, and pads rows.
+Linear layers, norms and activations then compute real tokens only. This module also pads rows, for models that can't be packed.
 """
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor, nn
 
+from rankwise.engine.batches import equal_sections
 from rankwise.engine.dropout import Key
+from rankwise.engine.layout import Layout, length_groups
 from rankwise.models.families import first_position
+from rankwise.tasks.encoding import Encoded
 from rankwise.tasks.labels import IGNORED
-
-GROUP_COST = 8000
-HEAD_COST = 64
-"""Cost of attention in one head, in scores: `length · (length + HEAD_COST)` a row, and `GROUP_COST` a group.
-
-They are fitted to measured times of the grouped products. A factor of 3 in either costs a few percent of attention's time."""
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """Token ids of many rows end to end, as `Encoded` keeps them: row i is input_ids[offsets[i]:offsets[i + 1]]."""
-
-    @property
-    def input_ids(self) -> np.ndarray: ...
-    @property
-    def offsets(self) -> np.ndarray: ...
-    @property
-    def token_type_ids(self) -> np.ndarray | None: ...
-    @property
-    def labels(self) -> np.ndarray | None: ...
-    @property
-    def token_labels(self) -> np.ndarray | None: ...
-
-
-class Group(NamedTuple):
-    """Rows that attention computes in one product, each padded to the same length.
-
-    Attributes:
-        first, rows: place of the first row in packed order, and the number of rows.
-        length: tokens that each row is padded to.
-        tokens: section of the packed tokens.
-        scores: section of one head's scores, `length`² a row.
-    """
-
-    first: int
-    rows: int
-    length: int
-    tokens: slice
-    scores: slice
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Boundaries of the rows in a packed batch. Made once a batch, shared by every layer.
-
-    Attributes:
-        lengths: tokens of each row, ascending.
-        padded: tokens that attention pads each row to, see `length_groups`.
-        device: of the tokens.
-        key: names dropout's random stream.
-        first_row, first_token, first_score: rows, tokens and scores of the whole batch before this micro-batch.
-        filler: tokens behind the last row that belong to no row, see `PackedBatch.fill`.
-    """
-
-    lengths: Int64[np.ndarray, "rows"]
-    padded: Int64[np.ndarray, "rows"]
-    device: torch.device
-    key: Key
-    first_row: int = 0
-    first_token: int = 0
-    first_score: int = 0
-    filler: int = 0
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows, without the filler."""
-        return int(self.offsets[-1])
-
-    @property
-    def scores(self) -> int:
-        """Attention scores of one head, with the padding within groups."""
-        return self.groups[-1].scores.stop
-
-    @cached_property
-    def offsets(self) -> Int64[np.ndarray, "boundaries"]:
-        """The first token of each row, and the end of the last row."""
-        return np.concatenate([[0], np.cumsum(self.lengths)])
-
-    @cached_property
-    def cu_seqlens(self) -> Int32[Tensor, "boundaries"]:
-        """`offsets` on the device, in the form that variable-length kernels take."""
-        return torch.from_numpy(self.offsets.astype(np.int32)).to(self.device)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest row."""
-        return int(self.lengths[-1])
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """Consecutive rows that are padded to one length."""
-        edges = [0, *(np.flatnonzero(np.diff(self.padded)) + 1).tolist(), len(self)]
-        groups, score = [], 0
-        for first, last in pairwise(edges):
-            length = int(self.padded[first])
-            scores = slice(score, score := score + (last - first) * length**2)
-            tokens = slice(int(self.offsets[first]), int(self.offsets[last]))
-            groups.append(Group(first, last - first, length, tokens, scores))
-        return groups
-
-    def slots(self, heads: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Return how each group's rows move between tokens [tokens · heads] and padded slots [rows · heads · length].
-
-        Returns:
-            For each group: the token of every slot; the slot of every token of the group; and the slots that hold no token,
-            or None. Slots without a token repeat their row's last token, so that their values stay finite.
-        """
-        if heads not in self._made:
-            made = [self._slots(group, heads) for group in self.groups]
-            self._made[heads] = [tuple(None if x is None else x.to(self.device) for x in one) for one in made]
-        return self._made[heads]
-
-    def _slots(self, group: Group, heads: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        lengths = self.lengths[group.first : group.first + group.rows]
-        begin = self.offsets[group.first : group.first + group.rows]
-        place, head = np.arange(group.length), np.arange(heads)
-        token = begin[:, None] + np.minimum(place, lengths[:, None] - 1)
-        source = (token[:, None, :] * heads + head[:, None]).ravel()
-        real = place < lengths[:, None]
-        row, position = np.nonzero(real)
-        target = ((row[:, None] * heads + head) * group.length + position[:, None]).ravel()
-        empty = None
-        if not real.all():
-            empty = torch.from_numpy(np.flatnonzero(np.repeat(~real[:, None, :], heads, axis=1)))
-        return torch.from_numpy(source), torch.from_numpy(target), empty
-
-    def masks(
-        self, causal: bool, window: int | None, dtype: torch.dtype
-    ) -> list[Float[Tensor, "..."] | None]:
-        """Return the mask to add to each group's scores [rows, heads, length, length] before softmax: 0 or −∞.
-
-        Args:
-            causal: a token sees itself and the tokens before it.
-            window: it sees only tokens less than this far away.
-            dtype: of the scores.
-
-        Returns:
-            A mask for each group, or None where every token sees every other.
-        """
-        wanted = (causal, window, dtype)
-        if wanted not in self._made:
-            self._made[wanted] = [self._mask(group, causal, window, dtype) for group in self.groups]
-        return self._made[wanted]
-
-    def _mask(self, group: Group, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        place = np.arange(group.length)
-        apart = place[:, None] - place
-        seen = np.ones((1, group.length, group.length), dtype=bool)
-        if window is not None:
-            seen &= np.abs(apart) < window
-        if causal:  # no token sees what follows its row, so padding needs no mask
-            seen &= apart >= 0
-        else:
-            real = place < self.lengths[group.first : group.first + group.rows, None]
-            seen = np.broadcast_to(seen & real[:, None, :] | ~real[:, :, None], (group.rows, *seen.shape[1:]))
-        if seen.all():
-            return None
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(torch.from_numpy(~seen), -torch.inf)
-        return mask.to(self.device).unsqueeze(1)
-
-    @cached_property
-    def whole(self) -> Group:
-        """All rows as one group, padded to the longest and up to a multiple of 8, which suits fused kernels."""
-        length = -(-self.max_length // 8) * 8
-        return Group(0, len(self), length, slice(0, self.tokens), slice(0, len(self) * length**2))
-
-    @cached_property
-    def places(self) -> Int64[Tensor, "tokens"]:
-        """The slot of each token in `whole`, [rows · length]."""
-        begin = np.arange(len(self)) * self.whole.length - self.offsets[:-1]
-        return torch.from_numpy(np.arange(self.tokens) + np.repeat(begin, self.lengths)).to(self.device)
-
-    def whole_mask(self, causal: bool, window: int | None, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
-        """Return the mask of `masks` for the group `whole`."""
-        wanted = ("whole", causal, window, dtype)
-        if wanted not in self._made:
-            self._made[wanted] = self._mask(self.whole, causal, window, dtype)
-        return self._made[wanted]
-
-    def section(self, first: int, last: int) -> "Layout":
-        """Return the layout of rows first … last − 1 alone. They keep their padding and their place in the random stream."""
-        before = self.padded[:first]
-        return replace(
-            self,
-            lengths=self.lengths[first:last],
-            padded=self.padded[first:last],
-            first_row=self.first_row + first,
-            first_token=self.first_token + int(self.offsets[first]),
-            first_score=self.first_score + int((before**2).sum()),
-            _made={},
-        )
-
-    def to(self, device: torch.device) -> "Layout":
-        """Return the same layout for tokens on another device."""
-        return self if device == self.device else replace(self, device=device, _made={})
-
-
-def length_groups(lengths: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
-    """Return the length that attention pads each row to, so that all groups together cost least.
-
-    Lengths are rounded up to multiples of 4, 8 or 16, because matrix kernels are compiled for each shape that occurs.
-    The best partition is found by dynamic programming over the distinct lengths: c(j) = min_i c(i) + cost of one group i … j.
-
-    Args:
-        lengths: tokens of each row, ascending.
-    """
-    quantum = np.select([lengths <= 16, lengths <= 64], [4, 8], 16)
-    distinct, counts = np.unique(-(-lengths // quantum) * quantum, return_counts=True)
-    rows = np.concatenate([[0], np.cumsum(counts)])
-    least = np.zeros(len(distinct) + 1)
-    begin = np.zeros(len(distinct) + 1, dtype=np.int64)
-    for j, length in enumerate(distinct, start=1):
-        costs = least[:j] + GROUP_COST + (rows[j] - rows[:j]) * length * (length + HEAD_COST)
-        begin[j] = np.argmin(costs)
-        least[j] = costs[begin[j]]
-    padded = np.empty(len(distinct), dtype=np.int64)
-    j = len(distinct)
-    while j:
-        padded[begin[j] : j] = distinct[j - 1]
-        j = begin[j]
-    return np.repeat(padded, counts)
 
 
 @dataclass(frozen=True)
@@ -374,24 +151,13 @@ class PackedBatch:
         )
 
 
-def equal_sections(lengths: Int64[np.ndarray, "rows"], count: int) -> list[int]:
-    """Return where to cut rows, in their order, into `count` sections with about equal tokens: the first row of each, and the end.
-
-    There are fewer sections where there are fewer rows.
-    """
-    ends = np.cumsum(lengths)
-    wanted = ends[-1] * np.arange(1, count) / count
-    nearest = np.abs(ends[:, None] - wanted).argmin(axis=0) + 1
-    return np.unique(np.concatenate([[0], nearest, [len(lengths)]])).tolist()
-
-
 def filling(tokens: int) -> int:
     """Return how many unused tokens `PackedBatch.fill` adds to so many."""
     return -tokens % max(8, 1 << max(0, (tokens // 16).bit_length() - 1))
 
 
 def pack(
-    encoded: Rows, rows: Int[np.ndarray, "rows"], *, model: nn.Module | None = None, key: Key | None = None
+    encoded: Encoded, rows: Int[np.ndarray, "rows"], *, model: nn.Module | None = None, key: Key | None = None
 ) -> PackedBatch:
     """Pack rows into one sequence of tokens.
 
@@ -443,7 +209,7 @@ def _positions(ids: Int[np.ndarray, "tokens"], layout: Layout, start: int) -> In
 
 
 def pad(
-    encoded: Rows,
+    encoded: Encoded,
     rows: Int[np.ndarray, "rows"],
     pad_id: int,
     padding: Literal["longest"] | int = "longest",
@@ -487,45 +253,3 @@ def _long(values: np.ndarray) -> Tensor:
 def _as_stored(labels: np.ndarray) -> Tensor:
     """Return labels as a tensor: class ids int64, numbers and sets of labels float32."""
     return torch.from_numpy(labels) if labels.dtype.kind == "f" else _long(labels)
-
-
-def batch_order(
-    lengths: Int64[np.ndarray, "rows"], batch_size: int, *, seed: int, group_by_length: bool = False
-) -> list[Int64[np.ndarray, "batch"]]:
-    """Return the batches of one epoch: every row once, in random order.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows a batch; the last may have fewer.
-        seed: of this epoch's order.
-        group_by_length: put rows of similar length into a batch, as padded training wants. Blocks of 50 batches are sorted by
-            length, as Transformers' Trainer does, and the batches are shuffled.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(lengths))
-    if group_by_length:
-        size = 50 * batch_size
-        blocks = [order[i : i + size] for i in range(0, len(order), size)]
-        order = np.concatenate([b[np.argsort(-lengths[b], kind="stable")] for b in blocks] or [order])
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))] if group_by_length else batches
-
-
-def token_batches(
-    lengths: Int64[np.ndarray, "rows"], max_tokens: int, rows: int | None = None
-) -> list[Int64[np.ndarray, "batch"]]:
-    """Return every row once, sorted by length, in batches of at most `max_tokens` tokens or a single row, for evaluation.
-
-    Padding counts, so that packed and padded batches take the same memory. Where `rows` is given, batches have so many rows instead.
-    """
-    order = np.argsort(lengths, kind="stable")
-    if rows is not None:
-        return [order[first : first + rows] for first in range(0, len(order), rows)]
-    ascending = lengths[order]
-    batches, first = [], 0
-    while first < len(order):
-        filled = ascending[first:] * np.arange(1, len(order) - first + 1)
-        rows = max(int(np.searchsorted(filled, max_tokens, side="right")), 1)
-        batches.append(order[first : first + rows])
-        first += rows
-    return batches

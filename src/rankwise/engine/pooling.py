@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.engine.packing import LabelledTokens, Layout, PackedBatch
+from rankwise.engine.layout import Layout
+from rankwise.engine.packing import LabelledTokens, PackedBatch
 from rankwise.errors import RankwiseError
 from rankwise.models.families import PER_TOKEN, task_type
 

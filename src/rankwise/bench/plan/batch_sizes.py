@@ -11,9 +11,11 @@ import numpy as np
 
 from rankwise.bench.plan.setup import Setting
 from rankwise.bench.plan.step import MemoryPlanner, largest
+from rankwise.engine.batches import batch_order, token_batches
 from rankwise.engine.compute import FORWARD_TOKENS
+from rankwise.engine.layout import length_groups
 from rankwise.engine.measure import KINDS
-from rankwise.engine.packing import batch_order, filling, length_groups, token_batches
+from rankwise.engine.packing import filling
 from rankwise.models import families
 from rankwise.seeding import stream_seed
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from rankwise.bench.plan.setup import Setting, build_training, draw_rows, with_layers
 from rankwise.engine.batch_schedule import GivenBatches
+from rankwise.engine.batches import batch_order
 from rankwise.engine.execution import Engine
-from rankwise.engine.packing import batch_order
 
 
 def epoch_seconds(setting: Setting, lengths: np.ndarray, batch_size: int, recompute: bool) -> float:
