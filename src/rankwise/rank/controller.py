@@ -314,21 +314,20 @@ class RankController:
             before is None or not self.resizer.pruned
         ):  # layers that got other weights from outside have nothing to bring back
             return
-        if self.guard.begin_check(self.held_out, self.steps_taken, "undo") is None:
+        now = self.guard.begin_comparison(self.held_out, self.steps_taken, "undo")
+        if now is None:
             return
         limit = next(d.limit for d in reversed(self.decisions) if d.kind == "prune" and d.accepted)
         both, compared = self._with_pruned(), self.held_out.compared
-        now = self.held_out.begun if compared is None else self.held_out.begun[:, compared]
         before = before if compared is None else before[:, compared]
-        restored = torch.stack([self.held_out.losses_with(both), self.held_out.plain])
         increases = [LossIncrease.of(row) for row in now - before]
-        undone = [
-            accept_addition(increase, limit, self.config.confidence) and bool(row.mean() < 0)
-            for increase, row in zip(increases, restored - now, strict=True)
-        ]
+        missed = [accept_addition(increase, limit, self.config.confidence) for increase in increases]
+        if any(missed):
+            restored = torch.stack([self.held_out.losses_with(both), self.held_out.plain])
+            missed = [miss and bool(row.mean() < 0) for miss, row in zip(missed, restored - now, strict=True)]
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
-        increase = increases[1 if undone == [False, True] else 0]
-        self._carry_out(self.decision("undo", any(undone), increase, limit, ranks))
+        increase = increases[1 if missed == [False, True] else 0]
+        self._carry_out(self.decision("undo", any(missed), increase, limit, ranks))
         self.resizer.pruned = {}
 
     @torch.no_grad()

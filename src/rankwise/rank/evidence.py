@@ -63,6 +63,18 @@ class HeldOutTest:
         self.plain = self.plain[finite]
         return losses[finite], without_adapters[finite]
 
+    def begin_comparison(self) -> Float[Tensor, "2 examples"]:
+        """Begin a check that doesn't ask for the gain: return losses and, below them, plain losses with the adapters as they are.
+
+        Examples for which one of the two isn't finite are left out of the whole check.
+        """
+        self.compared = None
+        now = torch.stack([self.losses_with({}), self.plain])
+        finite = now.isfinite().all(dim=0)
+        if not finite.all():
+            self.compared = finite
+        return now[:, finite]
+
     @contextmanager
     def replaced(self, matrices: Matrices) -> Iterator[None]:
         """Have these matrices in place of the layers' own, for a block of code."""

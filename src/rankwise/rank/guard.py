@@ -163,13 +163,27 @@ class Guard:
         """
         self.check_layers()
         losses, without_adapters = held_out.begin()
+        return (losses, without_adapters) if self._enough(len(losses), held_out, step, kind) else None
+
+    def begin_comparison(self, held_out: HeldOutTest, step: int, kind: str) -> Tensor | None:
+        """Check the layers and evaluate held-out rows with the adapters alone, at the start of a check.
+
+        Returns:
+            What `HeldOutTest.begin_comparison` returns. None where fewer than two rows are finite; a note then says so.
+        """
+        self.check_layers()
+        now = held_out.begin_comparison()
+        return now if self._enough(now.shape[1], held_out, step, kind) else None
+
+    def _enough(self, rows: int, held_out: HeldOutTest, step: int, kind: str) -> bool:
+        """Return whether rows are left that can decide; note those that are left out."""
         left_out = 0 if held_out.compared is None else int((~held_out.compared).sum())
-        few = f"no decision whether to {kind}" if len(losses) < 2 else "they are left out"
+        few = f"no decision whether to {kind}" if rows < 2 else "they are left out"
         if left_out:
             self.say(step, f"the losses of {left_out} held-out rows aren't finite; {few}.")
-        elif len(losses) < 2:
+        elif rows < 2:
             self.say(step, f"there are fewer than two held-out rows; {few}.")
-        return None if len(losses) < 2 else (losses, without_adapters)
+        return rows >= 2
 
 
 def check_placement(layers: Mapping[str, LowRankLayer], *, alone: bool = True) -> None:
