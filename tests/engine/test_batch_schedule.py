@@ -45,13 +45,28 @@ def test_replacement_examples_take_the_place_of_held_out_rows():
     found.hold_out(20)
     held = set(found.held_out.tolist())
     assert len(held) == 20
-    without = batches(found, all_rows=False)
+    without = batches(found, released=None)
     assert not held & {row for batch in without for row in batch}
     for ours, theirs in zip(without, whole, strict=True):
         assert [a for a, b in zip(ours, theirs, strict=True) if b not in held] == [
             b for b in theirs if b not in held
         ]
-    assert batches(found) == whole, "they come back"
+    assert batches(found) == whole
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_held_out_rows_catch_up(epochs):
+    """Released after some epochs, and as many later, every row was seen as often as any other."""
+    found, released = schedule(steps=5 * 13), 13 * epochs
+    found.hold_out(20)
+    seen = np.bincount(
+        np.concatenate([found.batch(step, released=released) for step in range(2 * released)]), minlength=100
+    )
+    assert seen.tolist() == [2 * epochs] * 100
+    later = range(2 * released, found.steps)
+    assert [found.batch(s, released=released).tolist() for s in later] == [
+        found.batch(s).tolist() for s in later
+    ]
 
 
 def test_held_out_rows_have_the_shares_of_the_strata():

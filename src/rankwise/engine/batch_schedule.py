@@ -1,9 +1,11 @@
 """Which rows each step trains on: an order drawn anew every epoch, and replacement examples for held-out rows.
 
-    epoch e:  stream_seed(seed, "order", e) ─► a permutation of all rows ─► batches ─► held-out row i → replacement[i]
+    epoch e:  stream_seed(seed, "order", e) ─► a permutation of all rows ─► batches
+    until the held-out rows are released:       held-out row i → its replacement
+    for as many steps afterwards:               a replacement → its held-out row i, which catches up
 
-A batch is a function of the seed and the step alone. So every method sees the same rows at the same step, and a resumed run
-continues with the batch it would have seen.
+A batch is a function of the seed, the step and the step of release alone. So every method sees the same rows at the same step, and a
+resumed run continues with the batch it would have seen.
 """
 
 import math
@@ -48,13 +50,14 @@ class BatchSchedule:
         self.held_out: np.ndarray | None = None
         """Row numbers kept out of training, until they come back."""
         self._lengths, self._seed, self._group_by_length = lengths, seed, group_by_length
-        self._replacement: np.ndarray | None = None
+        self._replacement, self._returning = np.arange(len(lengths)), np.arange(len(lengths))
         self._kept: tuple[int, list[np.ndarray]] = (-1, [])
 
     def hold_out(self, n: int, strata: Int64[np.ndarray, "rows"] | None = None) -> None:
         """Draw `n` rows to hold out. A batch without them has a replacement example in the place of each.
 
-        So every method takes as many steps of as many rows, and the rows that aren't held out are the same.
+        So every method takes as many steps of as many rows, and the rows that aren't held out are the same. Afterwards the held-out rows
+        stand in for their replacements as long: if a training has time for that, it sees every row as often as any other.
 
         Args:
             n: at most half of the rows.
@@ -64,21 +67,23 @@ class BatchSchedule:
         by_group = order if strata is None else order[np.argsort(strata[order], kind="stable")]
         self.held_out = by_group[((np.arange(n) + 0.5) * self.rows // n).astype(np.int64)]
         others = order[~np.isin(order, self.held_out)]
-        self._replacement = np.arange(self.rows)
         self._replacement[self.held_out] = others[:n]
+        self._returning[others[:n]] = self.held_out
 
-    def batch(self, step: int, *, all_rows: bool = True) -> np.ndarray:
+    def batch(self, step: int, *, released: int | None = 0) -> np.ndarray:
         """Return the row numbers of a step.
 
         Args:
             step: from 0.
-            all_rows: train on held-out rows, too; otherwise their replacement examples stand in for them.
+            released: the step from which held-out rows are trained on, too; None where they are held out still.
         """
         epoch = step // self.steps_per_epoch
         if self._kept[0] != epoch:
             self._kept = (epoch, self.epoch(epoch))
         batch = self._kept[1][step % self.steps_per_epoch]
-        return batch if all_rows or self._replacement is None else self._replacement[batch]
+        if released is None or step < released:
+            return self._replacement[batch]
+        return self._returning[batch] if step < 2 * released else batch
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch (from 0), held-out rows among them."""

@@ -215,7 +215,7 @@ class Training:
 
     def batch(self) -> np.ndarray:
         """Return the row numbers of the next step."""
-        return self.batches.batch(self.step_number, all_rows=self.rank is None or self.rank.done)
+        return self.batches.batch(self.step_number, released=0 if self.rank is None else self.rank.done_at)
 
     def memory(self) -> TensorMemory:
         """Return a context manager that tracks tensor memory, and knows the kind of every tensor that this training holds."""

@@ -75,6 +75,7 @@ class RankController:
         decisions: so far.
         before_prune: losses of the held-out examples before the last prune and, below them, their plain losses; None where none is to be
             compared with them any more.
+        done_at: optimizer steps taken when the last decision was made: from then on the held-out rows may be trained on. None before.
         guard: see `Guard`.
 
     Raises:
@@ -122,6 +123,7 @@ class RankController:
         adapters = {id(p) for layer in adapted.values() for p in (layer.lora_A, layer.lora_B)}
         self.only_adapters = all(id(p) in adapters for p in model.parameters() if p.requires_grad)
         self.steps, self.steps_taken = steps, 0
+        self.done_at: int | None = None
         self.checks = {max(1, round(share * steps)): self.grow for share in self.config.grow_at}
         prunes = {
             max(1, round(at * steps)): partial(self.prune, tolerance)
@@ -182,6 +184,8 @@ class RankController:
             self._compare_processes()
             check()
             self._compare_processes()
+            if self.done and self.done_at is None:
+                self.done_at = self.steps_taken
         return self.decisions[made:]
 
     def _compare_processes(self) -> None:
@@ -462,6 +466,7 @@ class RankController:
         values = {
             "steps": self.steps_taken,
             "rows": self.held_out.rows_seen,
+            "done_at": self.done_at,
             "skipped_steps": self.guard.skipped_steps,
             "most": self.most,
             "scaling": {path: layer.scaling for path, layer in self.layers.items()},
@@ -472,6 +477,7 @@ class RankController:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned, after the layers have taken their ranks."""
         self.steps_taken, self.held_out.rows_seen = values["steps"], values["rows"]
+        self.done_at = values["done_at"]
         self.guard.skipped_steps, self.most = values["skipped_steps"], values["most"]
         self.decisions = [Decision.from_json(stored) for stored in values["decisions"]]
         self.before_prune = tensors["before_prune"].cpu() if "before_prune" in tensors else None
