@@ -468,11 +468,14 @@ class PlanConfig:
     """Frozen linear layers in 8 or 4 bits, with lora and adaptive."""
     micro_batches: int = 1
     """Micro-batches that run side by side, as a run's first line says. Each holds gradients of its own."""
+    processes: int = 1
+    """Processes that train together, each on its share of the batch (torchrun). The plan is then for the one that takes most."""
     speed: bool = False
     """Also measure this machine for some seconds, to estimate the time of an epoch."""
 
     def __post_init__(self) -> None:
         _at_least(1, rank=self.rank, batch_size=self.batch_size, micro_batches=self.micro_batches)
+        _at_least(1, processes=self.processes)
         _at_least(3, max_length=self.max_length)
         if not self.methods:
             raise RankwiseError("`methods=` names nothing to plan. Name one or more.")

@@ -127,10 +127,11 @@ def test_the_command_measures_real_contenders_and_prints_one_object(tiny_roberta
 def test_the_command_measures_several_processes_beside_one(tiny_roberta, told):
     result = told(
         "bench", "--random-weights", tiny_roberta, "--threads", 2, "--rows", 16, "--repeats", 2, "--lengths", "rte",
-        "--contenders", "rankwise full", "--processes", 2, "--dtype", "float32",
+        "--contenders", "rankwise full", "rankwise adaptive", "--processes", 2, "--dtype", "float32",
     )  # fmt: skip
-    one, two = result["rows"]
+    one, two, *adaptive = result["rows"]
     assert (one["name"], two["name"]) == ("rankwise full", "rankwise full in 2 processes")
+    assert [row.get("processes") for row in adaptive] == [None, 2]
     model = hf.AutoModelForSequenceClassification.from_config(hf.AutoConfig.from_pretrained(tiny_roberta))
     trained = [p for p in model.parameters() if p.requires_grad]
     numbers = sum(p.numel() for p in trained) + len(trained) + 2  # who has a gradient, the loss, who ends
@@ -140,7 +141,7 @@ def test_the_command_measures_several_processes_beside_one(tiny_roberta, told):
     assert "processes" not in one
     assert two["memory_by_kind_mb"]["weights"] == one["memory_by_kind_mb"]["weights"]
     assert two["memory_by_kind_mb"]["activations"] < one["memory_by_kind_mb"]["activations"]
-    assert list(result["ratios"]) == ["full_in_2_processes_vs_one"]
+    assert list(result["ratios"]) == ["full_in_2_processes_vs_one", "adaptive_in_2_processes_vs_one"]
 
 
 @pytest.mark.slow

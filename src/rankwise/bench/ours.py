@@ -96,9 +96,12 @@ class OurRunner:
             seed=self.config.seed,
             batches=GivenBatches(batches),
         )
-        if self.collects_statistics:
-            training.rank = RankController(self.model, _never, sys.maxsize, training.update)
         processes = self.compute.processes
+        if self.collects_statistics:
+            same = None if processes.count == 1 else processes.check_same
+            training.rank = RankController(
+                self.model, _never, sys.maxsize, training.update, same_everywhere=same
+            )
         if processes.first:
             tune(training, memory=self.memory)
         training.compute = replace(training.compute, engine=processes.of_first(training.compute.engine))

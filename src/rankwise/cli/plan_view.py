@@ -45,6 +45,12 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
             f"{'packed' if result['padding'] == 'packed' else 'padded to the longest of a batch'}."
         )
     )
+    if result["processes"] > 1:
+        shown.print(
+            text(
+                f"In {result['processes']} processes, each with the whole model; of the one that takes most."
+            )
+        )
     for one in result["configurations"]:
         if one["verdict"] is not None:
             shown.print(text(answer(one, result)))
@@ -92,13 +98,21 @@ def _table(result: dict[str, Any]) -> Table:
     table.add_column("MB at the peak")
     timed = "seconds_per_epoch" in result["configurations"][0]
     limited = result["memory_mb"] is not None
-    columns = ["total", *KINDS, *(["largest batch"] if limited else []), *(["s per epoch"] if timed else [])]
+    several = result["processes"] > 1
+    columns = [
+        "total",
+        *KINDS,
+        *(["largest batch"] if limited else []),
+        *(["s per epoch"] if timed else []),
+        *(["sent a step"] if several else []),
+    ]
     for column in columns:
         table.add_column(column, justify="right")
     for one in result["configurations"]:
         cells = [f"{size:,.0f}" for size in one["peak_memory_mb"].values()]
         cells += [f"{one['largest_batch_size']:,}"] if limited else []
         cells += [f"{one['seconds_per_epoch']:,.0f}"] if timed else []
+        cells += [f"{one['bytes_sent_a_step'] / 1e6:,.3g}"] if several else []
         table.add_row(text(name(one).rstrip(",")), *cells)
     return table
 

@@ -30,14 +30,16 @@ class LabelledTokens:
     Attributes:
         places: of these tokens in the packed tokens, or in padded rows laid end to end.
         rows: for each token, the place of its row in the batch's `rows`.
+        before: of packed rows, in their order: how many of these tokens come before each row, and how many there are.
     """
 
     places: Int64[Tensor, "labels"]
     rows: Int64[Tensor, "labels"]
+    before: Int64[np.ndarray, "boundaries"] | None = None
 
     def to(self, device: torch.device) -> "LabelledTokens":
         """Return the same on another device."""
-        return LabelledTokens(self.places.to(device), self.rows.to(device))
+        return replace(self, places=self.places.to(device), rows=self.rows.to(device))
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,12 @@ class PackedBatch:
         tokens = slice(int(self.layout.offsets[first]), int(self.layout.offsets[last]))
         chosen, labels, labelled = torch.from_numpy(which).to(self.order.device), self.labels, self.labelled
         if labelled is not None and labels is not None:
-            here = (labelled.places >= tokens.start) & (labelled.places < tokens.stop)
+            assert labelled.before is not None
+            before = labelled.before[first : last + 1]
+            here = slice(int(before[0]), int(before[-1]))
             labels, places = labels[here], labelled.places[here] - tokens.start
-            labelled = LabelledTokens(places, self.order[labelled.rows[here]] - first)
+            rows = self.order[labelled.rows[here]] - first
+            labelled = LabelledTokens(places, rows, before - before[0])
         elif labels is not None:
             labels = labels[chosen]
         return PackedBatch(
@@ -186,7 +191,8 @@ def pack(
         labels = encoded.token_labels[token]
         places = np.flatnonzero(labels != IGNORED)
         labels, of_token = labels[places], np.repeat(by_length, lengths)
-        labelled = LabelledTokens(_long(places), _long(of_token[places]))
+        before = np.searchsorted(places, layout.offsets)
+        labelled = LabelledTokens(_long(places), _long(of_token[places]), before)
     return PackedBatch(
         input_ids=_long(ids)[None],
         position_ids=_long(_positions(ids, layout, start) if start else place)[None],

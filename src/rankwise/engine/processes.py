@@ -46,6 +46,7 @@ class Processes:
         count: of all.
         bytes_added_up, additions: size of all gradients and statistics that were added up so far, and how often that was.
         seconds: that adding them up took, waiting for the others included.
+        buffer: memory in which they travel, kept between steps; None before the first.
         asked_to_end: says whether this process was asked to end.
     """
 
@@ -53,6 +54,7 @@ class Processes:
         self.number, self.count = number, count
         self.bytes_added_up = self.additions = 0
         self.seconds = 0.0
+        self.buffer: Tensor | None = None
         self.asked_to_end: Callable[[], bool] = lambda: False
 
     @property
@@ -142,7 +144,6 @@ class Group(Processes):
     def __init__(self, number: int, count: int) -> None:
         super().__init__(number, count)
         self._ends = False
-        self._flat = torch.empty(0)
 
     @property
     def ends(self) -> bool:
@@ -170,22 +171,16 @@ class Group(Processes):
 
     def _add_up(self, holders: Sequence[Tensor], loss: float) -> float:
         head = [loss, float(self.asked_to_end()), *(float(h.grad is not None) for h in holders)]
-        sizes = [len(head), *(h.numel() for h in holders)]
-        like = holders[0]
-        dtype = torch.float32
-        for holder in holders:
-            dtype = torch.promote_types(dtype, holder.dtype)
-        if len(self._flat) != sum(sizes) or self._flat.dtype != dtype:
-            self._flat = torch.empty(sum(sizes), dtype=dtype, device=like.device)
-        sections = self._flat.split(sizes)
-        sections[0].copy_(torch.tensor(head, dtype=dtype))
+        flat = self._allocate(holders)
+        sections = flat.split([len(head), *(h.numel() for h in holders)])
+        sections[0].copy_(torch.tensor(head, dtype=flat.dtype))
         for section, holder in zip(sections[1:], holders, strict=True):
             if holder.grad is None:
                 section.zero_()
             else:
                 section.copy_(holder.grad.reshape(-1))
         with _connected():
-            distributed.all_reduce(self._flat)
+            distributed.all_reduce(flat)
         loss, ends, *there = sections[0].tolist()
         for section, holder, is_there in zip(sections[1:], holders, there, strict=True):
             if not is_there:
@@ -194,9 +189,19 @@ class Group(Processes):
                 holder.grad = torch.empty_like(holder, memory_format=torch.contiguous_format)
             holder.grad.copy_(section.view(holder.shape))
         self._ends = bool(ends)
-        self.bytes_added_up += self._flat.nbytes
-        self.additions += 1
         return loss
+
+    def _allocate(self, holders: Sequence[Tensor]) -> Tensor:
+        """Return memory for the loss, the wish to end, and of each holder its gradient and whether it has one; count it."""
+        dtype = torch.float32
+        for holder in holders:
+            dtype = torch.promote_types(dtype, holder.dtype)
+        size = 2 + sum(1 + h.numel() for h in holders)
+        if self.buffer is None or len(self.buffer) != size or self.buffer.dtype != dtype:
+            self.buffer = torch.empty(size, dtype=dtype, device=holders[0].device)
+        self.bytes_added_up += self.buffer.nbytes
+        self.additions += 1
+        return self.buffer
 
     def add_arrays(self, array: np.ndarray | None) -> np.ndarray:
         found = self.of_all(None if array is None else (array.shape, array.dtype.str))

@@ -220,7 +220,7 @@ class Training:
     def memory(self) -> TensorMemory:
         """Return a context manager that tracks tensor memory, and knows the kind of every tensor that this training holds."""
         memory = TensorMemory(self.compute.device, self.model, self.copies, self.update.optimizer)
-        memory.label("gradients", self.update.kept)
+        memory.label("gradients", self.update.kept, self.compute.processes.buffer)
         memory.label("optimizer", statistics(self.rank))
         return memory
 

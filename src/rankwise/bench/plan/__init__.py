@@ -3,6 +3,7 @@
     setup.py         the training to plan for
     fake_tensors.py  tensors that have shapes and no values
     step.py          one training step on them: its peak by kind of tensor
+    weight.py        how heavy a batch is, and the shares of several processes
     batch_sizes.py   how the peak grows with the batch: the heaviest of an epoch, the largest that fits
     seconds.py       the time an epoch takes on this machine
     answer.py        from a request to its answer: which configurations fit, at which batch size

@@ -55,6 +55,7 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         - peak_memory_mb {total, weights, …}, overhead_mb [least, most]
         - verdict (`fits`, `doesn't`, `too close to call`), fits (true, false, null) and largest_batch_size; null without a limit
         - seconds_per_epoch, where it was asked for
+        - bytes_sent_a_step by each of several processes
         - at_largest_rank {rank, peak_memory_mb} for adaptive LoRA, which is planned at its start rank: the peak if every layer
           grew at every check that allows it
 
@@ -70,6 +71,8 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
     limit = None if config.memory is None else parse_memory(config.memory)
     if isinstance(limit, str):
         raise RankwiseError(f"`memory=` is a size to fit in, such as 8GB; {limit} is a `memory_mode=`.")
+    if config.speed and config.processes > 1:
+        raise RankwiseError("`speed=` measures one process. `rankwise bench` measures several.")
     if config.base_bits is not None:
         quantized.check(torch.device(config.device))
     writes = config.problem == "generation"
@@ -95,6 +98,7 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         "dtype": str(_dtype(config)).removeprefix("torch."),
         "padding": planning.padding,
         "micro_batches": config.micro_batches,
+        "processes": config.processes,
         "memory_mb": None if limit is None else limit / MB,
         "configurations": configurations,
     }
@@ -146,6 +150,7 @@ class _Planning:
             problem=self.config.problem,
             task=self.name,
             plain_head=self.plain_head,
+            processes=self.config.processes,
         )
         planner = MemoryPlanner(setting)
         grown = MemoryPlanner(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
@@ -164,6 +169,8 @@ class _Planning:
             planner, self.lengths, lean, lambda: self._report(f"{setting.method}, {mode}"), config.device
         )
         answer = self._peaks(sizes)
+        if setting.processes > 1:
+            answer["bytes_sent_a_step"] = planner.bytes_sent
         if grown is not None:
             self._report("adaptive, at its largest rank")
             most = grown.peak(heaviest_batch(self.lengths, config.batch_size, setting), recompute=lean)

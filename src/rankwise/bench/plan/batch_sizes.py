@@ -11,18 +11,14 @@ import numpy as np
 
 from rankwise.bench.plan.setup import Setting
 from rankwise.bench.plan.step import MemoryPlanner, largest
+from rankwise.bench.plan.weight import costs, shares, weight
 from rankwise.engine.batches import batch_order, token_batches
 from rankwise.engine.compute import FORWARD_TOKENS
-from rankwise.engine.layout import length_groups
 from rankwise.engine.measure import KINDS
-from rankwise.engine.packing import filling
-from rankwise.models import families
 from rankwise.seeding import stream_seed
 
 EPOCHS = 3
 """Epochs that are searched for the heaviest batch. Each has its own order of rows."""
-KEPT = 17
-"""Numbers that a layer keeps for backward, for each token and unit of width. Only the balance between long and many rows depends on it."""
 CHANGING = ("activations", "batch", "workspace")
 """Kinds of tensors that grow with the batch."""
 CLOSE, MOST_PLANNED = 0.02, 6
@@ -33,7 +29,7 @@ APART = 0.1
 
 def heaviest_batch(lengths: np.ndarray, batch_size: int, setting: Setting) -> np.ndarray:
     """Return the tokens of each row of the heaviest batch in `EPOCHS` epochs, with rows shuffled as a run shuffles them."""
-    per_token, per_pair = _costs(setting)
+    per_token, per_pair = costs(setting)
     packed = setting.padding == "packed"
     each = per_token * lengths + per_pair * lengths.astype(float) ** 2
     best: tuple[float, np.ndarray] = (-1.0, lengths[:0])
@@ -126,24 +122,6 @@ class BatchSizes:
         return lambda n: known + (self._weight(n) - weight) * slope
 
     def _weight(self, size: int) -> float:
-        return weight(heaviest_batch(self.lengths, size, self.planner.setting), self.planner.setting)
-
-
-def weight(batch: np.ndarray, setting: Setting) -> float:
-    """Return the number that the memory of a batch is almost linear in, from the lengths it is computed with.
-
-    A layer keeps about `KEPT` numbers per token and unit of width, and one per head and pair of tokens of a row.
-    """
-    if setting.padding == "packed":
-        tokens = int(batch.sum())
-        padded, tokens = length_groups(np.sort(batch)), tokens + filling(tokens)
-    else:
-        padded = np.full_like(batch, batch.max())
-        tokens = int(padded.sum())
-    per_token, per_pair = _costs(setting)
-    return per_token * tokens + per_pair * float((padded.astype(float) ** 2).sum())
-
-
-def _costs(setting: Setting) -> tuple[int, int]:
-    """Return the numbers kept per token and per pair of tokens of a row."""
-    return KEPT * families.width(setting.architecture), setting.architecture.num_attention_heads
+        setting = self.planner.setting
+        batch = heaviest_batch(self.lengths, size, setting)
+        return max(weight(share, setting) for share in shares(batch, setting.processes))

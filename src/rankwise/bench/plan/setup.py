@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from rankwise.engine import token_losses
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.compute import Compute, Padding
 from rankwise.engine.pack_check import can_pack
+from rankwise.engine.processes import ONE, Group, Processes
 from rankwise.engine.training import Training
 from rankwise.lora import quantized
 from rankwise.lora.layer import lora_layers
@@ -41,6 +42,7 @@ class Setting:
         problem: `classification`, `generation` or `tokens`.
         task: of a language model, whose rows say how many of their tokens are learned; see `lengths.labelled`.
         plain_head: of a language model, see `has_plain_head`.
+        processes: that train together.
     """
 
     architecture: Any
@@ -54,6 +56,15 @@ class Setting:
     problem: str = "classification"
     task: str = ""
     plain_head: bool = False
+    processes: int = 1
+
+
+class Imagined(Group):
+    """One of the processes of a plan. It takes its share of each batch and has the buffer that is sent; nothing is sent."""
+
+    def add_up(self, holders: Sequence[torch.Tensor], loss: float) -> float:
+        self._allocate(holders)
+        return loss
 
 
 def draw_rows(setting: Setting, lengths: np.ndarray) -> Encoded:
@@ -68,8 +79,13 @@ def draw_rows(setting: Setting, lengths: np.ndarray) -> Encoded:
     return rows
 
 
-def build_training(setting: Setting) -> Training:
-    """Build what a run has once its model is loaded, with one row to train on."""
+def build_training(setting: Setting, processes: Processes = ONE) -> Training:
+    """Build what a run has once its model is loaded, with one row to train on.
+
+    Args:
+        setting: what is trained.
+        processes: that train together.
+    """
     model = _build_model(setting)
     compute = Compute.for_model(
         model,
@@ -80,10 +96,11 @@ def build_training(setting: Setting) -> Training:
         max_length=architectures.longest(setting.architecture, setting.problem),
         pad_id=setting.architecture.pad_token_id,
         threads=1,
+        processes=processes,
     )
     compute = replace(compute, plain_head=setting.plain_head)
     options = TrainOptions(
-        epochs=1, batch_size=1, accumulate=setting.micro_batches, lr=1e-4, optimizer="adamw", schedule="constant",
+        epochs=1, batch_size=1, accumulate=setting.micro_batches * processes.count, lr=1e-4, optimizer="adamw", schedule="constant",
         warmup=0.0, weight_decay=0.0, clip=1.0,
     )  # fmt: skip
     rows = draw_rows(setting, np.array([2]))
@@ -92,7 +109,10 @@ def build_training(setting: Setting) -> Training:
     )  # no step is the last, in which adapters get their final form
     training = Training(model, rows, options=options, compute=compute, seed=0, batches=batches)
     if setting.method == "adaptive":  # collects statistics; no rank check is due in a step
-        training.rank = controller = RankController(model, torch.Tensor, sys.maxsize, training.update)
+        same = None if processes.count == 1 else processes.check_same
+        training.rank = controller = RankController(
+            model, torch.Tensor, sys.maxsize, training.update, same_everywhere=same
+        )
         for path, layer in controller.layers.items():
             controller.statistics.sums[path] = torch.zeros_like(cast(torch.Tensor, layer.statistics))
     return training

@@ -16,10 +16,13 @@ import numpy as np
 import torch
 
 from rankwise.bench.plan.fake_tensors import NoValues, shapes_only
-from rankwise.bench.plan.setup import Setting, build_training, draw_rows, with_layers
+from rankwise.bench.plan.setup import Imagined, Setting, build_training, draw_rows, with_layers
+from rankwise.bench.plan.weight import shares, weight
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
+from rankwise.engine.held_out import collectors
 from rankwise.engine.measure import KINDS, Speed, TensorMemory
+from rankwise.engine.processes import ONE
 from rankwise.engine.training import Training
 
 
@@ -40,16 +43,26 @@ class MemoryPlanner:
         self.depths = depths or ((3, 4) if self.layers > 4 and alike else (self.layers,))
         with shapes_only(self._fake):
             self._trainings = [
-                build_training(replace(setting, architecture=with_layers(setting.architecture, n)))
+                build_training(
+                    replace(setting, architecture=with_layers(setting.architecture, n)),
+                    Imagined(0, setting.processes) if setting.processes > 1 else ONE,
+                )
                 for n in self.depths
             ]
             for training in self._trainings:  # the first update makes the optimizer's state
                 update = training.update
                 update.add([torch.zeros_like(parameter) for parameter in update.parameters])
                 update.step(0.0)
+                training.compute.processes.add_up([*update.holders, *collectors(training.rank)], 0.0)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that each process sends a step."""
+        first, *more = (training.compute.processes.bytes_sent for training in self._trainings)
+        return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
 
     def peak(self, lengths: np.ndarray, *, recompute: bool = False) -> dict[str, int]:
-        """Return bytes by kind at the peak of a step after the first.
+        """Return bytes by kind at the peak of a step after the first; of several processes, of the one with the heaviest share.
 
         Micro-batches that run side by side are assumed to reach their peaks at the same moment, which is the most they can take.
 
@@ -80,7 +93,7 @@ class MemoryPlanner:
         return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
 
     def _forward(self, training: Training, lengths: np.ndarray) -> np.ndarray:
-        compute = replace(training.compute, engine=Engine())
+        compute = replace(training.compute, engine=Engine(), processes=ONE)
         with shapes_only(self._fake):
             rows = draw_rows(self.setting, lengths)
             with training.memory() as memory, torch.no_grad(), compute.running(training.model.eval()):
@@ -95,6 +108,8 @@ class MemoryPlanner:
 
     def _step_phases(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))
+        weights = [weight(share, self.setting) for share in shares(lengths, self.setting.processes)]
+        training.compute.processes.number = int(np.argmax(weights))
         training.step_number, training.batches = 0, GivenBatches([np.arange(len(lengths))], sys.maxsize)
         with shapes_only(self._fake):
             training.rows = draw_rows(self.setting, lengths)
