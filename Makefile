@@ -69,7 +69,8 @@ $(VENV)/.installed-docs: $(STAMP)
 	@touch $@
 
 # What --help says, as a page.
-docs/reference/commands.md: $(VENV)/.installed-docs $(wildcard src/rankwise/cli/*.py) src/rankwise/config.py
+OPTIONS := $(addprefix src/rankwise/,config.py inference_options.py runs/config.py bench/config.py)
+docs/reference/commands.md: $(VENV)/.installed-docs $(wildcard src/rankwise/cli/*.py) $(OPTIONS)
 	@$(BIN)/python -c 'from rankwise.cli.commands import app; print(app.generate_docs())' > $@
 
 docs: docs/reference/commands.md  ## the documentation site in site/; a warning is an error

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.config import RunConfig, to_json
+from rankwise.config import RunConfig
+from rankwise.config_json import to_json
 from rankwise.engine.measure import Spread
 from rankwise.run_folder import RunFolder, run_name, write_grid
 from rankwise.runs.recipes import resolve

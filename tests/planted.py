@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rankwise.config import RunConfig, TrainOptions, to_json
+from rankwise.config import RunConfig, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.run_folder import RunFolder, run_name
 from rankwise.runs.recipes import resolve
 

@@ -1,58 +1,25 @@
-"""The options of a run, of a grid of runs and of a plan, as plain dataclasses.
+"""The options of a training: of a run, and of the plan for one.
 
-`run.json` stores them, and the command line derives its flags and help texts from them (`cli.parameters`). `None` means that the recipe
-decides: `runs.recipes.resolve` replaces each `None`. `run.json` keeps both the requested and the resolved options.
+    RunConfig   task, method, seed
+    ├─ table, data           the rows
+    └─ model, lora, train    what is trained, and how
+
+They are plain dataclasses. `run.json` stores them (`config_json`), and the command line derives its flags and help texts from them
+(`cli.parameters`). `None` means that the recipe decides: `runs.recipes.resolve` replaces each `None`. `run.json` keeps both the requested
+and the resolved options.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, get_args
 
 from rankwise.errors import RankwiseError
+from rankwise.limits import above_zero, at_least, parse_memory, share
 
 ProblemName = Literal["classification", "multi-label", "regression", "generation", "tokens"]
 """What the labels are: one class a row, any number of labels a row, a number, the next token, or a tag for each word."""
 Preference = Literal["accuracy", "size"]
 """What adaptive rank prefers: to be as accurate as without pruning, or to be small."""
-UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-"""Bytes of each unit that a size may be given in."""
-
-SEEDS = 2
-"""Seeds of a grid that names none."""
-LARGEST = 1e9
-"""No setting has a use for a larger number."""
-MOST = {
-    "epochs": 1e6,
-    "lr": 1e40,
-    "threads": 1024,
-    "jobs": 1024,
-    "seeds": 10_000,
-    "folds": 1000,
-    "seed": 2**63 - 1,
-}
-"""Settings whose largest number is another one."""
-
-
-def parse_memory(text: str) -> int | str:
-    """Read a memory option: return `fast` or `lean` as they are, a size (`2GB`, `500 MB`, `1.5GiB`) as a number of bytes.
-
-    Raises:
-        RankwiseError: the text is neither.
-    """
-    words = text.strip().lower()
-    if words in ("fast", "lean"):
-        return words
-    number = words.rstrip("bikmgt ")
-    try:
-        size = float(number) * UNITS[words[len(number) :].strip()]
-    except (ValueError, KeyError):
-        size = -1.0
-    if not 0 < size < math.inf:
-        raise RankwiseError(f"`memory=` takes fast, lean, or a size such as 2GB or 500MB, not {text!r}.")
-    return int(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +36,8 @@ class DataOptions:
     """Truncate each text (or pair) to this many tokens. Default: the model's own limit, 512 at most."""
 
     def __post_init__(self) -> None:
-        _at_least(1, limit_train=self.limit_train, limit_eval=self.limit_eval)
-        _at_least(3, max_length=self.max_length)
+        at_least(1, limit_train=self.limit_train, limit_eval=self.limit_eval)
+        at_least(3, max_length=self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +64,7 @@ class ModelOptions:
     tensors stay below it. The Python process itself comes on top."""
 
     def __post_init__(self) -> None:
-        _at_least(1, threads=self.threads)
+        at_least(1, threads=self.threads)
         parse_memory(self.memory)
 
 
@@ -124,9 +91,9 @@ class LoraOptions:
         return 8 if self.rank is None else self.rank
 
     def __post_init__(self) -> None:
-        _at_least(1, rank=self.rank)
-        _above_zero(alpha=self.alpha)
-        _share(lora_dropout=self.lora_dropout)
+        at_least(1, rank=self.rank)
+        above_zero(alpha=self.alpha)
+        share(lora_dropout=self.lora_dropout)
         if self.prefer not in get_args(Preference):
             raise RankwiseError(f"`prefer=` takes accuracy or size, not {self.prefer!r}.")
 
@@ -175,14 +142,14 @@ class TrainOptions:
     """Stop early if the loss on rows held out of training hasn't improved for so many epochs."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1, batch_size=self.batch_size, accumulate=self.accumulate, evaluate_every=self.evaluate_every
         )
-        _at_least(1, patience=self.patience)
-        _at_least(0, warmup_steps=self.warmup_steps)
-        _above_zero(epochs=self.epochs, lr=self.lr)
-        _share(warmup=self.warmup, beta2=self.beta2)
-        _at_least(0, weight_decay=self.weight_decay, clip=self.clip)
+        at_least(1, patience=self.patience)
+        at_least(0, warmup_steps=self.warmup_steps)
+        above_zero(epochs=self.epochs, lr=self.lr)
+        share(warmup=self.warmup, beta2=self.beta2)
+        at_least(0, weight_decay=self.weight_decay, clip=self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,96 +218,6 @@ class TableOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HowToRun:
-    """Where and how a trained model runs."""
-
-    device: str = "auto"
-    """auto: cuda if there is one, then mps, then cpu."""
-    threads: int | None = None
-    """CPU threads. Default: PyTorch's own number, a thread a core."""
-    batch_size: int | None = None
-    """Rows that are run at a time. Default: as many as 2,048 tokens hold, on a GPU 16,384."""
-    max_length: int | None = None
-    """Truncate each text (or pair) to this many tokens. Default: as in training; for other models their own limit, 512 at most."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, threads=self.threads, batch_size=self.batch_size)
-        _at_least(3, max_length=self.max_length)
-
-
-def _at_least(smallest: float, **settings: float | None) -> None:
-    _require(lambda value: smallest <= value < math.inf, f"a number, {smallest} or more", settings)
-
-
-def _above_zero(**settings: float | None) -> None:
-    _require(lambda value: 0 < value < math.inf, "a number above 0", settings)
-
-
-def _share(**settings: float | None) -> None:
-    _require(lambda value: 0 <= value < 1, "a fraction, from 0 to below 1", settings)
-
-
-def _require(holds: Callable[[float], bool], what: str, settings: dict[str, float | None]) -> None:
-    for name, value in settings.items():
-        if value is not None and not holds(value):
-            raise RankwiseError(f"`{name}=` must be {what}; it is {value}.")
-        most = MOST.get(name, LARGEST)
-        if value is not None and value > most:
-            shown = f"{most:,.0f}" if most < 1e15 else f"{most:g}"
-            raise RankwiseError(f"`{name}=` must be {shown} at most; it is {value}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """How a language model writes a text. Names and defaults are those of Transformers' `GenerationConfig`."""
-
-    max_new_tokens: int = 256
-    """Tokens a text may have."""
-    num_beams: int = 1
-    """Beams of beam search. Default: 1, greedy."""
-    length_penalty: float = 1.0
-    """Power of its length that a beam's log-likelihood is divided by: above 0 favours long texts, below 0 short ones."""
-    no_repeat_ngram_size: int = 0
-    """No sequence of that many tokens comes twice in a text. Default: 0, any may."""
-    do_sample: bool = False
-    """Draw each token by its probability."""
-    temperature: float = 1.0
-    """With do_sample: divides the logits."""
-    top_k: int = 50
-    """With do_sample: only that many tokens can be drawn, the likeliest. 0: any."""
-    top_p: float = 1.0
-    """With do_sample: only the likeliest tokens can be drawn whose probabilities make up this share."""
-    seed: int = 0
-    """With do_sample: seed of the draws."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams)
-        _at_least(0, no_repeat_ngram_size=self.no_repeat_ngram_size, top_k=self.top_k, seed=self.seed)
-        _above_zero(temperature=self.temperature)
-        _require(lambda value: 0 < value <= 1, "a fraction, above 0 and 1 at most", {"top_p": self.top_p})
-        _require(math.isfinite, "a number", {"length_penalty": self.length_penalty})
-        if not self.do_sample:
-            for name in ("temperature", "top_k", "top_p", "seed"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise RankwiseError(
-                        f"`{name}=` is for texts that are drawn. Add `do_sample=True`, or leave it out."
-                    )
-        if self.num_beams == 1 and self.length_penalty != 1.0:
-            raise RankwiseError("`length_penalty=` is for beam search. Add `num_beams=`, or leave it out.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions(GenerateOptions):
-    """How texts are written and scored."""
-
-    scores: tuple[str, ...] = ()
-    """Scores of the texts a language model writes: bleu, chrf, rouge_l, exact. They need references: a column `references` (lists) or
-    the completions themselves."""
-    answer: str | None = None
-    """Regular expression whose last match in a text is its answer, for the score exact. Default: the whole text."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a task, a method, a seed."""
 
@@ -358,77 +235,7 @@ class RunConfig:
     train: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
-        _at_least(0, seed=self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """A grid of runs: tasks × methods × seeds, each run in its own process."""
-
-    tasks: tuple[str, ...] = ("movies",)
-    """sst2, rte, mrpc, qnli, mnli, qqp, cola, stsb, wnli, movies, e2e, gsm8k."""
-    methods: tuple[str, ...] = ("full", "lora")
-    """Names of methods, with their own options after a colon: `lora:rank=4,targets=all-linear`, `full:lr=5e-5`."""
-    seeds: int | None = None
-    """Run each method with the seeds 0 … n−1. Default: 2, or one for each of --folds."""
-    folds: int | None = None
-    """Cross-validation on a table of your own: it is split into so many parts, each of which is validated on once."""
-    out: Path = Path("runs/compare")
-    """Folder of the grid. Give it again to continue the grid or add to it."""
-    jobs: int = 1
-    """Runs at a time. If more than one, they share the machine, so the speed columns stay empty."""
-    wait: bool = True
-    """When other processes do the last runs: wait for them, and do a run whose process is lost. Otherwise end and name them."""
-    keep_models: bool = False
-    """Also keep the weights of fully fine-tuned models."""
-    report_to: tuple[str, ...] = ()
-    """Also report each run's curves to tensorboard (`tensorboard --logdir` on the grid's folder shows them), wandb, mlflow or trackio."""
-    table: TableOptions = field(default_factory=TableOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
-
-    def __post_init__(self) -> None:
-        _at_least(1, seeds=self.seeds, jobs=self.jobs)
-        _at_least(2, folds=self.folds)
-        if self.folds is not None and self.seeds is not None:
-            raise RankwiseError("`folds=` gives each fold a seed of its own. Leave out `seeds=`.")
-        for argument, names in (("tasks", self.tasks), ("methods", self.methods)):
-            if not names:
-                raise RankwiseError(f"`{argument}=` names nothing to compare. Name one or more.")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks by name, or the name of the table."""
-        return (self.table.name,) if self.table.given else self.tasks
-
-    @property
-    def repeats(self) -> int:
-        """How often each method is run on each task: seeds, or folds."""
-        return self.folds or self.seeds or SEEDS
-
-    def runs(self) -> list[RunConfig]:
-        """Return every run of the grid, seed by seed: a grid that was stopped has the same seeds for every method.
-
-        Raises:
-            RankwiseError: folds of a task by name are asked for.
-        """
-        if self.folds is not None and not self.table.given:
-            raise RankwiseError(
-                "`folds=` is for a table of your own: rankwise compare reviews.csv --folds 5."
-            )
-        tables = [
-            replace(self.table, folds=self.folds, fold=fold) if self.folds else self.table
-            for fold in range(self.repeats)
-        ]
-        shared = {"data": self.data, "model": self.model, "lora": self.lora, "train": self.train}
-        return [
-            RunConfig(task=task, method=method, seed=seed, table=table, **shared)
-            for seed, table in enumerate(tables)
-            for task in dict.fromkeys(self.names)
-            for method in dict.fromkeys(self.methods)
-        ]
+        at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -474,106 +281,8 @@ class PlanConfig:
     """Also measure this machine for some seconds, to estimate the time of an epoch."""
 
     def __post_init__(self) -> None:
-        _at_least(1, rank=self.rank, batch_size=self.batch_size, micro_batches=self.micro_batches)
-        _at_least(1, processes=self.processes)
-        _at_least(3, max_length=self.max_length)
+        at_least(1, rank=self.rank, batch_size=self.batch_size, micro_batches=self.micro_batches)
+        at_least(1, processes=self.processes)
+        at_least(3, max_length=self.max_length)
         if not self.methods:
             raise RankwiseError("`methods=` names nothing to plan. Name one or more.")
-
-
-def to_json(config: Any) -> Any:
-    """Return the options as a nested dict of plain values: paths as strings, tuples as lists."""
-    if is_dataclass(config):
-        stored = [f.name for f in fields(config) if f.metadata.get("stored", True)]
-        return {name: to_json(getattr(config, name)) for name in stored}
-    if isinstance(config, Path):
-        return str(config)
-    if isinstance(config, tuple):
-        return [to_json(value) for value in config]
-    return config
-
-
-def from_json(kind: type, values: Any) -> Any:
-    """Make a `kind`, one of the dataclasses above, from what `to_json` returned.
-
-    Raises:
-        ValueError: an option is unknown or of another type; the message names it.
-        RankwiseError: an option has a value that it can't have.
-    """
-    return _from_json(kind, values, kind.__name__)
-
-
-def _from_json(kind: Any, value: Any, name: str) -> Any:
-    if get_origin(kind) in (Union, UnionType):
-        if value is None and type(None) in get_args(kind):
-            return None
-        (kind,) = (arg for arg in get_args(kind) if arg is not type(None))
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is {value!r:.40}, not an object")
-        stored = {f.name for f in fields(kind) if f.metadata.get("stored", True)}
-        hints = {key: hint for key, hint in get_type_hints(kind).items() if key in stored}
-        if unknown := value.keys() - hints.keys():
-            raise ValueError(f"there is no option {min(unknown):.60}")
-        try:
-            return kind(**{key: _from_json(hints[key], one, key) for key, one in value.items()})  # pyright: ignore[reportCallIssue]
-        except TypeError as error:  # a field without a default is missing
-            raise ValueError(str(error)) from None
-    if kind is Path:
-        return Path(_leaf(str, value, name))
-    if get_origin(kind) is tuple:
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list):
-            raise ValueError(f"{name} is {value!r:.40}, not a list")
-        return tuple(_from_json(get_args(kind)[0], one, name) for one in values)
-    return _leaf(kind, value, name)
-
-
-def _leaf(kind: Any, value: Any, name: str) -> Any:
-    """Return a value that is of one of the plain types, or one of a `Literal`."""
-    kinds = tuple(type(one) for one in get_args(kind)) or ((int, float) if kind is float else (kind,))
-    fits = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
-    if not fits or (get_args(kind) and value not in get_args(kind)):
-        raise ValueError(f"{name} is {value!r:.40}")
-    return value
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """Return the options that differ from their defaults by name, those of groups too, as `to_json` gives values."""
-    found = {}
-    for option in fields(config):
-        value = getattr(config, option.name)
-        if is_dataclass(value):
-            found |= flat(value)
-        elif value != option.default:
-            found[option.name] = to_json(value)
-    return found
-
-
-def options_of(config: Any, out: Path) -> dict[str, Any]:
-    """Return what a file for `--config` holds to ask for a run or a grid again: its files, method and seed, and what isn't a default."""
-    found = flat(config)
-    always = {
-        "files": found.pop("train_file", None),
-        "method": getattr(config, "method", None),
-        "seed": getattr(config, "seed", None),
-    }
-    if isinstance(config, RunConfig) and not config.table.train_file and config.table.dataset is None:
-        always["task"] = config.task
-    return {name: value for name, value in always.items() if value is not None} | found | {"out": str(out)}
-
-
-def same_run(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the `to_json` of a RunConfig without what may differ where a run is continued: its threads, which change only its speed."""
-    model = {name: value for name, value in request.get("model", {}).items() if name != "threads"}
-    return {**request, "model": model}
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Return a line (`train.epochs: 3 there, 1 now`) for each option in which two `to_json` forms differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted(old.keys() | new.keys()):
-            lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return lines
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]

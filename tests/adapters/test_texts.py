@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from rankwise.adapters import predict
-from rankwise.config import TextOptions
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import TextOptions
 
 ROWS = [
     ("the film", "is good"), ("the film", "is very good"), ("a plot", "was dull"), ("not bad", "is fine"),

@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from float64 import rows_of
-from rankwise.config import TrainOptions, parse_memory
+from rankwise.config import TrainOptions
 from rankwise.engine import checkpoint
 from rankwise.engine.autotune import fastest, fixed_bytes, tune
 from rankwise.engine.compute import Compute
@@ -105,20 +105,6 @@ def test_lean_takes_less_memory_than_fast():
     tune(lean, memory="lean")
     assert lean.compute.engine.recompute
     assert peak(lean) < peak(fast)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("fast", "fast"), ("LEAN", "lean"), ("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("7kb", 7000)],
-)  # fmt: skip
-def test_memory_is_a_word_or_a_size(text, found):
-    assert parse_memory(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "2", "GB", "two GB", "-1GB", "0MB", "nanGB", "infGB", "2 G B", "2PB"])
-def test_an_invalid_size_is_refused_with_valid_ones(text):
-    with pytest.raises(RankwiseError, match="`memory=` takes fast, lean, or a size such as 2GB"):
-        parse_memory(text)
 
 
 def test_the_number_of_micro_batches_is_measured_once(tmp_path):

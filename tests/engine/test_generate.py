@@ -5,11 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tiny
-from rankwise.config import GenerateOptions
 from rankwise.engine import generate as module
 from rankwise.engine.compute import Compute
 from rankwise.engine.generate import generate
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import GenerateOptions
 
 PROMPTS = [[4, 5, 6], [7], [8, 9, 10, 11, 12, 4, 5], [6, 4]]
 

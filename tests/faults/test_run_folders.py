@@ -14,8 +14,10 @@ from faults import damage
 from faults.harness import Commands, faults
 from planted import decide, finished
 from planted_report import PRUNED, REJECTED, START
-from rankwise.config import CompareConfig, ModelOptions, to_json
+from rankwise.config import ModelOptions
+from rankwise.config_json import to_json
 from rankwise.run_folder import RunFolder, run_name, write_grid
+from rankwise.runs.config import CompareConfig
 
 pytestmark = pytest.mark.slow
 

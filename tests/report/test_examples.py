@@ -4,7 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from planted import N, finished, request
-from rankwise.config import DataOptions, to_json
+from rankwise.config import DataOptions
+from rankwise.config_json import to_json
 from rankwise.report import collect
 
 

@@ -17,10 +17,12 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from planted import decide, finished
-from rankwise.config import CompareConfig, DataOptions, ModelOptions, RunConfig, TrainOptions, to_json
+from rankwise.config import DataOptions, ModelOptions, RunConfig, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.report import html as page_of
 from rankwise.report import write
 from rankwise.run_folder import RunFolder, run_name, write_grid
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.run import execute
 from rankwise.tasks.registry import TASKS
 from tiny import model_folder, reviews

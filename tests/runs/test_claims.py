@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.config import CompareConfig, TrainOptions, to_json
+from rankwise.config import TrainOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RESULT, RunFolder
 from rankwise.runs import claims as module
 from rankwise.runs.claims import Claims
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 
 RUN = "sst2.lora.s0"
@@ -191,7 +193,9 @@ print(json.dumps({{"event": "result", **result}}), flush=True)
 GRID = """
 import json, sys
 from pathlib import Path
-from rankwise.config import CompareConfig, TrainOptions, to_json
+from rankwise.config import TrainOptions
+from rankwise.config_json import to_json
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 out, wait, code = sys.argv[1:]
 config = CompareConfig(tasks=("sst2",), methods=("full", "lora"), seeds=3, out=Path(out), wait=bool(int(wait)))

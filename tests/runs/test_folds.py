@@ -11,9 +11,11 @@ import tiny
 from own_tables import load_table, write
 from planted import finished
 from rankwise.cli import main
-from rankwise.config import CompareConfig, RunConfig, TableOptions, to_json
+from rankwise.config import RunConfig, TableOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.report import collect, stats
+from rankwise.runs.config import CompareConfig
 
 
 def fold(path: Path, folds: int, one: int, **options):

@@ -10,15 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM
 
 import tiny
 from rankwise.adapters.load import load, merge
-from rankwise.config import (
-    DataOptions,
-    LoraOptions,
-    ModelOptions,
-    RunConfig,
-    TableOptions,
-    TrainOptions,
-    to_json,
-)
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TableOptions, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
 from rankwise.runs.prepare import prepare

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rankwise.config import CompareConfig, DataOptions, LoraOptions, TrainOptions
+from rankwise.config import DataOptions, LoraOptions, TrainOptions
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RESULT, RunFolder, read_grid
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 
 WORKER = f"""
@@ -417,7 +418,7 @@ def test_a_failed_grid_can_run_again_in_the_same_process(tmp_path):
 GRID = """
 import json, sys
 from pathlib import Path
-from rankwise.config import CompareConfig
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 out, jobs, *worker = sys.argv[1:]
 config = CompareConfig(tasks=("sst2",), methods=("full", "lora"), seeds=1, out=Path(out), jobs=int(jobs))

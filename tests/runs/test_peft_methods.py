@@ -12,15 +12,8 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from rankwise import downloads
 from rankwise.adapters.predict import evaluate, open_trained
-from rankwise.config import (
-    DataOptions,
-    LoraOptions,
-    ModelOptions,
-    RunConfig,
-    TableOptions,
-    TrainOptions,
-    to_json,
-)
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TableOptions, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.engine import checkpoint
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder

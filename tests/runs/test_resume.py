@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions, to_json
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, RunConfig, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.report import collect
 from rankwise.run_folder import RunFolder

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankwise.cli import main
-from rankwise.config import RunConfig, TrainOptions, to_json
+from rankwise.config import RunConfig, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
 from rankwise.runs import trackers

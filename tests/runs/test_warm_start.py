@@ -11,19 +11,13 @@ import tiny
 from rankwise.adapters import peft_format
 from rankwise.adapters.load import load
 from rankwise.adapters.predict import evaluate, open_trained
-from rankwise.config import (
-    CompareConfig,
-    LoraOptions,
-    ModelOptions,
-    RunConfig,
-    TableOptions,
-    TrainOptions,
-    to_json,
-)
+from rankwise.config import LoraOptions, ModelOptions, RunConfig, TableOptions, TrainOptions
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError
 from rankwise.lora.inject import find_targets, raise_to_start_rank, trained_beside
 from rankwise.lora.layer import lora_layers
 from rankwise.run_folder import RunFolder
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 from rankwise.runs.prepare import prepare
 from rankwise.runs.run import execute

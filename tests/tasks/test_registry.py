@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rankwise.bench.lengths import histogram
-from rankwise.config import DataOptions, RunConfig, from_json, to_json
+from rankwise.config import DataOptions, RunConfig
+from rankwise.config_json import from_json, to_json
 from rankwise.errors import RankwiseError
 from rankwise.tasks import load, registry
 from rankwise.tasks.encoding import Rows

@@ -12,11 +12,11 @@ from rankwise.adapters import prediction_files, texts, threshold_file
 from rankwise.adapters.prediction_files import check_out
 from rankwise.adapters.texts import Writer
 from rankwise.adapters.trained import Trained, open_trained
-from rankwise.config import TextOptions
 from rankwise.engine import row_check
 from rankwise.engine.compute import predict_logits
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
+from rankwise.inference_options import TextOptions
 from rankwise.tasks import objectives, prompts, quality, tables, threshold
 from rankwise.tasks.custom import load_dataset_split
 from rankwise.tasks.encoding import Encoded, Rows, encode

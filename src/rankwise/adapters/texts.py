@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from rankwise.adapters.trained import Trained
-from rankwise.config import TextOptions
 from rankwise.engine.generate import generate
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import TextOptions
 from rankwise.models.families import position_limit
 from rankwise.tasks import generation_scores, language
 from rankwise.tasks.language import Learned

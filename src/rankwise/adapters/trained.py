@@ -16,9 +16,11 @@ from rankwise import hardware
 from rankwise.adapters import peft_format, threshold_file
 from rankwise.adapters.attach import label_names
 from rankwise.adapters.load import load_any
-from rankwise.config import HowToRun, RunConfig, from_json
+from rankwise.config import RunConfig
+from rankwise.config_json import from_json
 from rankwise.engine.compute import Compute
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import HowToRun
 from rankwise.lora import quantized
 from rankwise.models import families, loading
 from rankwise.models.account import listed

@@ -18,7 +18,7 @@ from rankwise.bench.contenders import (
     standard,
 )
 from rankwise.bench.coordinator import Progress, Record, compete
-from rankwise.config import to_json
+from rankwise.config_json import to_json
 from rankwise.errors import RankwiseError, nearest
 
 

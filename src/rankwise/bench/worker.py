@@ -23,7 +23,7 @@ from rankwise import hardware
 from rankwise.bench import architectures, lengths
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, Runner, alone
-from rankwise.config import from_json
+from rankwise.config_json import from_json
 from rankwise.engine.measure import PeakRss, Speed, TensorMemory, label, megabytes
 from rankwise.engine.processes import ONE, Processes, joined
 from rankwise.errors import ProcessLost, RankwiseError

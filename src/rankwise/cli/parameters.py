@@ -13,16 +13,9 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 from cyclopts import Parameter, Token
 
-from rankwise.config import (
-    DataOptions,
-    HowToRun,
-    LoraOptions,
-    ModelOptions,
-    TableOptions,
-    TextOptions,
-    TrainOptions,
-)
+from rankwise.config import DataOptions, LoraOptions, ModelOptions, TableOptions, TrainOptions
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import HowToRun, TextOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

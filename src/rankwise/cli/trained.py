@@ -18,8 +18,8 @@ from rankwise.cli.app import (
     print_json,
     say,
 )
-from rankwise.config import HowToRun, TextOptions
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import HowToRun, TextOptions
 
 if TYPE_CHECKING:
     from rankwise.adapters.predict import Trained

@@ -11,9 +11,11 @@ from cyclopts import Parameter
 from rankwise import hardware
 from rankwise.cli.app import Json, OfClass, ThresholdFor, command, people, print_json, say
 from rankwise.cli.parameters import flag, in_flags
-from rankwise.config import CompareConfig, LoraOptions, RunConfig, differences, same_run, to_json
+from rankwise.config import LoraOptions, RunConfig
+from rankwise.config_json import differences, same_run, to_json
 from rankwise.errors import ProcessLost, RankwiseError
 from rankwise.runs import trackers
+from rankwise.runs.config import CompareConfig
 
 BEGIN = "begin"
 """What the first of several processes tells the others, once the run's folder is ready."""

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from rankwise import hardware
-from rankwise.config import parse_memory
 from rankwise.engine.execution import Cost, Engine
 from rankwise.engine.measure import MB, TensorMemory
 from rankwise.engine.processes import ONE
@@ -25,6 +24,7 @@ from rankwise.engine.profiling import heaviest_batch
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 from rankwise.files import remembered
+from rankwise.limits import parse_memory
 
 
 def tune(training: Training, *, memory: str = "fast", cache: Path | None = None) -> str:
@@ -33,7 +33,7 @@ def tune(training: Training, *, memory: str = "fast", cache: Path | None = None)
     Args:
         training: its `compute` gets the engine. No step is taken, and no state changes. Of several processes, this one alone measures,
             with its share of a batch.
-        memory: `fast`, `lean` (gradient checkpointing), or a size such as `2GB`; see `config.parse_memory`.
+        memory: `fast`, `lean` (gradient checkpointing), or a size such as `2GB`; see `limits.parse_memory`.
         cache: folder that keeps what was measured on this machine; None measures anew.
 
     Raises:

@@ -18,11 +18,11 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from rankwise.config import GenerateOptions
 from rankwise.engine.batches import token_batches
 from rankwise.engine.compute import Compute
 from rankwise.engine.row_check import refused_by_name
 from rankwise.errors import RankwiseError
+from rankwise.inference_options import GenerateOptions
 from rankwise.models import loading
 from rankwise.models.families import position_limit
 from rankwise.seeding import stream_seed

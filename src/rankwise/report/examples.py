@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rankwise.config import RunConfig, from_json
+from rankwise.config import RunConfig
+from rankwise.config_json import from_json
 from rankwise.report.cells import Cells, Run, tables_of
 from rankwise.tasks import load, registry
 from rankwise.tasks.encoding import Rows

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rankwise.config import CompareConfig, RunConfig, options_of, to_json
+from rankwise.config import RunConfig
+from rankwise.config_json import options_of, to_json
 from rankwise.errors import RankwiseError
 from rankwise.files import make_folder, write_yaml
 from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, write_grid
 from rankwise.runs.claims import Claims
+from rankwise.runs.config import CompareConfig
 from rankwise.runs.methods import check_start
 from rankwise.runs.work import LOST, Command, Heard, Listener, Run, Work, keep, refuse_changes, worker_command
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from rankwise import hardware
-from rankwise.config import RunConfig, from_json, same_run, to_json
+from rankwise.config import RunConfig
+from rankwise.config_json import from_json, same_run, to_json
 from rankwise.engine import row_check
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute

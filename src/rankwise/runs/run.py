@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from rankwise import hardware
-from rankwise.config import options_of, to_json
+from rankwise.config_json import options_of, to_json
 from rankwise.engine import checkpoint
 from rankwise.engine.compute import predict_logits
 from rankwise.engine.processes import ONE, Processes

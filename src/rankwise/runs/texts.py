@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rankwise.adapters.texts import Writer
 from rankwise.adapters.trained import Trained
-from rankwise.config import TextOptions
+from rankwise.inference_options import TextOptions
 from rankwise.models.families import position_limit
 from rankwise.run_folder import RunFolder
 from rankwise.runs.prepare import Prepared

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rankwise.config import RunConfig, flat, from_json
+from rankwise.config import RunConfig
+from rankwise.config_json import flat, from_json
 from rankwise.errors import RankwiseError, nearest
 from rankwise.run_folder import RunFolder
 from rankwise.runs.events import Emit, optional

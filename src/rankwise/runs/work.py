@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rankwise.config import CompareConfig, RunConfig, differences, same_run, to_json
+from rankwise.config import RunConfig
+from rankwise.config_json import differences, same_run, to_json
 from rankwise.errors import RankwiseError, machine_fault
 from rankwise.hardware import cores
 from rankwise.run_folder import RunFolder
 from rankwise.runs import parent
 from rankwise.runs.claims import BEAT_SECONDS, POLL_SECONDS, Claims, Holder
+from rankwise.runs.config import CompareConfig
 
 STOP_SECONDS = 10.0
 """Time that runs get to save a checkpoint when the grid is interrupted."""

@@ -16,10 +16,11 @@ from rankwise.bench.plan.batch_sizes import BatchSizes, heaviest_batch
 from rankwise.bench.plan.seconds import epoch_seconds
 from rankwise.bench.plan.setup import Setting, can_be_packed, has_plain_head
 from rankwise.bench.plan.step import MemoryPlanner
-from rankwise.config import PlanConfig, parse_memory
+from rankwise.config import PlanConfig
 from rankwise.engine.compute import Padding
 from rankwise.engine.measure import MB, Spread, megabytes
 from rankwise.errors import RankwiseError
+from rankwise.limits import parse_memory
 from rankwise.lora import quantized
 from rankwise.lora.scaling import START_RANK
 from rankwise.models import hub, loading

@@ -10,9 +10,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rankwise.config import CompareConfig, RunConfig, TrainOptions
+from rankwise.config import RunConfig, TrainOptions
 from rankwise.errors import RankwiseError, nearest
 from rankwise.runs import methods
+from rankwise.runs.config import CompareConfig
 from rankwise.tasks import registry
 
 NAMES = ("lora-paper", "lora-paper-e2e", "poster", "rankwise")
