@@ -17,6 +17,7 @@ import sys
 IMPORTED = (
     "transformers.models.bert.modeling_bert",
     "rankwise.adapters.predict",
+    "rankwise.cli.comparing",
     "rankwise.cli.training",
     "rankwise.cli.progress",
     "rankwise.report",

@@ -1,8 +1,8 @@
-"""The commands `compare`, `train` and `report`."""
+"""The command `train`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,141 +10,14 @@ from cyclopts import Parameter
 
 from rankwise import hardware
 from rankwise.cli.app import Json, OfClass, ThresholdFor, command, people, print_json, say
-from rankwise.cli.parameters import flag, in_flags
-from rankwise.config import LoraOptions, RunConfig
+from rankwise.cli.checks import check_names, find_model, refuse_table_options
+from rankwise.config import RunConfig
 from rankwise.config_json import differences, same_run, to_json
 from rankwise.errors import ProcessLost, RankwiseError
 from rankwise.runs import trackers
-from rankwise.runs.config import CompareConfig
 
 BEGIN = "begin"
 """What the first of several processes tells the others, once the run's folder is ready."""
-
-
-@command
-def compare(
-    files: Annotated[
-        tuple[Path, ...],
-        Parameter(
-            help="A table of your own: CSV, TSV, JSONL or Parquet, one file, several or a pattern. Default: the tasks that --tasks names."
-        ),
-    ] = (),
-    /,
-    config: CompareConfig = CompareConfig(),  # noqa: B008 (frozen)
-    *,
-    json: Json = False,
-) -> None:
-    """Compare methods: tasks × methods × seeds, each run in its own process. With a file, methods on a table of your own.
-
-    The same command again keeps finished runs and continues interrupted ones. With the same --out, more tasks, methods or seeds are added
-    to the grid.
-
-    Example: rankwise compare --tasks sst2 rte --methods full lora --seeds 5 --out runs/first
-    """
-    from rankwise.cli.progress import GridProgress
-    from rankwise.run_folder import run_name
-    from rankwise.runs import grid
-    from rankwise.tasks import tables
-
-    if hardware.processes() > 1:
-        raise RankwiseError(
-            "`rankwise compare` starts a process for each of its runs, and torchrun started several of it. Start it without torchrun."
-        )
-    if files:
-        config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
-    if not config.table.given:
-        _refuse_table_options(config, "compare")
-    elif config.tasks != CompareConfig().tasks:
-        raise RankwiseError("`tasks=` names tasks by name, and a table of your own is given. Leave one out.")
-    _check_names(() if config.table.given else config.tasks, config.methods, config.train.recipe)
-    trackers.check(config.report_to)
-    runs = config.runs()
-    n = len(runs)
-    _fetch(config)
-    if config.table.given:
-        _check_table(runs)
-    try:
-        with GridProgress(people(json)) as progress:
-            failed = {name: in_flags(why) for name, why in grid.run_grid(config, progress).items()}
-    except KeyboardInterrupt as interrupted:
-        names = {run_name(run.task, run.method, run.seed) for run in runs}
-        raise _interrupted_grid(config.out, names) from interrupted
-    if len(failed) < n:
-        _report(config.out, json)
-        say(json, f"The page with curves, ranks and examples: {config.out / 'report.html'}")
-    elif json:
-        print_json({"out": str(config.out), "failed": failed})
-    if failed:
-        whys = "; ".join(dict.fromkeys(failed.values()))
-        raise RankwiseError(f"{len(failed)} of {n} run{'s' * (n != 1)} failed: {whys}")
-
-
-@command
-def report(
-    out: Annotated[Path, Parameter(help="Folder that `rankwise compare` or `rankwise train` wrote.")],
-    /,
-    *,
-    watch: Annotated[
-        bool,
-        Parameter(help="Write the report again whenever a run ends, until the grid is finished."),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Write report.html, report.md, report.json and results.parquet from the run folders of a grid, or from one run's.
-
-    Example: rankwise report runs/first
-    """
-    from rankwise import report
-
-    if not watch:
-        _report(out, json)
-        return
-    stream = people(json)
-    document = report.watch(out, lambda document: report.show_progress(document, stream))
-    report.show(document, stream)
-    if json:
-        print_json(report.to_json(document))
-
-
-def _interrupted_grid(out: Path, names: set[str]) -> KeyboardInterrupt:
-    """Return an interruption that says what there is of the runs of these names; the folder may have others' too."""
-    from rankwise.run_folder import run_folders
-    from rankwise.runs.interruption import Interrupted, words
-
-    folders = [folder for folder in run_folders(out) if folder.path.name in names]
-    finished = sum(folder.finished for folder in folders)
-    begun = sum(not folder.finished and folder.checkpoint is not None for folder in folders)
-    if not finished and not begun:
-        return Interrupted(f"{words()} before anything was saved.")
-    return Interrupted(
-        f"{words()}: {finished} of {len(names)} runs are finished, {begun} begun. The same command continues from there."
-    )
-
-
-def _report(out: Path, json: bool) -> None:
-    from rankwise import report
-
-    unwritten = None
-    try:
-        document = report.write(out)
-    except RankwiseError as error:  # the table can be shown all the same, if there is one
-        document, unwritten = report.collect(out), error
-    report.show(document, people(json), written=unwritten is None)
-    if json:
-        print_json(report.to_json(document))
-    if unwritten is not None:
-        raise RankwiseError(f"{unwritten} The runs are kept; rankwise report {out} writes the report again.")
-
-
-def _draw_ranks(ranks: dict[str, int], result: dict[str, Any], json: bool) -> None:
-    from rankwise.adapters import rank_table
-
-    for line in rank_table.draw(ranks):
-        say(json, line)
-    mean = sum(ranks.values()) / len(ranks)
-    say(json, f"Mean rank {mean:.2f}, {result['adapter_params']:,} adapter parameters.")
-    if result.get("rank_summary"):
-        say(json, result["rank_summary"])
 
 
 @command
@@ -182,10 +55,10 @@ def train(
     _check_threshold(threshold_for, of_class)
     by_name = not files and config.table.dataset is None
     if by_name:
-        _refuse_table_options(config)
+        refuse_table_options(config, "train")
     if files:
         config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
-    _check_names([config.task] if by_name else [], [config.method], config.train.recipe)
+    check_names([config.task] if by_name else [], [config.method], config.train.recipe)
     folder = RunFolder(out)
     if hardware.processes() == 1:
         result = _result(folder, config, report_to, json)
@@ -275,53 +148,8 @@ def _result(
         return result
     if config.model.from_adapter is not None:
         methods.check_start(config.model.from_adapter, config.method)
-    _find_model(config)
+    find_model(config)
     return _train(folder, request, {"report_to": list(report_to)}, json, processes)
-
-
-def _say_quality(stored: Any, json: bool) -> None:
-    """Print how good a run's predictions are, if its result says so."""
-    from rankwise.tasks import quality
-
-    with suppress(ValueError):
-        for line in quality.lines(quality.from_json(stored)):
-            say(json, line)
-
-
-def _say_processes(result: dict[str, Any], json: bool) -> None:
-    """Print what several processes cost."""
-    sent, speed = result.get("bytes_sent_a_step", 0), result.get("speed")
-    share = (speed or {}).get("shares", {}).get("communication")
-    waited = "" if share is None else f" Communication took {share:.0%} of the time, waiting included."
-    say(json, f"Each of {result['processes']} processes sent {sent / 1e6:,.3g} MB a step.{waited}")
-
-
-def _check_threshold(wanted: str | None, name: str | None) -> None:
-    """Refuse a threshold that can't be found whatever the classes are, before training."""
-    from rankwise.tasks import threshold
-
-    if wanted is not None:
-        threshold.parse(wanted)
-    if (wanted is None) != (name is None):
-        raise RankwiseError(
-            "`threshold_for=` and `of_class=` go together: --threshold-for precision=0.9 --class spam."
-        )
-
-
-def _find_threshold(folder: Any, wanted: str, name: str) -> Any:
-    """Find a threshold on a run's validation rows and store it beside what was trained."""
-    import numpy as np
-
-    from rankwise.adapters import threshold_file
-    from rankwise.tasks import objectives, threshold
-
-    task, table = folder.read_run()["task"], folder.read_predictions()
-    objective, names = objectives.named(task["problem"]), task["label_names"]
-    threshold.check(wanted, name, objective, names)
-    labels, logits = (np.array(table[column].to_pylist()) for column in ("label", "logits"))
-    found = threshold.find(wanted, name, objective, labels, logits, names)
-    threshold_file.write(folder.path, found)
-    return found
 
 
 def _train(
@@ -415,60 +243,57 @@ def _refuse_other(folder: Any, request: dict[str, Any]) -> None:
         )
 
 
-def _check_table(runs: Sequence[RunConfig]) -> None:
-    """Refuse a table that can't be trained on before any run is started, or one that is too small for its folds."""
-    from rankwise.tasks.load import load_dataset
+def _draw_ranks(ranks: dict[str, int], result: dict[str, Any], json: bool) -> None:
+    from rankwise.adapters import rank_table
 
-    for run in {run.table.fold: run for run in runs}.values():
-        load_dataset(run)
+    for line in rank_table.draw(ranks):
+        say(json, line)
+    mean = sum(ranks.values()) / len(ranks)
+    say(json, f"Mean rank {mean:.2f}, {result['adapter_params']:,} adapter parameters.")
+    if result.get("rank_summary"):
+        say(json, result["rank_summary"])
 
 
-def _refuse_table_options(config: RunConfig | CompareConfig, command: str = "train") -> None:
-    given = [f.name for f in fields(config.table) if getattr(config.table, f.name) is not None]
-    if given:
-        option = flag(given[0])
+def _say_quality(stored: Any, json: bool) -> None:
+    """Print how good a run's predictions are, if its result says so."""
+    from rankwise.tasks import quality
+
+    with suppress(ValueError):
+        for line in quality.lines(quality.from_json(stored)):
+            say(json, line)
+
+
+def _say_processes(result: dict[str, Any], json: bool) -> None:
+    """Print what several processes cost."""
+    sent, speed = result.get("bytes_sent_a_step", 0), result.get("speed")
+    share = (speed or {}).get("shares", {}).get("communication")
+    waited = "" if share is None else f" Communication took {share:.0%} of the time, waiting included."
+    say(json, f"Each of {result['processes']} processes sent {sent / 1e6:,.3g} MB a step.{waited}")
+
+
+def _check_threshold(wanted: str | None, name: str | None) -> None:
+    """Refuse a threshold that can't be found whatever the classes are, before training."""
+    from rankwise.tasks import threshold
+
+    if wanted is not None:
+        threshold.parse(wanted)
+    if (wanted is None) != (name is None):
         raise RankwiseError(
-            f"{option} is for a table of your own, and no file is given: rankwise {command} reviews.csv {option} …"
+            "`threshold_for=` and `of_class=` go together: --threshold-for precision=0.9 --class spam."
         )
 
 
-# ── Checks before anything slow is started ────────────────────────────────────────────────────
+def _find_threshold(folder: Any, wanted: str, name: str) -> Any:
+    """Find a threshold on a run's validation rows and store it beside what was trained."""
+    import numpy as np
 
+    from rankwise.adapters import threshold_file
+    from rankwise.tasks import objectives, threshold
 
-def _check_names(names: Sequence[str], methods: Sequence[str], recipe: str) -> None:
-    """Refuse an unknown task, method or recipe before anything is written or loaded."""
-    from rankwise.runs import methods as known_methods
-    from rankwise.runs import recipes
-    from rankwise.tasks import registry
-
-    recipes.recipe(recipe)
-    for name in names:
-        registry.named(name)
-    for spec in methods:
-        known_methods.parse(spec, LoraOptions())
-
-
-def _find_model(config: CompareConfig | RunConfig) -> str | None:
-    """Refuse a model that doesn't exist; return its name, or None if the adapter to start from names it."""
-    from rankwise.models import hub
-    from rankwise.runs import recipes
-
-    if config.model.from_adapter is not None and config.model.model is None:
-        return None
-    name = config.model.model or recipes.default_model(config)
-    if name not in hub.EMBEDDED:
-        hub.find(name)
-    return name
-
-
-def _fetch(config: CompareConfig) -> None:
-    """Fetch an embedded model and data in this process, so that the download's progress is shown."""
-    from rankwise.models import hub
-    from rankwise.tasks import registry
-
-    name = _find_model(config)
-    if name in hub.EMBEDDED or name in hub.SCRATCH:
-        hub.find(name)
-    for name in () if config.table.given else config.tasks:
-        if (download := registry.named(name).download) is not None:
-            download.path()
+    task, table = folder.read_run()["task"], folder.read_predictions()
+    objective, names = objectives.named(task["problem"]), task["label_names"]
+    threshold.check(wanted, name, objective, names)
+    labels, logits = (np.array(table[column].to_pylist()) for column in ("label", "logits"))
+    found = threshold.find(wanted, name, objective, labels, logits, names)
+    threshold_file.write(folder.path, found)
+    return found
