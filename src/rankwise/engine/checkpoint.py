@@ -50,6 +50,7 @@ class RankPosition(_Read):
     steps: NonNegativeInt
     rows: NonNegativeInt
     skipped_steps: NonNegativeInt
+    done_at: NonNegativeInt | None
     most: NonNegativeInt
     scaling: dict[str, Scaling]
     decisions: list[dict[str, Any]]
@@ -168,7 +169,9 @@ def _check_position(position: Position, training: Training, request: str) -> Non
         raise ValueError("one of it and this run finds ranks, and the other doesn't")
     if position.rank is None or training.rank is None:
         return
-    if position.rank.steps != position.step or position.rank.skipped_steps > position.step:
+    if position.rank.steps != position.step or position.step < max(
+        position.rank.skipped_steps, position.rank.done_at or 0
+    ):
         raise ValueError(f"its ranks are at step {position.rank.steps}, its weights at {position.step}")
     if position.rank.scaling.keys() != training.rank.layers.keys():
         raise ValueError("it scales other layers")
