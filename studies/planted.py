@@ -4,6 +4,8 @@ model; a student, the same model with adapters on every query and value, fits th
     python studies/planted.py          # runs what is missing, stores, prints
     python studies/planted.py --show   # prints what is stored
 
+`--fixed` trains students whose ranks stay: what a higher rank is worth where a high one is planted.
+
 The head is random, the same for both, and frozen; texts are the embedded movie reviews; an example's loss is the mean squared difference of
 its logits over the teacher's variance. Stored as studies/planted.parquet, a row a run.
 """
@@ -11,9 +13,11 @@ its logits over the teacher's variance. Stored as studies/planted.parquet, a row
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -71,6 +75,7 @@ def main() -> None:
         "--everywhere", action="store_true", help="adapters in all linear layers of the student"
     )
     parser.add_argument("--prefer", choices=("accuracy", "size"), default="size")
+    parser.add_argument("--fixed", action="store_true", help="ranks stay as they start")
     asked = parser.parse_args()
     asked.show |= asked.earlier
     if not asked.show:
@@ -81,6 +86,7 @@ def main() -> None:
                 if asked.everywhere or asked.prefer != "size"
                 else {}
             )
+            | ({"fixed": True} if asked.fixed else {})
             for seed in asked.seeds
             for rank in asked.ranks
         ]
@@ -98,12 +104,15 @@ def trial(
     steps: int | None,
     everywhere: bool = False,
     prefer: Preference = "size",
+    fixed: bool = False,
 ) -> dict[str, Any]:
     """Train one student; return a row of the study."""
     total = steps or STEPS
     config = preferring(prefer)
     if late is not None:
         config = prune_at({**config.prune_at, max(config.prune_at): late})
+    if fixed:
+        config = replace(preferring("accuracy"), least_rank=math.inf, grow_at=())
     begun = time.perf_counter()
     rows = _rows()
     teacher = _model(seed)
@@ -158,6 +167,7 @@ def trial(
         "steps": steps,
         "everywhere": everywhere,
         "prefer": prefer,
+        "fixed": fixed or None,
         "planted": rank * 3,
         "found": sum(found.values()),
         "precision": len(kept & planted) / len(kept) if kept else 1.0,
@@ -224,6 +234,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             + (f"  {100 * row['late']:g} % tolerance" if row.get("late") else "")
             + (f"  {row['steps']:,} steps" if row.get("steps") else "")
             + (f"  all linear layers, {row['prefer']}" if row.get("everywhere") else "")
+            + ("  ranks stay" if row.get("fixed") else "")
         )
 
 

@@ -10,6 +10,7 @@ The first trainings have what as many rows lose that were trained on, too. Store
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -112,7 +113,7 @@ def _run(at: str, share: str, noted: str, arguments: list[str]) -> None:
     from rankwise.cli import main as rankwise
 
     never = at == "None"
-    config = replace(PREFERRED["accuracy"], prune_at={0.5: 0.0} if never else {float(at): 0.0})
+    config = replace(PREFERRED["accuracy"], prune_at={0.5 if never else float(at): 0.0}, least_rank=math.inf)
     Cut.share = 1.0 if never else float(share)
     with defaults.replaced(config=config, controller=RankController if never else Cut):
         try:
