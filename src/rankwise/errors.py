@@ -27,6 +27,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{guess} Known: {', '.join(known)}."
 
 
+def first_line(why: object) -> str:
+    """Return the first line of an error's message, to be quoted in a sentence; the error's name where it has no message."""
+    return (str(why).strip() or type(why).__name__).splitlines()[0]
+
+
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What only writing meets: no space, a quota, a limit on a file's size, a read-only file system."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import platformdirs
 
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, first_line
 
 DEEPEST = 100
 """JSON nested deeper than this many levels is refused. Without a limit Python's recursion limit would decide."""
@@ -86,8 +86,7 @@ def damaged(file: Path, why: object, remedy: str = RERUN) -> RankwiseError:
     """Return the error for a file that is missing or isn't what was written there."""
     if not file.exists():
         return RankwiseError(f"{file} is missing. {remedy}")
-    reason = (str(why).strip() or type(why).__name__).splitlines()[0]
-    return RankwiseError(f"{file} is damaged ({reason}). {remedy}")
+    return RankwiseError(f"{file} is damaged ({first_line(why)}). {remedy}")
 
 
 def parse_json(text: str | bytes, *, constant: Callable[[str], Any] | None = None) -> Any:

@@ -13,7 +13,7 @@ from rankwise.tasks import registry
 from rankwise.tasks.generation_scores import exact
 from rankwise.tasks.load import load_split
 from rankwise.tasks.prompts import Prompt, of_rows, of_table
-from rankwise.tasks.tables import Table
+from rankwise.tasks.table import Table
 from rankwise.tasks.task import Task
 
 SAID = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "two and two\n#### 4"}]

@@ -24,7 +24,7 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import custom, mappings, objectives
 from rankwise.tasks.rows import read_rows, rows_of
 from rankwise.tasks.splits import Dataset
-from rankwise.tasks.tables import Table
+from rankwise.tasks.table import Table
 
 COPIES = 6
 """A column is repeated, so that there are enough rows to split validation rows off."""

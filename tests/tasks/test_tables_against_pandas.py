@@ -24,7 +24,8 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import custom, mappings, objectives
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.rows import rows_of
-from rankwise.tasks.tables import Table, read_table, read_tables
+from rankwise.tasks.table import Table
+from rankwise.tasks.tables import read_table, read_tables
 
 tried = settings(max_examples=2 * settings.default.max_examples)
 

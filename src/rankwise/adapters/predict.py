@@ -25,7 +25,7 @@ from rankwise.tasks.load import load_dataset, load_split
 from rankwise.tasks.objectives import Objective
 from rankwise.tasks.rows import read_rows, survey, texts_or_reasons
 from rankwise.tasks.streams import Stream, arrow_types, open_stream
-from rankwise.tasks.tables import Places, Table
+from rankwise.tasks.table import Places, Table
 from rankwise.tasks.task import Task
 
 __all__ = [

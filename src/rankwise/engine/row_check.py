@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.engine.packing import pad
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, first_line
 from rankwise.models.families import task_type
 from rankwise.tasks.encoding import Encoded
 
@@ -60,7 +60,7 @@ def refused_by_name(model: nn.Module) -> Iterator[None]:
     except Exception as error:  # Transformers has a hundred classifiers, and each raises its own
         if "can't allocate memory" in str(error):
             raise
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        why = first_line(error).rstrip(".")
         raise RankwiseError(f"{type(model).__name__} can't be run on these rows ({why}).") from error
 
 

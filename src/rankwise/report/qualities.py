@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, first_line
 from rankwise.report.cells import Cell, Cells, Run
 from rankwise.tasks import look, objectives, quality
 from rankwise.tasks.labels import IGNORED
@@ -25,8 +25,9 @@ def qualities(cells: Cells) -> tuple[dict[Cell, Quality], list[str]]:
         try:
             measured = _measure(list(runs.values()))
         except (RankwiseError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            notes.append(f"{' '.join(cell)}: how good its predictions are can't be measured ({why}).")
+            notes.append(
+                f"{' '.join(cell)}: how good its predictions are can't be measured ({first_line(error)})."
+            )
             continue
         if measured is not None:
             found[cell] = measured

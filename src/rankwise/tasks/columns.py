@@ -8,7 +8,7 @@ import numpy as np
 
 from rankwise.errors import RankwiseError
 from rankwise.tasks.cells import is_empty, number, plain
-from rankwise.tasks.tables import Table
+from rankwise.tasks.table import Table
 
 Kind = Literal["text", "label", "number", "id", "list", "empty", "other"]
 EXAMPLE = 48

@@ -16,11 +16,13 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import objectives
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, is_empty, number, plain
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.file_kinds import is_saved_dataset
 from rankwise.tasks.hub_tables import read_dataset
 from rankwise.tasks.language import KINDS, LEARNED, loss_on
 from rankwise.tasks.rows import has_text, labels_of, left_out, odd_label, read_rows, rows_of
 from rankwise.tasks.splits import Dataset, fold_split, same_row, stratified_split, two_labels
-from rankwise.tasks.tables import Table, is_saved_dataset, read_tables, shown
+from rankwise.tasks.table import Table, shown
+from rankwise.tasks.tables import read_tables
 from rankwise.tasks.task import Task
 from rankwise.tasks.words import COLUMNS
 

@@ -11,7 +11,9 @@ from typing import Any
 from rankwise.errors import RankwiseError, nearest
 from rankwise.models.hub import quiet_hub
 from rankwise.tasks.cells import OddCell, plain
-from rankwise.tasks.tables import OnDemand, Table, is_saved_dataset, read_tables
+from rankwise.tasks.file_kinds import is_saved_dataset
+from rankwise.tasks.table import OnDemand, Table
+from rankwise.tasks.tables import read_tables
 from rankwise.tasks.task import Task
 
 TEXT_FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson")

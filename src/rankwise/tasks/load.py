@@ -20,7 +20,8 @@ from rankwise.tasks.hub_tables import read_split
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.rows import rows_of
 from rankwise.tasks.splits import Dataset
-from rankwise.tasks.tables import Table, join, read_table
+from rankwise.tasks.table import Table, join
+from rankwise.tasks.tables import read_table
 from rankwise.tasks.task import Task
 
 

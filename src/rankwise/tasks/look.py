@@ -17,7 +17,7 @@ from rankwise.tasks.cells import number
 from rankwise.tasks.encoding import Rows
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.splits import Dataset, repeated, same_row
-from rankwise.tasks.tables import shown
+from rankwise.tasks.table import shown
 
 FEW = 10
 """A class with fewer rows is learned badly, and its scores say little."""

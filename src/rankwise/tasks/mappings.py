@@ -16,7 +16,7 @@ from rankwise.tasks.hub_tables import by_name, class_names, table_of
 from rankwise.tasks.labels import IGNORED, Labels, default_names
 from rankwise.tasks.language import KINDS, Learned, loss_on
 from rankwise.tasks.objectives import Objective
-from rankwise.tasks.tables import refuse_repeated, shown
+from rankwise.tasks.table import refuse_repeated, shown
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rankwise.tasks import messages
 from rankwise.tasks.cells import OddCell, is_empty, plain, text_of
 from rankwise.tasks.encoding import Rows
-from rankwise.tasks.tables import Table
+from rankwise.tasks.table import Table
 from rankwise.tasks.task import Task
 
 REFERENCES = "references"

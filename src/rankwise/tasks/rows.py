@@ -15,12 +15,14 @@ from rankwise.errors import RankwiseError
 from rankwise.tasks import messages, objectives, words
 from rankwise.tasks.cells import MISSING_WORDS, OddCell, class_name, is_empty, number, plain, text_of
 from rankwise.tasks.encoding import Rows
+from rankwise.tasks.file_kinds import is_saved_dataset
 from rankwise.tasks.labels import Labels
 from rankwise.tasks.language import Learned
 from rankwise.tasks.prompts import one_completion_a_row
 from rankwise.tasks.registry import TASKS
 from rankwise.tasks.streams import Stream, saved_split
-from rankwise.tasks.tables import Places, Table, is_saved_dataset, read_tables, shown
+from rankwise.tasks.table import Places, Table, shown
+from rankwise.tasks.tables import read_tables
 from rankwise.tasks.task import Task
 
 

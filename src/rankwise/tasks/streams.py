@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rankwise.errors import RankwiseError
-from rankwise.tasks import delimited, tables
+from rankwise.tasks import delimited, file_kinds, tables
+from rankwise.tasks.file_kinds import is_saved_dataset
 from rankwise.tasks.hub_tables import read_dataset
-from rankwise.tasks.tables import OnDemand, Table, is_saved_dataset, refuse_repeated
+from rankwise.tasks.table import OnDemand, Table, check_same_columns, refuse_repeated
 
 ROWS = 4096
 """Rows of a piece at most."""
@@ -64,7 +65,7 @@ def open_stream(path: Path | str) -> Stream:
     first, *others = streams = [_open(file) for file in tables.expand([Path(path)])]
     if not others:
         return first
-    tables.check_same_columns([(one.name, one.columns) for one in streams])
+    check_same_columns([(one.name, one.columns) for one in streams])
     return Stream(
         name=f"{first.name} and {len(others)} more",
         columns=first.columns,
@@ -102,14 +103,14 @@ def _joined(streams: Sequence[Stream], columns: Sequence[str] | None) -> Iterato
 
 
 def _open(path: Path) -> Stream:
-    tables.check_file(path)
+    file_kinds.check_file(path)
     head = _head(path)
-    if tables.is_blank(head):
+    if file_kinds.is_blank(head):
         raise RankwiseError(f"{path} is empty.")
-    kind = tables.kind_of(path, head)
+    kind = file_kinds.kind_of(path, head)
     stream = {"Parquet": _parquet, "JSONL": _jsonl}.get(kind, partial(_delimited, tabs=kind == "TSV"))(path)
     if not stream.rows:
-        raise tables.no_rows(path.name, kind)
+        raise file_kinds.no_rows(path.name, kind)
     return stream
 
 
@@ -122,7 +123,7 @@ def _head(path: Path) -> bytes:
                 head += more
             return head
     except OSError as error:
-        raise tables.unreadable(path, error) from error
+        raise file_kinds.unreadable(path, error) from error
 
 
 def _has_line(head: bytes) -> bool:
@@ -137,7 +138,7 @@ def _lines(path: Path, newline: str) -> Iterator[str]:
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except OSError as error:
-        raise tables.unreadable(path, error) from error
+        raise file_kinds.unreadable(path, error) from error
 
 
 def _not_utf8(path: Path) -> RankwiseError:
@@ -149,7 +150,7 @@ def _not_utf8(path: Path) -> RankwiseError:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return tables.not_utf8(path.name, head, line[error.start], at + error.start, number)
+                return file_kinds.not_utf8(path.name, head, line[error.start], at + error.start, number)
             at += len(line)
     return RankwiseError(f"{path.name} has changed while it was read.")
 
