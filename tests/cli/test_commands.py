@@ -803,6 +803,15 @@ def test_a_disk_without_space_is_one_line_and_the_run_can_go_on(limit, model, ta
 # ── Processes of their own ────────────────────────────────────────────────────────────────────────
 
 
+def test_help_comes_without_waiting_for_what_trains():
+    code = (
+        "import sys, rankwise.cli.commands\n"
+        "print([name for name in ('torch', 'numpy', 'pyarrow', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_the_grid_starts_without_waiting_for_torch():
     modules = "rankwise.runs.grid, rankwise.cli.commands, rankwise.report, rankwise.cli.progress"
     code = (

@@ -10,13 +10,17 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rankwise.config import RunConfig
 from rankwise.config_json import flat, from_json
 from rankwise.errors import RankwiseError, nearest
-from rankwise.run_folder import RunFolder
 from rankwise.runs.events import Emit, optional
+
+if TYPE_CHECKING:
+    from rankwise.run_folder import (
+        RunFolder,
+    )  # numpy and pyarrow, which reading a command line must not wait for
 
 FLUSH_SECONDS = 5
 """Time between two writes of TensorBoard's file."""
@@ -45,7 +49,7 @@ class Start:
         known: what the tracker noted when the run began (its id there); empty for a new run.
     """
 
-    folder: RunFolder
+    folder: "RunFolder"
     settings: dict[str, Any]
     step: int
     known: dict[str, str]
@@ -181,7 +185,7 @@ class Board:
     """
 
     def __init__(
-        self, emit: Emit, names: Sequence[str] = (), folder: RunFolder | None = None, step: int = 0
+        self, emit: Emit, names: Sequence[str] = (), folder: "RunFolder | None" = None, step: int = 0
     ) -> None:
         self._emit, self._opened = emit, dict[str, Opened]()
         if not names or folder is None:
