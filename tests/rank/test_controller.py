@@ -326,17 +326,18 @@ def test_constants_that_make_no_sense_are_refused(changes, message):
 # What a user prefers, and what keeps evidence from misleading
 
 
-def undo_after(now, plain_now=None, limit=0.02):
+def undo_after(now, plain_now=None, limit=0.02, anyway=0.0):
     """Prune a layer of importance that rows don't miss at first; return the controller after the check that may undo it.
 
     Args:
         now: what each row's loss is by then, beside what it was before the prune.
         plain_now: likewise, of the plain loss.
+        anyway: the same by then, whatever the layer has.
     """
-    since = [0.0, 0.0]
+    since = [0.0, 0.0, 0.0]
 
     def losses(missing, drawn):
-        loss = 20.0 + drawn + (1.0 if missing > 0.99 else 0.0) + since[0] * (missing > 0)
+        loss = 20.0 + drawn + (1.0 if missing > 0.99 else 0.0) + since[0] * (missing > 0) + since[2]
         return loss, loss + since[1] * (missing > 0)
 
     controller, missing = one_layer(losses, left=10)
@@ -346,7 +347,7 @@ def undo_after(now, plain_now=None, limit=0.02):
     controller.prune(limit)
     assert 0 < missing() < 0.99
     assert not controller.done
-    since[:] = now, (now if plain_now is None else plain_now)
+    since[:] = now, (now if plain_now is None else plain_now), anyway
     controller.steps_taken = controller.undo_at
     controller.undo()
     assert controller.done
@@ -368,6 +369,12 @@ def test_a_prune_that_training_has_made_up_for_stays():
     assert controller.summary.startswith(
         f"Kept {100 * controller.ranks['first'] / 16:.0f} % of 640 adapter parameters."
     )
+
+
+def test_a_loss_that_rises_for_other_reasons_undoes_nothing():
+    controller, missing = undo_after(0.0, anyway=0.3)
+    assert missing > 0.0
+    assert (controller.decisions[-1].kind, controller.decisions[-1].accepted) == ("undo", False)
 
 
 def test_a_prune_is_not_undone_in_layers_that_got_other_weights():

@@ -312,7 +312,10 @@ class RankController:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Bring back what the last prune removed, where held-out rows still miss it after training has gone on."""
+        """Bring back what the last prune removed, where held-out rows still miss it after training has gone on.
+
+        A loss may rise for other reasons, as a training that goes on for long makes it; so bringing it back must surely help.
+        """
         before, self.before_prune = self.before_prune, None
         if (
             before is None or not self.resizer.pruned
@@ -328,7 +331,11 @@ class RankController:
         missed = [accept_addition(increase, limit, self.config.confidence) for increase in increases]
         if any(missed):
             restored = torch.stack([self.held_out.losses_with(both), self.held_out.plain])
-            missed = [miss and bool(row.mean() < 0) for miss, row in zip(missed, restored - now, strict=True)]
+            saved = [LossIncrease.of(row) for row in now - restored]
+            missed = [
+                miss and accept_addition(increase, 0.0, self.config.confidence)
+                for miss, increase in zip(missed, saved, strict=True)
+            ]
         ranks = {path: A.shape[0] for path, (A, _) in both.items()}
         increase = increases[1 if missed == [False, True] else 0]
         self._carry_out(self.decision("undo", any(missed), increase, limit, ranks))
