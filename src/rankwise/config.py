@@ -62,6 +62,8 @@ class ModelOptions:
     memory: str = "fast"
     """fast, lean (gradient checkpointing: less memory, more time), or a size such as 2GB. With a size, the fastest way is taken whose
     tensors stay below it. The Python process itself comes on top."""
+    shard: bool = False
+    """Share out the layers' frozen weights over the processes that torchrun starts (FSDP2), with lora and adaptive."""
 
     def __post_init__(self) -> None:
         at_least(1, threads=self.threads)
@@ -277,6 +279,8 @@ class PlanConfig:
     """Micro-batches that run side by side, as a run's first line says. Each holds gradients of its own."""
     processes: int = 1
     """Processes that train together, each on its share of the batch (torchrun). The plan is then for the one that takes most."""
+    shard: bool = False
+    """The processes share out the layers' frozen weights, as with `rankwise train --shard`; lora and adaptive."""
     speed: bool = False
     """Also measure this machine for some seconds, to estimate the time of an epoch."""
 

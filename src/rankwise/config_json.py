@@ -96,8 +96,10 @@ def options_of(config: Any, out: Path) -> dict[str, Any]:
 
 
 def same_run(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the `to_json` of a RunConfig without what may differ where a run is continued: its threads, which change only its speed."""
-    model = {name: value for name, value in request.get("model", {}).items() if name != "threads"}
+    """Return the `to_json` of a RunConfig without what may differ where a run is continued: its threads, and where its weights are."""
+    model = {
+        name: value for name, value in request.get("model", {}).items() if name not in ("threads", "shard")
+    }
     return {**request, "model": model}
 
 

@@ -46,6 +46,8 @@ def compare(
         raise RankwiseError(
             "`rankwise compare` starts a process for each of its runs, and torchrun started several of it. Start it without torchrun."
         )
+    if config.model.shard:
+        raise RankwiseError("`shard=` is for a training in several processes; each run of a grid has one.")
     if files:
         config = replace(config, table=replace(config.table, train_file=tables.expand(files)))
     if not config.table.given:

@@ -46,11 +46,8 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
         )
     )
     if result["processes"] > 1:
-        shown.print(
-            text(
-                f"In {result['processes']} processes, each with the whole model; of the one that takes most."
-            )
-        )
+        whole = "which share out the layers" if result["shard"] else "each with the whole model"
+        shown.print(text(f"In {result['processes']} processes, {whole}; of the one that takes most."))
     for one in result["configurations"]:
         if one["verdict"] is not None:
             shown.print(text(answer(one, result)))

@@ -29,8 +29,9 @@ from rankwise.engine.pack_check import can_pack
 from rankwise.engine.packed_mode import packed
 from rankwise.engine.packing import LabelledTokens, PackedBatch, pack, pad
 from rankwise.engine.pooling import packed_hidden, packed_logits, padded_logits
-from rankwise.engine.processes import ONE, Processes
+from rankwise.engine.processes import ONE, Processes, answered
 from rankwise.engine.row_check import refused_by_name
+from rankwise.engine.sharding import is_sharded
 from rankwise.engine.threads import MicroBatchThreads, micro_batch_threads
 from rankwise.engine.token_losses import Losses, has_plain_head
 from rankwise.errors import RankwiseError
@@ -78,6 +79,7 @@ class Compute:
         threads: CPU threads in all; torch's own setting where None.
         forward_rows: rows of a batch that keeps nothing for backward. None: as many as `FORWARD_TOKENS` allows.
         processes: that share batches, and rows that are evaluated. All of them call the same functions with the same arguments.
+        sharded: the processes share out the model's weights, so each runs it as often as the others, in one thread.
     """
 
     device: torch.device
@@ -92,6 +94,7 @@ class Compute:
 
     plain_head: bool = False
     processes: Processes = ONE
+    sharded: bool = False
 
     @classmethod
     def for_model(
@@ -133,12 +136,13 @@ class Compute:
             threads=threads,
             plain_head=verify and taken == "packed" and has_plain_head(model),
             processes=processes,
+            sharded=is_sharded(model),
         )
 
     @cached_property
     def micro_batch_threads(self) -> MicroBatchThreads:
         """The threads that micro-batches run on, side by side."""
-        count = self.engine.micro_batches
+        count = 1 if self.sharded else self.engine.micro_batches
         return micro_batch_threads(count, max(1, (self.threads or torch.get_num_threads()) // count))
 
     def batches(
@@ -220,7 +224,7 @@ class Compute:
             RankwiseError: the model can't take such rows.
         """
         autocast = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-        with refused_by_name(model), autocast:
+        with refused_by_name(model), answered(), autocast:
             logits = (
                 packed_logits(model, batch)
                 if isinstance(batch, PackedBatch)
@@ -248,7 +252,7 @@ class Compute:
         if not (many and self.plain_head and isinstance(batch, PackedBatch)):
             return losses(self.logits(model, batch), batch.labels)
         autocast = torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-        with refused_by_name(model), autocast:
+        with refused_by_name(model), answered(), autocast:
             head = cast(Any, model).get_output_embeddings()
             return token_losses.in_pieces(head, packed_hidden(model, batch), batch.labels, losses)
 
@@ -357,6 +361,7 @@ def predict_logits(
     every = token_batches(rows.lengths, compute.engine.forward_tokens(most), compute.forward_rows)
     batches = compute.processes.share(every)
     of = sum(map(len, batches))
+    missing = compute.processes.most(len(batches)) - len(batches) if compute.sharded else 0
     with compute.running(model):
         for some, logits in compute.micro_batch_threads.map(run, batches):
             if done == 0:
@@ -369,4 +374,6 @@ def predict_logits(
                 result[some] = logits
             done += len(some)
             on_progress(done, of)
+        for _ in range(missing):
+            run(every[0])
     return compute.processes.add_arrays(result if batches else None)

@@ -35,6 +35,8 @@ MEETING = timedelta(minutes=5)
 SAID = "rankwise/said"
 """Key of the store that counts the processes that had an error to report."""
 
+LOST = "Another process of this training ended, so this one ended, too."
+
 Item = TypeVar("Item")
 
 
@@ -45,6 +47,7 @@ class Processes:
         number: of this process, from 0.
         count: of all.
         bytes_added_up, additions: size of all gradients and statistics that were added up so far, and how often that was.
+        bytes_gathered: size of all weights that were gathered in training so far, where processes share them out.
         seconds: that adding them up took, waiting for the others included.
         buffer: memory in which they travel, kept between steps; None before the first.
         asked_to_end: says whether this process was asked to end.
@@ -52,7 +55,7 @@ class Processes:
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
         self.number, self.count = number, count
-        self.bytes_added_up = self.additions = 0
+        self.bytes_added_up = self.additions = self.bytes_gathered = 0
         self.seconds = 0.0
         self.buffer: Tensor | None = None
         self.asked_to_end: Callable[[], bool] = lambda: False
@@ -74,9 +77,9 @@ class Processes:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that each process sends a step, on average, where the buffer travels in a ring: each part of it twice, to all but one."""
-        whole = self.bytes_added_up / max(1, self.additions)
-        return round(2 * (self.count - 1) / self.count * whole)
+        """Bytes that each process sends a step, on average, in a ring: each part of the buffer twice, of gathered weights once."""
+        whole = (2 * self.bytes_added_up + self.bytes_gathered) / max(1, self.additions)
+        return round((self.count - 1) / self.count * whole)
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this process's items of a list that all have: every `count`-th."""
@@ -85,6 +88,10 @@ class Processes:
     def of_first(self, value: Item) -> Item:
         """Return the first process's value in all."""
         return value
+
+    def most(self, number: int) -> int:
+        """Return the largest of the processes' numbers, in all."""
+        return max(self.of_all(number))
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -237,7 +244,18 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, pickle.UnpicklingError) as error:  # of the connection
-        raise ProcessLost("Another process of this training ended, so this one ended, too.") from error
+        raise ProcessLost(LOST) from error
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Raise `ProcessLost` where an operation among others that uses the connection finds it closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo/" in str(error):
+            raise ProcessLost(LOST) from error
+        raise
 
 
 # ── Meeting ───────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.engine.packing import pad
-from rankwise.errors import RankwiseError, first_line
+from rankwise.errors import ProcessLost, RankwiseError, first_line
 from rankwise.models.families import task_type
 from rankwise.tasks.encoding import Encoded
 
@@ -51,11 +51,11 @@ def refused_by_name(model: nn.Module) -> Iterator[None]:
     """Turn what a model's own code raises into an error that names the model, for a block of code.
 
     Raises:
-        RankwiseError: instead of any other exception but a lack of memory.
+        RankwiseError: instead of any other exception but a lack of memory or of a process.
     """
     try:
         yield
-    except (RankwiseError, MemoryError, torch.OutOfMemoryError):
+    except (RankwiseError, ProcessLost, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # Transformers has a hundred classifiers, and each raises its own
         if "can't allocate memory" in str(error):

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from rankwise.config import TrainOptions
 from rankwise.engine.batch_schedule import BatchSchedule, total_steps
 from rankwise.engine.compute import Compute, PaddedBatch, predict_logits
+from rankwise.engine.execution import Engine
 from rankwise.engine.held_out import collectors, hold_out, statistics
 from rankwise.engine.measure import Speed, TensorMemory, label, megabytes
 from rankwise.engine.mixed_precision import Copies
 from rankwise.engine.optim import BETA2, Kind, Schedule, Update, add_up, schedule_factor
 from rankwise.engine.packing import PackedBatch
-from rankwise.engine.processes import ONE
+from rankwise.engine.processes import ONE, answered
 from rankwise.errors import RankwiseError
 from rankwise.rank import defaults
 from rankwise.rank.controller import RankController
@@ -325,6 +326,7 @@ class Training:
         with self.speed.share("optimizer"):
             self.copies.refresh()
         trained = len(self.update.parameters)
+        fillers = self._fillers(batch, micro_batches) if self.compute.sharded else ()
         with self.copies.in_place():
             for loss, gradients in threads.map(
                 lambda one: self.gradients(one, labels, side_by_side=side_by_side), micro_batches
@@ -333,6 +335,8 @@ class Training:
                 with self.speed.share("optimizer"):
                     self.update.add(gradients[:trained])
                     add_up(collectors(self.rank), gradients[trained:])
+            for one in fillers:
+                self.gradients(one, math.inf)
         loss = float(sum(losses))
         if self.compute.processes.count > 1:
             with self.speed.share("communication"):
@@ -344,10 +348,19 @@ class Training:
         label("optimizer", statistics(self.rank))
         return loss
 
+    def _fillers(
+        self, batch: np.ndarray, micro_batches: Sequence[PackedBatch] | Sequence[PaddedBatch]
+    ) -> Sequence[PackedBatch | PaddedBatch]:
+        """Return micro-batches to run without effect, by which this process has as many as the one that has most."""
+        missing = self.compute.processes.most(len(micro_batches)) - len(micro_batches)
+        alone = replace(self.compute, engine=Engine(), processes=ONE)
+        some = micro_batches or alone.batches(self.model, self.rows, batch[:1], key=(0, 0))
+        return [some[0]] * missing
+
     def gradients(
         self,
         micro_batch: PackedBatch | PaddedBatch,
-        labels: int,
+        labels: float,
         *,
         compute: Compute | None = None,
         side_by_side: int = 1,
@@ -374,7 +387,8 @@ class Training:
             value = loss.item()  # on a GPU this waits for what forward has queued
         with self.speed.share("backward", side_by_side):
             wanted = [*self.copies.leaves(self.update.parameters), *collectors(self.rank)]
-            return value, torch.autograd.grad(loss, wanted, allow_unused=True)
+            with answered():
+                return value, torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def _losses(self, which: np.ndarray | None) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
         """Return the calibrated and the plain loss of each of some rows (row numbers), in eval mode."""

@@ -3,7 +3,8 @@
 torch.compile, activation checkpointing      seen through wherever they stand; paths are those of the plain model
 DistributedDataParallel, DataParallel        seen through by `save`; refused where layers are to be put in or resized, because
                                              they know the parameters that a model had when it was wrapped
-FSDP, DeepSpeed                              refused: they hold the weights in another form
+FSDP, DeepSpeed                              refused: they hold the weights in another form; but for the frozen weights that
+                                             `rankwise train` shares out itself
 PEFT                                         seen by a `RankController` (`lora/peft_layer.py`), refused elsewhere
 """
 
@@ -20,7 +21,8 @@ from rankwise.errors import RankwiseError
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Names under which `torch.compile` and activation checkpointing keep the module that they wrap."""
 PARALLEL = ("DistributedDataParallel", "DataParallel")
-SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
+FSDP2 = "FSDPModule"
+SHARDED = ("FullyShardedDataParallel", FSDP2, "DeepSpeedEngine")
 PEFTS = ("PeftModel", "BaseTunerLayer")
 
 
@@ -32,13 +34,16 @@ def inside(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def bare(model: nn.Module, *, parallel: bool = False, peft: bool = False) -> Iterator[nn.Module]:
+def bare(
+    model: nn.Module, *, parallel: bool = False, peft: bool = False, shards: bool = False
+) -> Iterator[nn.Module]:
     """Yield a model without the wrappers around it and inside it; those inside are put back afterwards.
 
     Args:
         model: may be wrapped.
         parallel: see through data-parallel wrappers around the whole model, too.
         peft: leave PEFT's wrapper and layers where they are.
+        shards: leave FSDP2's modules, too, whose adapters may be whole.
 
     Raises:
         RankwiseError: there is a wrapper that can't be seen through.
@@ -49,7 +54,12 @@ def bare(model: nn.Module, *, parallel: bool = False, peft: bool = False) -> Ite
     wrapped: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for path, module in list(plain.named_modules()):
-            if kind := _is(module, (*PARALLEL, *SHARDED, *(() if peft else PEFTS))):
+            refused = (
+                *PARALLEL,
+                *(() if peft else PEFTS),
+                *(s for s in SHARDED if not (shards and s == FSDP2)),
+            )
+            if kind := _is(module, refused):
                 where = f"{path} is" if path else "This model is"
                 raise RankwiseError(
                     f"{where} wrapped by {kind}. Give the model itself: rankwise.adapt(model) first, then {kind}; "

@@ -97,14 +97,15 @@ class RankController:
         rule: PruningRule | str = "importance",
         same_everywhere: SameEverywhere | None = None,
     ) -> None:
-        with bare(model, peft=True) as plain:
+        several = same_everywhere is not None
+        with bare(model, peft=True, shards=several) as plain:
             self.model, adapted = plain, low_rank_layers(plain)
         if not adapted:
             raise ValueError("This model has no LoRA layers. Call rankwise.adapt(model) first.")
         self.layers = {path: layer for path, layer in adapted.items() if layer.is_trained}
         if not self.layers:
             raise ValueError("No LoRA layer of this model is trained: all have requires_grad=False.")
-        check_placement(adapted, alone=same_everywhere is None)
+        check_placement(adapted, alone=not several)
         self.same_everywhere = same_everywhere
         keep_gradients(plain)
         prefer = prefer or next(iter(self.layers.values())).prefer
@@ -139,7 +140,7 @@ class RankController:
         if self.undo_at > self.last_prune:
             self.checks[self.undo_at] = self.undo
         self.decisions: list[Decision] = []
-        self.guard = Guard(self.model, self.layers, self.optimizer, self.resizer)
+        self.guard = Guard(self.model, self.layers, self.optimizer, self.resizer, several=several)
         self.guard.check_layers()
 
     @property

@@ -45,6 +45,7 @@ class Guard:
         layers: its LoRA layers, by module path.
         optimizer: holds their state.
         resizer: knows the ranks that the controller gave them.
+        several: processes train the same model together, and may share out its frozen weights.
     """
 
     def __init__(
@@ -53,7 +54,10 @@ class Guard:
         layers: Mapping[str, LowRankLayer],
         optimizer: OptimizerState,
         resizer: Resizer,
+        *,
+        several: bool = False,
     ) -> None:
+        self.several = several
         self.model, self.layers, self.optimizer, self.resizer = model, layers, optimizer, resizer
         self._matrices = [(layer.lora_A, layer.lora_B) for layer in layers.values()]
         self._all_layers = list(low_rank_layers(model).values())
@@ -145,7 +149,7 @@ class Guard:
         Raises:
             RankwiseError: it has others, or one is merged.
         """
-        with bare(self.model, peft=True) as plain:
+        with bare(self.model, peft=True, shards=self.several) as plain:
             now = list(low_rank_layers(plain).values())
         if [*map(id, now)] != [*map(id, self._all_layers)]:
             raise RankwiseError(

@@ -19,7 +19,7 @@ from torch import nn
 from rankwise import hardware
 from rankwise.config import RunConfig
 from rankwise.config_json import from_json, same_run, to_json
-from rankwise.engine import row_check
+from rankwise.engine import row_check, sharding
 from rankwise.engine.autotune import tune
 from rankwise.engine.compute import Compute
 from rankwise.engine.execution import Engine
@@ -28,6 +28,7 @@ from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.training import Training
 from rankwise.errors import RankwiseError
 from rankwise.files import cache_folder
+from rankwise.limits import parse_memory
 from rankwise.lora import quantized
 from rankwise.models import families, loading
 from rankwise.models.loading import Source
@@ -153,6 +154,7 @@ def prepare(folder: RunFolder, processes: Processes = ONE) -> Prepared:
         facts.pop("threads", None)
     place = choose_place(config, facts, assigned.threads)
     check_base_bits(config, name, place.device)
+    check_shard(config, name, processes.count)
     with processes.first_before_others():
         # rows first, so that an error in them is reported before a model is downloaded
         dataset = load_dataset(config)
@@ -162,7 +164,7 @@ def prepare(folder: RunFolder, processes: Processes = ONE) -> Prepared:
     rss = PeakRss()
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place.device)
-    model, adapted, started = _load_model(config, method, source, rows, place)
+    model, adapted, started = _load_model(config, method, source, rows, place, processes)
     lr = recipes.resolve_lr(config, name, families.width(source.config))
     compute = Compute.for_model(
         model,
@@ -267,6 +269,27 @@ def check_base_bits(config: RunConfig, name: str, device: torch.device) -> None:
     quantized.check(device)
 
 
+def check_shard(config: RunConfig, name: str, processes: int) -> None:
+    """Refuse to share out weights where that can't be done. In a single process there is nothing to share out.
+
+    Raises:
+        RankwiseError: saying why.
+    """
+    if not config.model.shard or processes == 1:
+        return
+    if not methods.named(name).quantized_base:
+        able = " and ".join(methods.names(quantized_base=True))
+        raise RankwiseError(
+            f"`shard=` shares out weights that stay as they are: those of {able}. {name} trains its weights."
+        )
+    if config.model.base_bits is not None:
+        raise RankwiseError("`shard=` and `base_bits=` don't go together. Leave one out.")
+    if not isinstance(parse_memory(config.model.memory), str):
+        raise RankwiseError(
+            f"With `shard=`, `memory=` takes fast or lean, not {config.model.memory}: no size is measured."
+        )
+
+
 def encode_rows(config: RunConfig, dataset: Dataset, source: Source) -> RunRows:
     """Encode the rows of a run with the model's tokenizer."""
     cache = cache_folder()
@@ -294,7 +317,7 @@ def look_at(rows: RunRows, max_length: int) -> look.Look:
 
 
 def _load_model(
-    config: RunConfig, method: Method, source: Source, rows: RunRows, place: Place
+    config: RunConfig, method: Method, source: Source, rows: RunRows, place: Place, processes: Processes
 ) -> tuple[nn.Module, Adapted | None, str]:
     """Return the model on its device as the method trains it, what saves it, and what it started from."""
     model, new_modules, started = warm_start.load(
@@ -306,6 +329,8 @@ def _load_model(
     for some in (rows.train, *rows.validation.values()):
         row_check.check(model, some)
     adapted = method.prepare(model, config, new_modules, rows.train)
+    if config.model.shard and processes.count > 1:
+        sharding.shard(model, processes, place.device)
     model.to(place.device)  # pyright: ignore[reportArgumentType]
     if config.model.base_bits is not None:
         quantized.quantize(model, config.model.base_bits)
@@ -325,6 +350,10 @@ def _choose_engine(training: Training, config: RunConfig, facts: dict[str, Any])
     if facts.get("engine"):
         training.compute = replace(training.compute, engine=Engine.from_json(facts["engine"]))
         return "run as this run began"
+    if training.compute.sharded:
+        lean = config.model.memory == "lean"
+        training.compute = replace(training.compute, engine=Engine(recompute=lean))
+        return "layers' weights shared out" + ("; layers recomputed in backward" if lean else "")
     return tune(training, memory=config.model.memory, cache=cache_folder())
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rankwise import hardware
 from rankwise.adapters import curve_file, peft_format
+from rankwise.engine import sharding
 from rankwise.engine.measure import allocated_peak_mb, product_rate
 from rankwise.files import cache_folder
 from rankwise.lora.layer import lora_layers
@@ -35,8 +36,10 @@ def finish(run: Prepared, folder: RunFolder, emit: Emit, *, peak_rss_mb: float |
         peak_rss_mb: the process's memory at its peak in training.
     """
     scores, measured = _evaluate(run, folder, emit)
-    if folder.writes:
-        _save(run, folder, keep_model=run.assigned.keep_model)
+    with sharding.whole(run.model, keep=folder.writes):
+        if folder.writes:
+            _save(run, folder, keep_model=run.assigned.keep_model)
+    if folder.writes and not run.training.compute.sharded:
         with optional("The texts for a few prompts", emit):
             texts.write(run, folder)
     with optional("The curve of the adapter's sizes", emit):

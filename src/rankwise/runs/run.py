@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from rankwise import hardware
 from rankwise.config_json import options_of, to_json
-from rankwise.engine import checkpoint
+from rankwise.engine import checkpoint, sharding
 from rankwise.engine.compute import predict_logits
 from rankwise.engine.processes import ONE, Processes
 from rankwise.engine.profiling import profiled_steps
@@ -190,7 +190,9 @@ def _check_same(run: Prepared, *, trained_only: bool = False) -> None:
     weights = [p for p in run.model.parameters() if p.requires_grad or not trained_only]
     weights += [] if trained_only else list(run.model.buffers())
     when = "after the last step" if trained_only else f"before step {training.step_number + 1}"
-    processes.check_same(f"The weights {when}", weights, f"{run.request} {training.step_number}")
+    processes.check_same(
+        f"The weights {when}", sharding.own_parts(weights), f"{run.request} {training.step_number}"
+    )
 
 
 def _line(step: Step) -> dict[str, Any]:

@@ -20,8 +20,14 @@ from rankwise.engine.measure import KINDS
 LENGTHS = np.array([5, 9, 14, 30, 31, 7, 40, 12, 33, 8])
 
 
-def setting(family, method, **changes):
-    config = type(tiny.CONFIGS[family])(**{**tiny.CONFIGS[family].to_dict(), "num_labels": 2})
+def setting(family, method, layers=2, **changes):
+    sizes = {
+        **tiny.CONFIGS[family].to_dict(),
+        "num_labels": 2,
+        "num_hidden_layers": layers,
+        "layer_types": None,
+    }
+    config = type(tiny.CONFIGS[family])(**sizes)
     config.pad_token_id = 0
     return replace(Setting(config, method, 4, torch.float32, "packed", processes=2), **changes)
 
@@ -33,6 +39,8 @@ SETTINGS = {
     "adaptive": setting("llama", "adaptive", rank=16),
     "padded": setting("bert", "lora", padding="longest"),
     "a language model": setting("llama", "lora", problem="generation", plain_head=True),
+    "sharded": setting("bert", "lora", layers=6, shard=True),
+    "sharded, adaptive": setting("llama", "adaptive", layers=4, rank=16, shard=True, dtype=torch.bfloat16),
 }
 
 
@@ -62,7 +70,7 @@ def test_a_plan_for_two_processes_is_what_the_heavier_of_two_real_ones_takes(mea
         assert planned[kind] == pytest.approx(real[kind], rel=0.03, abs=600), kind
     for kind in ("weights", "gradients", "optimizer"):
         assert planned[kind] == real[kind]
-    assert planner.bytes_sent == found["bytes_sent"]
+    assert planner.bytes_sent == pytest.approx(found["bytes_sent"], abs=1)
 
 
 def test_the_shares_of_processes_have_every_row_once():

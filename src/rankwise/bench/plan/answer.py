@@ -74,6 +74,8 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         raise RankwiseError(f"`memory=` is a size to fit in, such as 8GB; {limit} is a `memory_mode=`.")
     if config.speed and config.processes > 1:
         raise RankwiseError("`speed=` measures one process. `rankwise bench` measures several.")
+    if config.shard:
+        _check_shard(config)
     if config.base_bits is not None:
         quantized.check(torch.device(config.device))
     writes = config.problem == "generation"
@@ -100,9 +102,24 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
         "padding": planning.padding,
         "micro_batches": config.micro_batches,
         "processes": config.processes,
+        "shard": config.shard,
         "memory_mb": None if limit is None else limit / MB,
         "configurations": configurations,
     }
+
+
+def _check_shard(config: PlanConfig) -> None:
+    able = names(quantized_base=True)
+    if others := [method for method in config.methods if method not in able]:
+        raise RankwiseError(
+            f"`shard=` shares out weights that stay as they are: those of {' and '.join(able)}. {others[0]} trains its weights."
+        )
+    if config.processes == 1:
+        raise RankwiseError("`shard=` needs several processes to share weights: give `processes=`.")
+    if config.base_bits is not None or config.micro_batches > 1:
+        raise RankwiseError(
+            "`shard=` doesn't go together with `base_bits=` or with several `micro_batches=`."
+        )
 
 
 class _Planning:
@@ -152,9 +169,14 @@ class _Planning:
             task=self.name,
             plain_head=self.plain_head,
             processes=self.config.processes,
+            shard=self.config.shard,
         )
-        planner = MemoryPlanner(setting)
-        grown = MemoryPlanner(replace(setting, rank=LARGEST_RANK)) if method == "adaptive" else None
+        planner = MemoryPlanner(setting, device=self.config.device)
+        grown = (
+            MemoryPlanner(replace(setting, rank=LARGEST_RANK), device=self.config.device)
+            if method == "adaptive"
+            else None
+        )
         return [
             {"method": method, "rank": rank, "memory_mode": mode}
             | self._answer(setting, planner, grown, mode)

@@ -43,6 +43,7 @@ class Setting:
         task: of a language model, whose rows say how many of their tokens are learned; see `lengths.labelled`.
         plain_head: of a language model, see `has_plain_head`.
         processes: that train together.
+        shard: they share out the frozen weights of the layers.
     """
 
     architecture: Any
@@ -57,6 +58,7 @@ class Setting:
     task: str = ""
     plain_head: bool = False
     processes: int = 1
+    shard: bool = False
 
 
 class Imagined(Group):
@@ -79,14 +81,18 @@ def draw_rows(setting: Setting, lengths: np.ndarray) -> Encoded:
     return rows
 
 
-def build_training(setting: Setting, processes: Processes = ONE) -> Training:
+def build_training(
+    setting: Setting, processes: Processes = ONE, ready: Callable[[Any], None] = lambda model: None
+) -> Training:
     """Build what a run has once its model is loaded, with one row to train on.
 
     Args:
         setting: what is trained.
         processes: that train together.
+        ready: called with the model before it is run.
     """
     model = _build_model(setting)
+    ready(model)
     compute = Compute.for_model(
         model,
         dtype=setting.dtype,

@@ -18,6 +18,7 @@ import torch
 from rankwise.bench.plan.fake_tensors import NoValues, shapes_only
 from rankwise.bench.plan.setup import Imagined, Setting, build_training, draw_rows, with_layers
 from rankwise.bench.plan.weight import shares, weight
+from rankwise.engine import sharding
 from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.held_out import collectors
@@ -25,17 +26,22 @@ from rankwise.engine.measure import KINDS, Speed, TensorMemory
 from rankwise.engine.processes import ONE
 from rankwise.engine.training import Training
 
+GATHERED = {"cpu": 1, "cuda": 2}
+"""Layers that are whole at the same time, where processes share them out: on a GPU the next one is gathered while one is computed."""
+
 
 class MemoryPlanner:
     """A training on fake tensors that returns the peak of any batch.
 
     Args:
         setting: what is trained.
+        device: `cpu` or `cuda`.
         depths: numbers of layers of the models that are run. Default: 3 and 4 for deeper models whose layers are all alike,
             otherwise the model's own.
     """
 
-    def __init__(self, setting: Setting, depths: tuple[int, ...] | None = None) -> None:
+    def __init__(self, setting: Setting, depths: tuple[int, ...] | None = None, device: str = "cpu") -> None:
+        self.device = device
         self.setting, self._fake = setting, NoValues()
         self._forward_peaks: dict[tuple[int, ...], np.ndarray] = {}
         self.layers = int(setting.architecture.num_hidden_layers)
@@ -58,8 +64,16 @@ class MemoryPlanner:
     @property
     def bytes_sent(self) -> int:
         """Bytes that each process sends a step."""
-        first, *more = (training.compute.processes.bytes_sent for training in self._trainings)
+        first, *more = map(self._bytes_sent, self._trainings)
         return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
+
+    def _bytes_sent(self, training: Training) -> int:
+        count, sent = self.setting.processes, training.compute.processes.bytes_sent
+        if not self.setting.shard:
+            return sent
+        layers = sharding.frozen_of_layers(training.model).values()
+        parts = sum(sharding.part_bytes(p, count) for frozen in layers for p in frozen)
+        return sent + 2 * (count - 1) * parts  # for forward, and again for backward
 
     def peak(self, lengths: np.ndarray, *, recompute: bool = False) -> dict[str, int]:
         """Return bytes by kind at the peak of a step after the first; of several processes, of the one with the heaviest share.
@@ -117,7 +131,19 @@ class MemoryPlanner:
             training.speed = marks = _Marks(memory)
             with memory, training.compute.running(training.model):
                 training.step()
-        return phase_peaks(memory.trace(), marks.starts, marks.ends)
+        phases = phase_peaks(memory.trace(), marks.starts, marks.ends)
+        if self.setting.shard:
+            saved, layer = self._shared_out(training)
+            phases[:, KINDS.index("weights")] -= saved
+            phases[:3, KINDS.index("weights")] += GATHERED[self.device] * layer
+            phases[:3, KINDS.index("workspace")] += layer  # as it arrives, all weights in one piece
+        return phases
+
+    def _shared_out(self, training: Training) -> tuple[int, int]:
+        """Return the bytes of layers' weights that others hold, and those of the largest layer when it is gathered."""
+        count, layers = self.setting.processes, sharding.frozen_of_layers(training.model).values()
+        saved = sum(p.nbytes - sharding.part_bytes(p, count) for frozen in layers for p in frozen)
+        return saved, max(sum(count * sharding.part_bytes(p, count) for p in frozen) for frozen in layers)
 
 
 class _Marks(Speed):

@@ -15,6 +15,7 @@ from rankwise.engine.measure.memory import (
     label,
     megabytes,
     recomputed,
+    resized,
 )
 from rankwise.engine.measure.speed import Speed, Spread
 
@@ -30,4 +31,5 @@ __all__ = [
     "megabytes",
     "product_rate",
     "recomputed",
+    "resized",
 ]

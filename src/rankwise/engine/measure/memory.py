@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.hooks import RemovableHandle
@@ -233,6 +234,16 @@ class TensorMemory(TorchDispatchMode):
         self._event(number, self._sizes[number])
         return number
 
+    def resized(self, kind: str, tensor: Tensor) -> None:
+        """Follow a change of the size of a tensor's storage, and set its kind."""
+        with self._lock:
+            number = self._follow(tensor)
+            if number is not None:
+                self._labels.setdefault(number, kind)
+                change = tensor.untyped_storage().nbytes() - self._sizes[number]
+                self._sizes[number] += change
+                self._event(number, change)
+
     def _forget(self, address: int, reference: weakref.ref[Any]) -> None:
         with self._lock:
             known = self._live.get(address)
@@ -268,6 +279,13 @@ def label(kind: str, *things: Any) -> None:
             mode.label(kind, *things)
 
 
+def resized(kind: str, tensor: Tensor) -> None:
+    """Tell every `TensorMemory` that is active in this thread that a tensor's storage has another size, and its kind."""
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, TensorMemory):
+            mode.resized(kind, tensor)
+
+
 def megabytes(peak: Mapping[str, int]) -> dict[str, float]:
     """Return a peak as it is stored: `total` first, then each kind, in MB to the byte."""
     return {"total": sum(peak.values()) / MB} | {kind: size / MB for kind, size in peak.items()}
@@ -278,7 +296,9 @@ def _tensors(things: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for thing in things:
         if isinstance(thing, Tensor):
-            if thing.layout is torch.strided:
+            if isinstance(thing, DTensor):  # its own storage is none
+                found.append(thing._local_tensor)
+            elif thing.layout is torch.strided:
                 found.append(thing)
             elif thing.layout is torch.sparse_coo:
                 found += thing._indices(), thing._values()

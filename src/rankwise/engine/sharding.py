@@ -1,0 +1,133 @@
+"""Weights that the processes of a training share out: each holds a part of every layer (FSDP2, `torch.distributed.fsdp.fully_shard`).
+
+    a layer's weights   [ part 0 │ part 1 │ … ]     one part in each process
+    forward, backward   all parts are gathered before a layer is computed, and freed behind it
+
+What is outside the layers stays whole in every process: embeddings, the head, and what an adapter trains. Processes gather together, so
+each of them has to run the model as often as the others (`Processes.most`).
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rankwise.engine.measure import resized
+from rankwise.engine.processes import Processes
+from rankwise.errors import RankwiseError
+from rankwise.models.families import task_type
+
+
+def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
+    """Share out the frozen weights of a model's layers over processes, and move the parts to the device.
+
+    Args:
+        model: a Transformers model, the same in all processes; what it trains stays whole.
+        processes: that train together.
+        device: of the parts.
+
+    Raises:
+        RankwiseError: no layers are found, or the processes' weights differ.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
+    from torch.distributed.fsdp import fully_shard
+
+    layers = frozen_of_layers(model)
+    if not layers:
+        raise RankwiseError(f"The layers of {type(model).__name__} can't be told, which `shard=` needs.")
+    processes.check_same("The weights", model.parameters())
+    mesh = init_device_mesh(device.type, (processes.count,))
+    inside = {p for frozen in layers.values() for p in frozen}
+    whole = {p for p in model.parameters() if p not in inside}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    hf = cast(Any, model)
+    body = hf.get_decoder() if task_type(model) == "CAUSAL_LM" else hf.base_model
+    fully_shard(body, mesh=mesh, ignored_params=whole)  # has no weights of its own: it orders the layers
+    # poolers read one token of it, and nothing changes that in place
+    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+    _follow(processes)
+
+
+def frozen_of_layers(model: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
+    """Return the frozen weights of each of a model's layers, which `shard` shares out."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return {layer: [p for p in layer.parameters() if not p.requires_grad] for layer in layers}
+
+
+def part_bytes(parameter: nn.Parameter, count: int) -> int:
+    """Return the bytes of the largest part of a weight that `count` processes share out by its first axis."""
+    return -(-parameter.shape[0] // count) * (parameter.nbytes // parameter.shape[0])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether processes share out some of a model's weights."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def own_parts(tensors: list[Tensor]) -> list[Tensor]:
+    """Return tensors without those that are shared out."""
+    return [t for t in tensors if not isinstance(t, DTensor)]
+
+
+@contextlib.contextmanager
+def whole(model: nn.Module, *, keep: bool) -> Iterator[None]:
+    """Give a model all its weights and its own classes back inside a `with` block, on the CPU. All processes enter it together.
+
+    Args:
+        model: not to be run there.
+        keep: whether this process wants them; the others help to gather.
+    """
+    places: list[tuple[nn.Module, str, nn.Parameter]] = []
+    classes: list[tuple[nn.Module, type]] = []
+    for module in model.modules():
+        kind = type(module)
+        if keep and kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}":  # `fully_shard` made it
+            classes.append((module, kind))
+            module.__class__ = kind.__bases__[-1]
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                value = parameter.full_tensor().detach().cpu()
+                if keep:
+                    places.append((module, name, cast(nn.Parameter, parameter)))
+                    module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
+        for module, kind in classes:
+            module.__class__ = kind
+
+
+def _follow(processes: Processes) -> None:
+    """Have `TensorMemory` told when gathered weights are allocated and freed, and their bytes counted in training.
+
+    Their storage stays, and its size changes, which no operation tells.
+    """
+    from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
+
+    for module in (_fsdp_param, _fsdp_param_group):
+        for name in ("alloc_storage", "free_storage"):
+            if (change := getattr(module, name, None)) is not None:
+                setattr(module, name, _Followed(getattr(change, "change", change), name, processes))
+
+
+class _Followed:
+    """A function that changes the size of a storage, and tells it."""
+
+    def __init__(self, change: Callable[[Tensor], None], name: str, processes: Processes) -> None:
+        self.change, self.gathers, self.processes = change, name == "alloc_storage", processes
+
+    def __call__(self, tensor: Tensor) -> None:
+        self.change(tensor)
+        resized("weights", tensor)
+        if (
+            self.gathers and torch._C._current_graph_task_id() != -1
+        ):  # in a backward pass, before which forward gathered as much
+            self.processes.bytes_gathered += 2 * tensor.nbytes
