@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rankwise import files
 from rankwise.errors import RankwiseError
-from rankwise.files import DEEPEST, make_folder, parse_json
+from rankwise.files import DEEPEST, check_place, make_folder, parse_json
 from rankwise.run_folder import RunFolder
 
 
@@ -49,6 +49,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, place):
 def test_a_folder_that_is_there_but_cannot_be_written_is_named():
     with pytest.raises(RankwiseError, match="/proc/self can't be written"):
         make_folder(Path("/proc/self"))
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/runs", "gs://bucket", "hf://datasets/me/runs", "file:///tmp/x"]
+)
+def test_the_address_of_a_store_is_no_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path(address)
+    for refuses in (make_folder, lambda out: check_place(out, out, "folder")):
+        with pytest.raises(RankwiseError, match=r"`out=` takes a folder of this machine, not an address \("):
+            refuses(out)
+    assert not list(tmp_path.iterdir())
 
 
 def test_making_a_folder_leaves_nothing_in_it(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from rankwise.errors import RankwiseError, first_line
 
 DEEPEST = 100
 """JSON nested deeper than this many levels is refused. Without a limit Python's recursion limit would decide."""
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+"""How the address of an object store begins, where a path has taken two slashes for one."""
 RERUN = "Remove its folder to run it again."
 """What to do about a damaged file of a run."""
 
@@ -36,6 +39,7 @@ def check_place(out: Path, folder: Path, kind: str) -> None:
     Raises:
         RankwiseError: they can't be.
     """
+    _refuse_address(out)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise RankwiseError(
@@ -71,6 +75,7 @@ def make_folder(path: Path) -> None:
     Raises:
         RankwiseError: that isn't possible.
     """
+    _refuse_address(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
@@ -80,6 +85,13 @@ def make_folder(path: Path) -> None:
         raise RankwiseError(
             f"{path} can't be written: {error.strerror or error}. Give another folder with `out=`."
         ) from None
+
+
+def _refuse_address(path: Path) -> None:
+    if found := ADDRESS.match(str(path)):
+        raise RankwiseError(
+            f"`out=` takes a folder of this machine, not an address ({found[0]}…). Name one, or where the storage is mounted."
+        )
 
 
 def damaged(file: Path, why: object, remedy: str = RERUN) -> RankwiseError:
