@@ -49,7 +49,7 @@ $(PROGRAM): pyproject.toml constraints.txt
 
 $(STAMP): $(PROGRAM)
 	@echo "Installing what developers and optional features need ..."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[generation,peft,quantized,tensorboard,tokens]' --group dev
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[generation,peft,quantized,ray,tensorboard,tokens]' --group dev
 	@touch $@
 
 format: $(STAMP)

@@ -39,7 +39,7 @@ def compare(
     """
     from rankwise.cli.progress import GridProgress
     from rankwise.run_folder import run_name
-    from rankwise.runs import grid
+    from rankwise.runs import grid, ray_work
     from rankwise.tasks import tables
 
     if hardware.processes() > 1:
@@ -56,6 +56,7 @@ def compare(
         raise RankwiseError("`tasks=` names tasks by name, and a table of your own is given. Leave one out.")
     check_names(() if config.table.given else config.tasks, config.methods, config.train.recipe)
     trackers.check(config.report_to)
+    ray_work.check(config.ray)
     runs = config.runs()
     n = len(runs)
     _fetch(config)

@@ -176,6 +176,10 @@ class Claims:
         """Return the names on which there are claims, whoever made them."""
         return {name.rpartition("@")[0] for name in _listing(self._folder) if "@" in name}
 
+    def sees(self, token: str) -> bool:
+        """Return whether the process with this token works in the same folder."""
+        return f"{LIFE}{token}" in _listing(self._folder)
+
     def holder(self, name: str) -> Holder | None:
         """Return the other process that holds a claim; None if nobody does, or a lost one."""
         for claim in self._of(name):

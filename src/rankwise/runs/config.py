@@ -27,6 +27,9 @@ class CompareConfig:
     """Folder of the grid. Give it again to continue the grid or add to it."""
     jobs: int = 1
     """Runs at a time. If more than one, they share the machine, so the speed columns stay empty."""
+    ray: str | None = None
+    """Do the runs on a Ray cluster that sees the folder, each with --threads CPUs and, on cuda, a GPU: its address (`10.0.0.1:6379`),
+    `auto` on one of its nodes, or `local` for this machine."""
     wait: bool = True
     """When other processes do the last runs: wait for them, and do a run whose process is lost. Otherwise end and name them."""
     keep_models: bool = False
@@ -44,6 +47,11 @@ class CompareConfig:
         at_least(2, folds=self.folds)
         if self.folds is not None and self.seeds is not None:
             raise RankwiseError("`folds=` gives each fold a seed of its own. Leave out `seeds=`.")
+        if self.ray is not None and self.jobs > 1:
+            raise RankwiseError(
+                "With `ray=`, as many runs are done at a time as the cluster has CPUs and GPUs for. Leave out `jobs=`, and give each run "
+                "its share with `threads=`."
+            )
         for argument, names in (("tasks", self.tasks), ("methods", self.methods)):
             if not names:
                 raise RankwiseError(f"`{argument}=` names nothing to compare. Name one or more.")

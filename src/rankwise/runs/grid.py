@@ -22,6 +22,7 @@ from rankwise.run_folder import RunFolder, method_slug, read_grid, run_name, wri
 from rankwise.runs.claims import Claims
 from rankwise.runs.config import CompareConfig
 from rankwise.runs.methods import check_start
+from rankwise.runs.ray_work import RayWork
 from rankwise.runs.work import LOST, Command, Heard, Listener, Run, Work, keep, refuse_changes, worker_command
 
 
@@ -32,34 +33,34 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
         config: tasks × methods × seeds, and where.
         listen: called with `planned`, `kept`, `failed` and every event of the runs; with `elsewhere` for a run that another process
             does, and `left` for one that it still does at the end, both with `holder`: who that is.
-        command: starts a run.
+        command: starts a run; on a Ray cluster `worker_command` does.
 
     Returns:
         For the name of each run that failed, a sentence that says why.
 
     Raises:
-        RankwiseError: the folder can't be written, or holds runs with other settings.
+        RankwiseError: the folder can't be written, or holds runs with other settings; or there is no Ray cluster, or none any more.
         KeyboardInterrupt: Ctrl-C; the processes are stopped, and the same call continues the grid.
     """
     make_folder(config.out)
     heard: Heard = queue.Queue()
-    cells = _cells(config)
-    by_name = {run.name: run for run in cells}
+    every = cells(config)
+    by_name = {run.name: run for run in every}
 
     def lost(name: str) -> None:
         if name in by_name:
             heard.put((by_name[name], LOST))
 
     with Claims(config.out, lost) as claims:
-        unreadable = _unreadable(cells)
-        runs = [run for run in cells if run.name not in unreadable]
+        unreadable = _unreadable(every)
+        runs = [run for run in every if run.name not in unreadable]
         claimed = claims.claimed()
         refuse_changes(config.out, runs, claimed)
         _check_starts(runs)
         with claims.alone():
             _remember(config)
         waiting = []
-        for run in cells:
+        for run in every:
             listen(run.name, {"event": "planned"})
             if run.name in unreadable:
                 listen(run.name, {"event": "failed", "message": unreadable[run.name]})
@@ -67,7 +68,8 @@ def run_grid(config: CompareConfig, listen: Listener, *, command: Command = work
                 keep(run, listen, claims, claimed)
             else:
                 waiting.append(run)
-        return unreadable | Work(config, waiting, listen, command, claims, heard).do()
+        work = Work if config.ray is None else RayWork
+        return unreadable | work(config, waiting, listen, command, claims, heard).do()
 
 
 def _unreadable(runs: Sequence[Run]) -> dict[str, str]:
@@ -84,7 +86,7 @@ def _unreadable(runs: Sequence[Run]) -> dict[str, str]:
     return found
 
 
-def _cells(config: CompareConfig) -> list[Run]:
+def cells(config: CompareConfig) -> list[Run]:
     """Return every run once, in order, even if a task or method is named twice."""
     runs: dict[str, Run] = {}
     for run in map(_start, config.runs()):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -98,13 +98,29 @@ class Work:
         command: Command,
         claims: Claims,
         heard: Heard,
+        *,
+        threads: int | None = None,
+        failures: Mapping[str, str | None] | None = None,
     ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            config: the grid.
+            waiting: its runs that aren't finished.
+            listen: called with a run's name and each of its events.
+            command: starts a run.
+            claims: of this process, which tell `heard` of those that are lost.
+            heard: gets the events of the runs' processes.
+            threads: of a run, unless they are asked for. Default: this process's share of the cores for each job.
+            failures: for each run the process that is known to have failed in it. Default: as recorded now.
+        """
         self._config, self._listen, self._command = config, listen, command
         self._claims, self._heard = claims, heard
         self._waiting = waiting
-        self._running: dict[str, _Child] = {}
+        self._running: dict[str, _Trains] = {}
         self._failed: dict[str, str] = {}
-        self._failures = {run.name: _failure(run) for run in waiting}
+        self._threads = threads or max(1, cores() // config.jobs)
+        self._failures = failures or {run.name: _failure(run) for run in waiting}
         self._elsewhere: dict[str, Holder] = {}
         self._look_at = self._neighbours_at = time.monotonic()
 
@@ -129,6 +145,10 @@ class Work:
             until = time.monotonic() + STOP_SECONDS
             for child in self._running.values():
                 child.stop(until)
+        return self._end()
+
+    def _end(self) -> dict[str, str]:
+        """Tell of the runs that others still do; return why runs failed."""
         for name, holder in self._elsewhere.items():
             self._listen(name, {"event": "left", "holder": str(holder)})
         return self._failed
@@ -152,9 +172,14 @@ class Work:
                 continue
             if mine:
                 self._start_or_release(run)
-            elif holder := self._claims.holder(run.name):
-                self._elsewhere[run.name] = holder
-                self._listen(run.name, {"event": "elsewhere", "holder": str(holder)})
+            else:
+                self._leave_to_others(run)
+
+    def _leave_to_others(self, run: Run) -> None:
+        """Tell of a run that another process does."""
+        if holder := self._claims.holder(run.name):
+            self._elsewhere[run.name] = holder
+            self._listen(run.name, {"event": "elsewhere", "holder": str(holder)})
 
     def _start_or_release(self, run: Run) -> None:
         """Start a claimed run, unless another process ended it between the look and the claim."""
@@ -170,8 +195,8 @@ class Work:
                 self._fail(run, run.folder.read_run().get("failed") or "")
                 return
             refuse_changes(self._config.out, [run])
-            _ask(self._config, run, shared=self._claims.neighbours())
-            child = self._running[run.name] = _Child(run, self._command(run.folder.path), self._heard)
+            _ask(self._config, run, self._threads, shared=self._claims.neighbours())
+            child = self._running[run.name] = _Trains(run, self._command(run.folder.path), self._heard)
             if not self._claims.record_worker(run.name, child.pid):
                 child.kill()
             self._waiting.remove(run)
@@ -235,58 +260,95 @@ def _failure(run: Run) -> str | None:
     return known.get("failed_in") if known.get("failed") else None
 
 
-def _ask(config: CompareConfig, run: Run, *, shared: bool) -> None:
+def _ask(config: CompareConfig, run: Run, threads: int, *, shared: bool) -> None:
     """Writes the request. Threads that were assigned to an earlier start stay, because a resumed run is exact; those asked for don't."""
     known = run.folder.read_run() if run.folder.has_run else {}
     if same_run(known.get("requested") or {}) != same_run(to_json(run.config)):
         known = {}  # an earlier attempt failed before its first checkpoint
-    threads = config.model.threads or max(1, cores() // config.jobs)
-    assigned = {"threads": threads, "shared_machine": False} | (known.get("assigned") or {})
+    assigned = {"threads": config.model.threads or threads, "shared_machine": False} | (
+        known.get("assigned") or {}
+    )
     assigned["shared_machine"] |= config.jobs > 1 or shared
     chosen = {"keep_model": config.keep_models, "report_to": list(config.report_to)}
     run.folder.write_request(to_json(run.config), {**assigned, **chosen})
     run.folder.update_run_json(failed=None, failed_in=None, **({} if known else {"facts": None}))
 
 
-class _Child:
-    """A run's process. Its events go to a queue, followed by None when the process has ended."""
+class Child:
+    """A process that prints events, a line of JSON each. They go to a queue, followed by None when the process has ended."""
 
-    def __init__(self, run: Run, command: list[str], heard: Heard) -> None:
-        self._run, self._error, self.killed, self._told = run, "", False, False
-        with run.folder.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-            )
+    def __init__(self, of: Any, command: list[str], log: IO[bytes], heard: queue.Queue[Any]) -> None:
+        """Start it.
+
+        Args:
+            of: what stands before each event in the queue.
+            command: its command line.
+            log: gets what it prints to stderr.
+            heard: the queue.
+        """
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         assert self._process.stdout
-        threading.Thread(target=self._listen, args=(self._process.stdout, heard), daemon=True).start()
+        threading.Thread(target=self._listen, args=(of, self._process.stdout, heard), daemon=True).start()
 
-    def _listen(self, lines: IO[bytes], heard: Heard) -> None:
+    def _listen(self, of: Any, lines: IO[bytes], heard: queue.Queue[Any]) -> None:
         for line in lines:
             try:
                 event = json.loads(line)
             except ValueError:
                 continue  # printed by a library
             if isinstance(event, dict) and "event" in event:
-                heard.put((self._run, event))
-        heard.put((self._run, None))
+                heard.put((of, event))
+        heard.put((of, None))
 
     @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
 
+    def tell(self, what: bytes) -> None:
+        """Write to its standard input, unless it has ended."""
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(what)
+                self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def stop(self, until: float) -> None:
+        """Wait for its end until a time of the steady clock, and then end it."""
+        try:
+            self._process.wait(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+
+class _Trains(Child):
+    """A run's process."""
+
+    def __init__(self, run: Run, command: list[str], heard: Heard) -> None:
+        self._run, self._error, self.killed, self._told = run, "", False, False
+        with run.folder.log.open("ab") as log:
+            super().__init__(run, command, log, heard)
+
     def kill(self) -> None:
         """End it at once: its folder is another process's now."""
         self.killed = True
-        self._process.kill()
+        super().kill()
 
     def tell_that_machine_is_shared(self) -> None:
         """Tell it once that another process trains on this machine."""
-        if not self._told and self._process.stdin:
+        if not self._told:
             self._told = True
-            with contextlib.suppress(OSError):  # it may have ended
-                self._process.stdin.write(parent.SHARED)
-                self._process.stdin.flush()
+            self.tell(parent.SHARED)
 
     def note(self, event: dict[str, Any]) -> None:
         if event["event"] == "error":
@@ -306,16 +368,3 @@ class _Child:
     def ask_to_stop(self) -> None:
         """Have it save what it trained and end."""
         self._process.terminate()
-
-    def stop(self, until: float) -> None:
-        try:
-            self._process.wait(timeout=max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._close()
-
-    def _close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
