@@ -98,3 +98,14 @@ def test_more_processes_take_less_each_and_say_what_they_send(tmp_path):
     assert [one["peak_memory_mb"][kind] for kind in fixed] == [two["peak_memory_mb"][kind] for kind in fixed]
     assert two["peak_memory_mb"]["activations"] < one["peak_memory_mb"]["activations"]
     assert two["bytes_sent_a_step"] > 0
+
+
+def test_a_pass_over_held_out_rows_has_the_layers_shared_out_too():
+    whole, shared = (
+        MemoryPlanner(setting("llama", "adaptive", layers=6, rank=16, shard=shard)).forward(LENGTHS)
+        for shard in (False, True)
+    )
+    weights, workspace = ((shared - whole)[0, KINDS.index(kind)] for kind in ("weights", "workspace"))
+    layer = workspace
+    assert layer > 0
+    assert weights == -(6 - 6 / 2 - 1) * layer

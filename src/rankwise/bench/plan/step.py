@@ -118,7 +118,9 @@ class MemoryPlanner:
                         training.objective.outputs(logits, batch.labels, batch.labelled.rows, len(lengths))
         trace = memory.trace()[start:]
         top = trace[trace.sum(axis=1).argmax()]
-        return (trace[0] + self.setting.micro_batches * (top - trace[0]))[None]
+        phases = (trace[0] + self.setting.micro_batches * (top - trace[0]))[None]
+        self._share_out(training, phases)
+        return phases
 
     def _step_phases(self, training: Training, lengths: np.ndarray, recompute: bool) -> np.ndarray:
         training.compute = replace(training.compute, engine=Engine(recompute=recompute))
@@ -132,18 +134,22 @@ class MemoryPlanner:
             with memory, training.compute.running(training.model):
                 training.step()
         phases = phase_peaks(memory.trace(), marks.starts, marks.ends)
-        if self.setting.shard:
-            saved, layer = self._shared_out(training)
-            phases[:, KINDS.index("weights")] -= saved
-            phases[:3, KINDS.index("weights")] += GATHERED[self.device] * layer
-            phases[:3, KINDS.index("workspace")] += layer  # as it arrives, all weights in one piece
+        self._share_out(training, phases[:-1])
+        self._share_out(training, phases[-1:], gathers=False)
         return phases
 
-    def _shared_out(self, training: Training) -> tuple[int, int]:
-        """Return the bytes of layers' weights that others hold, and those of the largest layer when it is gathered."""
+    def _share_out(self, training: Training, phases: np.ndarray, *, gathers: bool = True) -> None:
+        """Take the layers' weights that other processes hold out of some phases, in place, and add the layers that are whole meanwhile."""
+        if not self.setting.shard:
+            return
         count, layers = self.setting.processes, sharding.frozen_of_layers(training.model).values()
-        saved = sum(p.nbytes - sharding.part_bytes(p, count) for frozen in layers for p in frozen)
-        return saved, max(sum(count * sharding.part_bytes(p, count) for p in frozen) for frozen in layers)
+        phases[:, KINDS.index("weights")] -= sum(
+            p.nbytes - sharding.part_bytes(p, count) for frozen in layers for p in frozen
+        )
+        if gathers:
+            layer = max(sum(count * sharding.part_bytes(p, count) for p in frozen) for frozen in layers)
+            phases[:, KINDS.index("weights")] += GATHERED[self.device] * layer
+            phases[:, KINDS.index("workspace")] += layer  # as it arrives, all weights in one piece
 
 
 class _Marks(Speed):
