@@ -75,6 +75,20 @@ def test_every_stored_file_is_in_the_appendix(figure):
     assert [name for name in stored if f'"{name}"' not in text and name not in elsewhere] == []
 
 
+def test_tables_of_scaling_are_what_is_stored(figure):
+    page = figure("scaling_page")
+    text = page.PAGE.read_text()
+    assert page.with_tables(text) == text
+
+
+def test_a_slope_is_the_line_through_the_measurements(figure):
+    figure("scaling_page")
+    measured = [{"runs": n, "seconds": 3 + 0.02 * n} for n in (250, 500, 1000, 2000)]
+    line = importlib.import_module("scaling").slope(measured, "seconds")
+    assert (line["slope"], line["intercept"], line["power"]) == pytest.approx((0.02, 3, 1))
+    assert line["low"] == pytest.approx(line["high"])
+
+
 def test_figure_of_the_method_has_the_ranks_of_the_stored_run(figure):
     method = figure("method")
     assert (ROOT / "docs" / "images" / "method.svg").read_text() == method.drawing(method.stored_run())
