@@ -184,6 +184,13 @@ TABLES = (
         ("when_to_prune.parquet",),
         ("task", "method", "at", "share"),
     ),
+    Table(
+        "What the prune costs",
+        "Adaptive never pruned, or cut half-way to a quarter of its parameters, against rank 8 in all linear layers. Trained on few "
+        "rows of the training split, judged on up to three times as many others, two-phase schedule. CPU. `studies/what_costs.py`.",
+        ("what_costs.parquet",),
+        ("rows", "task", "method"),
+    ),
 )
 EARLIER = (
     Table(
