@@ -14,7 +14,7 @@ from rankwise.run_folder import RunFolder
 CLOSE = 1e-5
 COMMON = ["--dtype", "float32", "--threads", "1"]
 SETTINGS = {
-    "adaptive packed": ["--method", "adaptive", "--epochs", "3"],
+    "adaptive packed": ["--method", "adaptive", "--epochs", "3", "--lr", "5e-3"],
     "adaptive padded": ["--method", "adaptive", "--epochs", "3", "--padding", "longest", "--lr", "5e-3"],
     "lora packed": ["--method", "lora", "--epochs", "0.4", "--lora-dropout", "0.1", "--accumulate", "2"],
     "lora padded": ["--method", "lora", "--epochs", "0.4", "--padding", "max_length", "--accumulate", "3"],
