@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some caches and hubs are asked for at import time; nothing here needs them.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup compare test faults check quick-test format lint types docs docs-serve clean
+.PHONY: help setup compare test faults check quick-test slow-tests format lint types docs docs-serve clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,12 @@ check: format lint  ## the developer's quick loop: format, lint, types, fast tes
 
 quick-test: $(STAMP)
 	@$(BIN)/python -m pytest -q -x -n auto --dist loadfile -m "not slow"
+
+slow-tests: $(STAMP)  ## measure which tests `make check` leaves out (tests/slow.txt)
+	@: > tests/slow.txt
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" --durations=0 --durations-min=0.4 | tee /dev/stderr | \
+	  sed -nE 's/^[0-9.]+s (call|setup|teardown) +(.*)$$/\2/p' | sort -u > tests/.slow.txt
+	@mv tests/.slow.txt tests/slow.txt
 
 setup: $(STAMP)  ## the environment alone
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -22,6 +23,17 @@ settings.register_profile("exhaustive", deadline=None, max_examples=2000)
 settings.load_profile("quick")
 
 runtime_types.install("rankwise")
+
+SLOW = Path(__file__).with_name("slow.txt")
+"""Tests that took 0.4 seconds or more when `make slow-tests` was run last; `make check` leaves them out as it does those marked slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    listed = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker("slow")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """How good predictions are, and a threshold, through the commands on a real file."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(place) -> tuple[Path, str]:
+    """The folder of a run with a threshold, and what it printed."""
+    run, printed = place / "runs" / "one", place / "printed.txt"
+    options = "--method lora --lr 5e-3 --dtype float32 --epochs 2 --threads 1 --threshold-for recall=0.9 --class positive"
+    command = ["train", place / "rows.jsonl", "--model", place / "model", "--out", run, *options.split()]
+    with printed.open("w") as out, contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in command])
+    assert not stopped.value.code
+    return run, printed.read_text()
+
+
 def call(capfd, *arguments: object) -> tuple[int, str, str]:
     capfd.readouterr()
     with pytest.raises(SystemExit) as stopped:
@@ -31,14 +44,8 @@ def call(capfd, *arguments: object) -> tuple[int, str, str]:
     return int(stopped.value.code or 0), out, err
 
 
-def test_a_run_says_how_good_it_is_and_predict_uses_its_threshold(place, capfd):
-    run = place / "runs" / "one"
-    wanted = ["--threshold-for", "recall=0.9", "--class", "positive"]
-    fast = ["--method", "lora", "--lr", "5e-3", "--dtype", "float32", "--epochs", "2", "--threads", "1"]
-    code, out, _ = call(
-        capfd, "train", place / "rows.jsonl", "--model", place / "model", "--out", run, *fast, *wanted
-    )
-    assert code == 0
+def test_a_run_says_how_good_it_is_and_predict_uses_its_threshold(place, trained, capfd):
+    run, out = trained
     assert "(95 % over rows: " in out
     assert "; always '" in out
     assert "expected calibration error" in out
@@ -61,8 +68,8 @@ def test_a_run_says_how_good_it_is_and_predict_uses_its_threshold(place, capfd):
     assert quality == from_json(result["quality"])
 
 
-def test_evaluate_for_a_script_has_quality_and_threshold(place, told):
-    run = place / "runs" / "one"
+def test_evaluate_for_a_script_has_quality_and_threshold(trained, told):
+    run, _ = trained
     found = told("evaluate", run)
     result = json.loads((run / "result.json").read_text())
     assert found["quality"] == result["quality"]
@@ -70,7 +77,7 @@ def test_evaluate_for_a_script_has_quality_and_threshold(place, told):
     assert {"precision", "recall", "accuracy"} == set(found["threshold"]["here"])
 
 
-def test_a_threshold_that_makes_no_sense_is_refused_before_training(place, capfd):
+def test_a_threshold_that_makes_no_sense_is_refused_before_training(place, trained, capfd):
     start = ["train", place / "rows.jsonl", "--model", place / "model", "--out", place / "other"]
     code, _, err = call(capfd, *start, "--threshold-for", "precision=0.9")
     assert (code, err.count("\n")) == (2, 1)
@@ -78,14 +85,12 @@ def test_a_threshold_that_makes_no_sense_is_refused_before_training(place, capfd
     code, _, err = call(capfd, *start, "--threshold-for", "f1=0.9", "--class", "positive")
     assert "--threshold-for takes precision or recall" in err
     assert not (place / "other").exists()
-    code, _, err = call(
-        capfd, "evaluate", place / "runs" / "one", "--threshold-for", "recall=0.9", "--class", "Positive"
-    )
+    code, _, err = call(capfd, "evaluate", trained[0], "--threshold-for", "recall=0.9", "--class", "Positive")
     assert "no class 'Positive'. Did you mean 'positive'" in err
 
 
-def test_a_damaged_threshold_is_refused(place, capfd):
-    run = place / "runs" / "one"
+def test_a_damaged_threshold_is_refused(place, trained, capfd):
+    run, _ = trained
     kept = (run / "threshold.json").read_text()
     try:
         (run / "threshold.json").write_text('{"name": "positive"}')
