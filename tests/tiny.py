@@ -4,6 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers as hf
 from tokenizers import Tokenizer
@@ -150,3 +152,22 @@ def reviews(n: int, seed: int = 0) -> list[dict[str, str]]:
         words.insert(int(torch.randint(length, (), generator=generator)), "good" if good else "bad")
         rows.append({"text": " ".join(words), "label": "positive" if good else "negative"})
     return rows
+
+
+def sst2_folder(folder: Path, train: int, validation: int) -> Path:
+    """Write reviews as the files of SST-2 into a folder of GLUE's tasks, and return it.
+
+    Args:
+        folder: of the tasks.
+        train, validation: rows of each split.
+    """
+    (folder / "sst2").mkdir(parents=True)
+    for split, n, seed in (("train", train, 0), ("validation", validation, 1)):
+        rows = reviews(n, seed)
+        columns = {
+            "sentence": [row["text"] for row in rows],
+            "label": [int(row["label"] == "positive") for row in rows],
+            "idx": list(range(n)),
+        }
+        pq.write_table(pa.table(columns), folder / "sst2" / f"{split}.parquet")
+    return folder

@@ -14,15 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from faults import nursery
 from faults.harness import SEED
 from rankwise.report import collect
 from rankwise.run_folder import RunFolder, run_folders
-from tiny import model_folder, reviews
+from tiny import model_folder, sst2_folder
 
 pytestmark = pytest.mark.slow
 
@@ -81,15 +79,7 @@ def wait_until(holds, what: str) -> None:
 def start(tmp_path_factory) -> Iterator:
     """Starts `rankwise compare` over twelve tiny runs into a folder."""
     here = tmp_path_factory.mktemp("kills")
-    (here / "glue" / "sst2").mkdir(parents=True)
-    for split, n, seed in (("train", ROWS, 0), ("validation", 20, 1)):
-        rows = reviews(n, seed)
-        columns = {
-            "sentence": [row["text"] for row in rows],
-            "label": [int(row["label"] == "positive") for row in rows],
-            "idx": list(range(n)),
-        }
-        pq.write_table(pa.table(columns), here / "glue" / "sst2" / f"{split}.parquet")
+    sst2_folder(here / "glue", ROWS, 20)
     model = model_folder(here / "model")
     address = str(here / "socket")
     environment = {

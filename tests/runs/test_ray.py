@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rankwise.cli import main
@@ -28,7 +26,7 @@ from rankwise.runs.claims import Claims
 from rankwise.runs.config import CompareConfig
 from rankwise.runs.grid import run_grid
 from rankwise.runs.ray_driver import do_run, share
-from tiny import model_folder, reviews
+from tiny import model_folder, sst2_folder
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 TESTS = Path(__file__).parents[1]
@@ -78,15 +76,7 @@ def needs_ray(test):
 def place(tmp_path_factory) -> Path:
     """A folder with a model, a task, and SITE."""
     here = tmp_path_factory.mktemp("ray")
-    (here / "glue" / "sst2").mkdir(parents=True)
-    for split, n, seed in (("train", 40, 0), ("validation", 20, 1)):
-        rows = reviews(n, seed)
-        columns = {
-            "sentence": [row["text"] for row in rows],
-            "label": [int(row["label"] == "positive") for row in rows],
-            "idx": list(range(n)),
-        }
-        pq.write_table(pa.table(columns), here / "glue" / "sst2" / f"{split}.parquet")
+    sst2_folder(here / "glue", 40, 20)
     model_folder(here / "model")
     (here / "site").mkdir()
     (here / "site" / "sitecustomize.py").write_text(SITE)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rankwise.cli import main
@@ -17,7 +15,7 @@ from rankwise.errors import RankwiseError
 from rankwise.run_folder import RunFolder
 from rankwise.runs import trackers
 from rankwise.runs.trackers import TRACKERS, Board
-from tiny import model_folder, reviews
+from tiny import model_folder, reviews, sst2_folder
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -109,14 +107,7 @@ def test_a_missing_package_is_named_before_anything_starts(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_grid_asks_each_of_its_runs_for_it(tmp_path):
-    (tmp_path / "glue" / "sst2").mkdir(parents=True)
-    for split, n in (("train", 24), ("validation", 12)):
-        rows = reviews(n)
-        columns = {
-            "sentence": [r["text"] for r in rows],
-            "label": [int(r["label"] == "positive") for r in rows],
-        }
-        pq.write_table(pa.table(columns), tmp_path / "glue" / "sst2" / f"{split}.parquet")
+    sst2_folder(tmp_path / "glue", 24, 12)
     command = [
         "compare",
         "--tasks",
