@@ -84,20 +84,21 @@ def split(task: str, data: Path | None, work: Path, most: int | None = None) -> 
         task: its name.
         data: folder with one sub-folder of Parquet files a task.
         work: the files are `<work>/<task>/train.parquet` and `held_out.parquet`.
-        most: training rows at most; three times as many are held out at most.
+        most: training rows; three times as many judge, 8,000 at most.
     """
     rows, _ = load_split(registry.named(task), "train", data)
-    if task in LEFT:
-        left = np.random.default_rng(0).permutation(len(rows))[LEFT[task] :]
-        kept, held_out = (rows.select(left[at : at + MANY]) for at in (0, MANY))
+    if task in LEFT or most is not None:
+        left, trained = np.random.default_rng(0).permutation(len(rows))[LEFT.get(task, 0) :], most or MANY
+        kept, held_out = (
+            rows.select(left[:trained]),
+            rows.select(left[trained:][: min(3 * trained, MANY)]),
+        )
     else:
         kept, held_out = stratified_split(
             rows, min(0.1, 1000 / len(rows)), OBJECTIVES[registry.named(task).problem]
         )
     (work / task).mkdir(parents=True, exist_ok=True)
     for name, part in (("train", kept), ("held_out", held_out)):
-        if most is not None:
-            part = part.select(np.arange(min(len(part), most if part is kept else 3 * most)))
         pq.write_table(_table(part), work / task / f"{name}.parquet")
 
 

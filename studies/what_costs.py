@@ -35,7 +35,7 @@ FIXED = tuple(f"lora:rank={r},alpha=5.66,rslora=true,targets=all-linear" for r i
 NEVER, NO_CATCHING_UP, CUT = "never", "never, no catching up", "cut"
 CUT_GENTLY = "cut, scale by the root of the rank"
 METHODS = (FIXED[1], NEVER, CUT, CUT_GENTLY, NO_CATCHING_UP, FIXED[0], FIXED[2])
-TASKS, SEEDS, LR, EPOCHS = ("sst2", "qqp"), (0, 1, 2, 3), 1e-3, 3
+TASKS, SEEDS, LR, EPOCHS = ("sst2", "qqp", "qnli", "movies"), (0, 1, 2, 3), 1e-3, 3
 
 
 def main() -> None:
