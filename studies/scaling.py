@@ -211,9 +211,7 @@ def claimed() -> list[dict[str, Any]]:
             one.neighbours()
             beat = dict(counted)
             counted.clear()
-            for i in range(1, machines):
-                one.claim(f"run-{i}")
-                one.holder(f"run-{i}")
+            one.holders()
             found.append({"machines": machines, "beat": beat, "look": dict(counted)})
             here.clear()
     return [{"every_seconds": {"beat": claims.BEAT_SECONDS, "look": claims.POLL_SECONDS}}, *found]

@@ -52,14 +52,24 @@ def test_one_of_two_gets_a_claim_and_the_other_hears_who(tmp_path):
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         assert first.claim(RUN)
         assert not second.claim(RUN)
-        holder = second.holder(RUN)
+        holder = second.holders()[RUN]
         assert holder
         assert holder.pid == os.getpid()
         assert str(holder).endswith("s ago")
-        assert first.holder(RUN) is None
+        assert RUN not in first.holders()
         first.release(RUN)
         assert second.claim(RUN)
     assert not list(tmp_path.iterdir())
+
+
+def test_who_holds_many_claims_is_one_look_at_the_folder(tmp_path, monkeypatch):
+    names, looks = [f"run{i}" for i in range(50)], []
+    listing = module._listing
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert all(first.claim(name) for name in names)
+        monkeypatch.setattr(module, "_listing", lambda folder: looks.append(folder) or listing(folder))
+        assert second.holders().keys() == {*names}
+        assert len(looks) == 1
 
 
 def test_of_many_at_the_same_time_one_gets_each_claim(tmp_path):
@@ -102,8 +112,8 @@ def test_a_silent_process_of_another_machine_is_lost_and_hears_of_it_when_it_wak
         assert until(lambda: other.claim(RUN), "the claim was taken over")
         sleeper._look_after()
         assert lost == [RUN]
-        assert other.holder(RUN) is None
-        assert sleeper.holder(RUN)
+        assert RUN not in other.holders()
+        assert RUN in sleeper.holders()
 
 
 def test_a_process_that_beats_is_alive_whatever_the_clocks_say(tmp_path, elsewhere, monkeypatch):
@@ -115,7 +125,7 @@ def test_a_process_that_beats_is_alive_whatever_the_clocks_say(tmp_path, elsewhe
             theirs._beat()
             os.utime(theirs._life, (i % 2 * 2e9, i % 2 * 2e9))  # 1970 and 2033
             assert not other.claim(RUN)
-            assert other.holder(RUN)
+            assert RUN in other.holders()
             time.sleep(0.05)
 
 

@@ -63,6 +63,11 @@ class _Claim:
     content: bytes
 
     @property
+    def name(self) -> str:
+        """The run's, or the table's."""
+        return self.file.name.rpartition("@")[0]
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Who made it; empty where that wasn't written to the end."""
         return next(iter(self._lines()), {})
@@ -180,17 +185,18 @@ class Claims:
         """Return whether the process with this token works in the same folder."""
         return f"{LIFE}{token}" in _listing(self._folder)
 
-    def holder(self, name: str) -> Holder | None:
-        """Return the other process that holds a claim; None if nobody does, or a lost one."""
-        for claim in self._of(name):
+    def holders(self) -> dict[str, Holder]:
+        """Return who holds the claims of other processes that aren't lost, by name. It looks at the folder once."""
+        found: dict[str, Holder] = {}
+        for claim in self._all():
             identity = claim.identity
             if identity.get("process") != self.token and not self._lost(claim):
-                return Holder(
+                found[claim.name] = Holder(
                     host=str(identity.get("host", "unknown host")),
                     pid=identity.get("pid", 0),
                     seconds=self._silence(claim),
                 )
-        return None
+        return found
 
     @contextlib.contextmanager
     def alone(self, name: str = TABLE) -> Iterator[None]:
@@ -223,7 +229,7 @@ class Claims:
         return any(
             claim.identity.get("machine") == self._identity["machine"]
             and claim.identity.get("process") != self.token
-            and not claim.file.name.startswith(f"{TABLE}@")
+            and claim.name != TABLE
             and not self._lost(claim)
             for claim in self._all()
         )
@@ -348,8 +354,6 @@ class Claims:
         if changed:
             return time.monotonic() - since
         try:
-            with contextlib.suppress(OSError):
-                self._beat()
             return max(0.0, self._life.stat().st_mtime - life.stat().st_mtime)
         except OSError:
             return 0.0

@@ -70,15 +70,14 @@ class RayWork(Work):
 
     def _free(self) -> list[Run]:
         """Return the runs that no process does and no task is to do, and look at the others."""
-        self._elsewhere = {}
-        claimed, free = self._claims.claimed(), []
+        self._elsewhere, holders = {}, self._claims.holders()
+        free = []
         for run in list(self._waiting):
-            held = run.name in claimed and self._claims.holder(run.name) is not None
-            submitted = run.name in self._submitted
+            held, submitted = run.name in holders, run.name in self._submitted
             if run.folder.finished and not (held and submitted):  # its task has yet to clear up
                 self._keep(run)
             elif held:
-                self._leave_to_others(run)
+                self._leave_to_others(run, holders[run.name])
             elif not submitted:
                 free.append(run)
         self._submitted |= {run.name for run in free}

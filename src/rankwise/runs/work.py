@@ -158,12 +158,15 @@ class Work:
         if len(self._running) >= self._config.jobs or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + POLL_SECONDS
-        self._elsewhere = {}
+        self._elsewhere, holders = {}, self._claims.holders()
         for run in list(self._waiting):
             if len(self._running) >= self._config.jobs:
                 break
             if run.folder.finished:
                 self._keep(run)
+                continue
+            if run.name in holders:
+                self._leave_to_others(run, holders[run.name])
                 continue
             try:
                 mine = self._claims.claim(run.name)
@@ -172,14 +175,11 @@ class Work:
                 continue
             if mine:
                 self._start_or_release(run)
-            else:
-                self._leave_to_others(run)
 
-    def _leave_to_others(self, run: Run) -> None:
+    def _leave_to_others(self, run: Run, holder: Holder) -> None:
         """Tell of a run that another process does."""
-        if holder := self._claims.holder(run.name):
-            self._elsewhere[run.name] = holder
-            self._listen(run.name, {"event": "elsewhere", "holder": str(holder)})
+        self._elsewhere[run.name] = holder
+        self._listen(run.name, {"event": "elsewhere", "holder": str(holder)})
 
     def _start_or_release(self, run: Run) -> None:
         """Start a claimed run, unless another process ended it between the look and the claim."""
