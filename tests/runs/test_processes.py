@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -109,6 +111,52 @@ def test_a_result_says_what_was_sent(runs):
     assert "processes" not in RunFolder(runs[1]["full packed"]).read_result()
 
 
+@pytest.fixture
+def hosts(tmp_path):
+    try:
+        with several.Hosts(tmp_path) as hosts:
+            yield hosts
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces can't be made here: {error}")
+
+
+def test_two_hosts_train_as_one_process_does(runs, folder, environment, hosts):
+    """Each in a network namespace of its own: what one host has to say to the other must go over the network."""
+    names = "adaptive packed", "full padded"
+    made = {name: folder / f"{name} hosts".replace(" ", "-") for name in names}
+    for done in hosts.run(*(command(folder, *one) for one in made.items()), environment=environment):
+        assert done.returncode == 0, done.stderr
+    for name, out in made.items():
+        assert_alike(out, runs[1][name])
+        assert RunFolder(out).read_result()["processes"] == 2
+
+
+def test_a_torn_network_ends_the_job_and_one_process_continues(runs, folder, environment, hosts):
+    out = folder / "torn"
+    again = command(folder, "adaptive packed", out)
+
+    def tear():
+        wait_until(lambda: (out / "steps.jsonl").exists() and len(losses(out)) >= STEP)
+        hosts.tear()
+        time.sleep(several.SILENCE + 40)  # one of the two also waits for leave to speak
+        hosts.mend()  # torchrun's own processes wait for each other, however long
+
+    first, other = hosts.run(again, environment=environment, meanwhile=tear, silence=several.SILENCE)
+    assert several.said(first) == [f"{several.LOST} The same command continues from the last checkpoint."]
+    assert several.LOST in other.stderr
+    done = several.run(1, again, environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Continued from step " in done.stdout
+    assert_alike(out, runs[1]["adaptive packed"])
+
+
+def wait_until(holds):
+    until = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 # Failures: one process says what happened, and nothing is lost
 
 STEP = 33
@@ -120,9 +168,7 @@ def test_a_killed_process_ends_the_job_and_one_process_continues(runs, folder, e
     again = command(folder, "adaptive packed", out)
     done = several.run(2, again, environment=environment, what="kill", process=1, step=STEP)
     assert done.returncode != 0
-    assert several.said(done) == [
-        "Another process of this training ended, so this one ended, too. The same command continues from the last checkpoint."
-    ]
+    assert several.said(done) == [f"{several.LOST} The same command continues from the last checkpoint."]
     assert not RunFolder(out).finished
     done = several.run(1, again, environment=environment)
     assert done.returncode == 0, done.stderr

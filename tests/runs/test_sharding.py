@@ -126,9 +126,7 @@ def test_a_killed_process_ends_the_job_and_one_process_continues(runs, folder, e
         environment=environment, what="kill", process=1, step=STEP, checkpoints=True,
     )  # fmt: skip
     assert done.returncode != 0
-    assert several.said(done) == [
-        "Another process of this training ended, so this one ended, too. The same command continues from the last checkpoint."
-    ]
+    assert several.said(done) == [f"{several.LOST} The same command continues from the last checkpoint."]
     done = several.run(1, command(folder, "adaptive", out), environment=environment)
     assert done.returncode == 0, done.stderr
     assert f"Continued from step {STEP}." in done.stdout

@@ -86,7 +86,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _refuse_bytes(arguments)
         arguments = config_file.with_file(app, arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (RankwiseError, CycloptsError, ProcessLost) as error:
+    except ProcessLost as error:
+        try:
+            _fail(in_flags(str(error)), 2, debug)
+        finally:  # at exit what was sent to the lost process, or is awaited from it, would be waited for
+            sys.stdout.flush()
+            os._exit(2)
+    except (RankwiseError, CycloptsError) as error:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt as interrupted:
         _interrupted(str(interrupted), debug)

@@ -14,12 +14,13 @@ after the last step.
 import hashlib
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,10 +33,15 @@ from rankwise.errors import ProcessLost, RankwiseError
 
 MEETING = timedelta(minutes=5)
 """The processes wait for each other this long, when they start."""
+SILENCE = timedelta(minutes=10)
+"""On CPUs a process waits this long for the others' gradients, and then takes them for lost: a torn network closes no connection.
+NCCL has a watch of its own."""
+ANSWER_SECONDS = 20.0
+"""A process waits this long for leave to report an error, and then takes it."""
 SAID = "rankwise/said"
 """Key of the store that counts the processes that had an error to report."""
 
-LOST = "Another process of this training ended, so this one ended, too."
+LOST = "Another process of this training ended or can't be reached, so this one ended, too."
 
 Item = TypeVar("Item")
 
@@ -187,7 +193,10 @@ class Group(Processes):
             else:
                 section.copy_(holder.grad.reshape(-1))
         with _connected():
-            distributed.all_reduce(flat)
+            if flat.device.type == "cpu":
+                cast(Any, distributed.all_reduce(flat, async_op=True)).wait(SILENCE)
+            else:
+                distributed.all_reduce(flat)
         loss, ends, *there = sections[0].tolist()
         for section, holder, is_there in zip(sections[1:], holders, there, strict=True):
             if not is_there:
@@ -302,7 +311,13 @@ def is_first() -> bool:
 
 def speaks() -> bool:
     """Return whether this process is the first of all to report an error; the others then end without a word."""
-    try:
-        return _meeting()[0].add(SAID, 1) == 1
-    except (RuntimeError, ValueError):  # nobody is there to ask
-        return True
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError, ValueError):  # nobody is there to ask
+            answers.append(_meeting()[0].add(SAID, 1) == 1)
+
+    asks = threading.Thread(target=ask, daemon=True)
+    asks.start()
+    asks.join(ANSWER_SECONDS)  # behind a torn network there is no answer
+    return answers != [False]
