@@ -63,7 +63,7 @@ class ModelOptions:
     """fast, lean (gradient checkpointing: less memory, more time), or a size such as 2GB. With a size, the fastest way is taken whose
     tensors stay below it. The Python process itself comes on top."""
     shard: bool = False
-    """Share out the layers' frozen weights over the processes that torchrun starts (FSDP2), with lora and adaptive."""
+    """Share out the layers' weights over the processes that torchrun starts (FSDP2), with lora, adaptive and full."""
 
     def __post_init__(self) -> None:
         at_least(1, threads=self.threads)
@@ -280,7 +280,7 @@ class PlanConfig:
     processes: int = 1
     """Processes that train together, each on its share of the batch (torchrun). The plan is then for the one that takes most."""
     shard: bool = False
-    """The processes share out the layers' frozen weights, as with `rankwise train --shard`; lora and adaptive."""
+    """The processes share out the layers' frozen weights, as with `rankwise train --shard`. For lora and adaptive."""
     speed: bool = False
     """Also measure this machine for some seconds, to estimate the time of an epoch."""
 

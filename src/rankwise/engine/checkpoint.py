@@ -28,6 +28,7 @@ from pydantic import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rankwise.engine.processes import answered
 from rankwise.engine.training import Training
 from rankwise.rank.components import Components
 from rankwise.rank.decision import Decision
@@ -78,19 +79,29 @@ class Position(_Read):
     rank_seconds: NonNegativeFloat = 0.0
 
 
-def save(training: Training, folder: Path, request: str = "") -> None:
+def trained(training: Training) -> dict[str, Tensor]:
+    """Return trained weights and their moments, whole. Where processes share them out, all call it together."""
+    tensors: dict[str, Tensor] = {}
+    with answered():
+        for name, parameter in training.trained_parameters():
+            tensors[f"model.{name}"] = training.parts.whole(parameter, parameter.detach())
+            for key, value in training.update.state(training.parts.own(parameter)).items():
+                tensors[f"optimizer.{key}.{name}"] = training.parts.whole(parameter, value)
+    return tensors
+
+
+def save(
+    training: Training, folder: Path, request: str = "", tensors: dict[str, Tensor] | None = None
+) -> None:
     """Write a training's state into a folder that exists and is empty.
 
     Args:
         training: between two steps.
         folder: gets two files.
         request: names what was asked for.
+        tensors: what `trained` returned. Default: called here.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in training.trained_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        for key, value in training.update.state(parameter).items():
-            tensors[f"optimizer.{key}.{name}"] = value
+    tensors = trained(training) if tensors is None else tensors
     rank = None
     if training.rank is not None:
         found, values = training.rank.state()
@@ -128,9 +139,17 @@ def load(training: Training, folder: Path, request: str = "") -> None:
     for key, value in _of("optimizer", tensors).items():
         what, _, name = key.partition(".")
         states[name][what] = value
-    training.update.resize(
-        {p: (tensors[f"model.{name}"], states[name]) for name, p in training.trained_parameters()}
-    )
+    parts = training.parts
+    if parts:
+        with torch.no_grad():
+            for name, p in training.trained_parameters():
+                parts.own(p).copy_(parts.cut(p, tensors[f"model.{name}"]))
+                state = {key: parts.cut(p, value) for key, value in states[name].items()}
+                training.update.load_state(parts.own(p), state)
+    else:
+        training.update.resize(
+            {p: (tensors[f"model.{name}"], states[name]) for name, p in training.trained_parameters()}
+        )
     if training.rank is not None and position.rank is not None:
         training.rank.load(_of("rank", tensors), position.rank.model_dump())
         training.rank_seconds = position.rank_seconds

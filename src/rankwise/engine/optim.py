@@ -13,7 +13,7 @@ Source: Adafactor's update clipping (Shazeer & Stern 2018, section 6) in AdamW (
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -107,13 +107,24 @@ class Update:
         if there:  # on a GPU one kernel
             torch._foreach_add_(*map(list, zip(*there, strict=True)))
 
-    def clip(self, largest: float) -> float:
+    def clip(
+        self,
+        largest: float,
+        parts: Container[nn.Parameter] = (),
+        over_all: Callable[[Tensor], Tensor] = lambda number: number,
+    ) -> float:
         """Have the next step scale all gradients down to the norm `largest`, and return the norm they have.
 
         Args:
             largest: Euclidean norm over everything that is trained; 0 leaves the gradients as they are.
+            parts: parameters of which other processes hold the rest.
+            over_all: adds up a number over the processes.
         """
-        norm = _norm([p.grad for p in self.holders if p.grad is not None])
+        gradients = [(p in parts, p.grad) for p in self.holders if p.grad is not None]
+        norm = _norm([gradient for part, gradient in gradients if not part])
+        if parts:
+            shared = _norm([gradient for part, gradient in gradients if part])
+            norm = torch.hypot(norm, over_all(shared.square()).sqrt())
         self._divisor = torch.clamp((norm + 1e-6) / largest, min=1.0).float() if largest > 0 else None
         return float(norm)
 
@@ -226,6 +237,8 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     It is computed by rows of at most 1024 numbers, so that all cores take part and float32 sums stay exact.
     """
     rows = [row for g in gradients for row in _rows(g.reshape(-1))]
+    if not rows:
+        return torch.zeros(())
     return torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(r, dim=-1) for r in rows]))
 
 

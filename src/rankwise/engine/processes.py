@@ -119,6 +119,10 @@ class Processes:
         """
         return loss
 
+    def add_number(self, number: Tensor) -> Tensor:
+        """Return the sum of the processes' numbers [], in all."""
+        return number
+
     def add_arrays(self, array: np.ndarray | None) -> np.ndarray:
         """Return the sum of the processes' arrays [same shape]; a process without one has None.
 
@@ -218,6 +222,11 @@ class Group(Processes):
         self.bytes_added_up += self.buffer.nbytes
         self.additions += 1
         return self.buffer
+
+    def add_number(self, number: Tensor) -> Tensor:
+        with _disable_current_modes(), _connected():
+            distributed.all_reduce(number)
+        return number
 
     def add_arrays(self, array: np.ndarray | None) -> np.ndarray:
         found = self.of_all(None if array is None else (array.shape, array.dtype.str))

@@ -2,14 +2,16 @@
 
     a layer's weights   [ part 0 │ part 1 │ … ]     one part in each process
     forward, backward   all parts are gathered before a layer is computed, and freed behind it
+    its gradients       added up over the processes behind its backward; each keeps those of its part, and updates it
 
-What is outside the layers stays whole in every process: embeddings, the head, and what an adapter trains. Processes gather together, so
-each of them has to run the model as often as the others (`Processes.most`).
+Where adapters are trained, the frozen weights are shared out, and the adapters stay whole. Full fine-tuning shares out all weights of the
+layers, and so their gradients and moments. What is outside the layers stays whole in every process: embeddings and the head. Processes
+gather together, so each of them has to run the model as often as the others (`Processes.most`).
 """
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,12 +24,15 @@ from rankwise.engine.processes import Processes
 from rankwise.errors import RankwiseError
 from rankwise.models.families import task_type
 
+METHODS = "lora", "adaptive", "full"
+"""What trains a model whose weights are shared out."""
+
 
 def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
-    """Share out the frozen weights of a model's layers over processes, and move the parts to the device.
+    """Share out the weights of a model's layers over processes, and move the parts to the device.
 
     Args:
-        model: a Transformers model, the same in all processes; what it trains stays whole.
+        model: a Transformers model, the same in all processes.
         processes: that train together.
         device: of the parts.
 
@@ -37,15 +42,17 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh  # slow to import
     from torch.distributed.fsdp import fully_shard
 
-    layers = frozen_of_layers(model)
+    layers = shared_of_layers(model)
     if not layers:
         raise RankwiseError(f"The layers of {type(model).__name__} can't be told, which `shard=` needs.")
     processes.check_same("The weights", model.parameters())
     mesh = init_device_mesh(device.type, (processes.count,))
-    inside = {p for frozen in layers.values() for p in frozen}
+    inside = {p for shared in layers.values() for p in shared}
     whole = {p for p in model.parameters() if p not in inside}
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        sharded.set_gradient_divide_factor(1.0)  # each process has its share of the mean loss: a sum, no mean
+        sharded.set_force_sum_reduction_for_comms(True)
     hf = cast(Any, model)
     body = hf.get_decoder() if task_type(model) == "CAUSAL_LM" else hf.base_model
     fully_shard(body, mesh=mesh, ignored_params=whole)  # has no weights of its own: it orders the layers
@@ -54,10 +61,11 @@ def shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
     _follow(processes)
 
 
-def frozen_of_layers(model: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
-    """Return the frozen weights of each of a model's layers, which `shard` shares out."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    return {layer: [p for p in layer.parameters() if not p.requires_grad] for layer in layers}
+def shared_of_layers(model: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
+    """Return the weights of each of a model's layers that `shard` shares out: the frozen ones, or all where none is frozen."""
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    frozen = {layer: [p for p in layer.parameters() if not p.requires_grad] for layer in layers}
+    return frozen if any(frozen.values()) else {layer: list(layer.parameters()) for layer in layers}
 
 
 def part_bytes(parameter: nn.Parameter, count: int) -> int:
@@ -73,6 +81,82 @@ def is_sharded(model: nn.Module) -> bool:
 def own_parts(tensors: list[Tensor]) -> list[Tensor]:
     """Return tensors without those that are shared out."""
     return [t for t in tensors if not isinstance(t, DTensor)]
+
+
+class Parts:
+    """What this process holds of the trained weights that are shared out. Other trained weights are whole, and stand for themselves.
+
+    Args:
+        model: as `shard` left it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._of: dict[nn.Parameter, nn.Parameter] = {
+            p: nn.Parameter(p.to_local().detach())
+            for p in model.parameters()
+            if p.requires_grad and isinstance(p, DTensor)
+        }
+        self._parts = {*self._of.values()}
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def __contains__(self, parameter: Any) -> bool:
+        return parameter in self._parts
+
+    def own(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return this process's part of a parameter, in the memory of the model."""
+        part = self._of.get(parameter)
+        if part is None:
+            return parameter
+        part.data = cast(DTensor, parameter).to_local().detach()  # before its first forward FSDP may move it
+        return part
+
+    def gradients(
+        self, loss: Tensor, leaves: Sequence[nn.Parameter], processes: Processes
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of a loss: of parts added up over the processes, of what is whole this process's own.
+
+        Args:
+            loss: of a micro-batch; every process is at its own.
+            leaves: what to ask gradients of.
+            processes: that share the weights; the bytes that they send are counted.
+        """
+        kept = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        try:
+            loss.backward()
+            found = [leaf.grad for leaf in leaves]
+        finally:
+            for leaf, gradient in zip(leaves, kept, strict=True):
+                leaf.grad = gradient
+        processes.bytes_gathered += sum(p.nbytes for p in self._of)
+        return tuple(g.to_local() if isinstance(g, DTensor) else g for g in found)
+
+    def whole(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Return what all processes have of a tensor like a parameter. All call it together.
+
+        Args:
+            parameter: of the model.
+            value: this process's, in the shape of its part; returned as it is where the parameter is whole, or it is a number.
+        """
+        if parameter not in self._of or not value.ndim:
+            return value
+        like = cast(DTensor, parameter)
+        value = value.to_local() if isinstance(value, DTensor) else value
+        shape, stride = like.shape, like.stride()
+        return DTensor.from_local(
+            value, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
+        ).full_tensor()
+
+    def cut(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Return this process's part of a tensor like a parameter, of which it has the whole."""
+        if parameter not in self._of or not value.ndim:
+            return value
+        mesh = cast(DTensor, parameter).device_mesh
+        rows = -(-value.shape[0] // mesh.size())
+        return value[rows * mesh.get_local_rank() :][:rows].clone()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from rankwise.engine.mixed_precision import Copies
 from rankwise.engine.optim import BETA2, Kind, Schedule, Update, add_up, schedule_factor
 from rankwise.engine.packing import PackedBatch
 from rankwise.engine.processes import ONE, answered
+from rankwise.engine.sharding import Parts
 from rankwise.errors import RankwiseError
 from rankwise.rank import defaults
 from rankwise.rank.controller import RankController
@@ -113,6 +114,8 @@ class Training:
         update_clipping: limit the updates of adapters, see `optim.Update`.
 
     Attributes:
+        trained: the model's parameters that are trained.
+        parts: what this process holds of them, where processes share them out; `update` trains that.
         skipped_steps: steps so far in which nothing was updated, because a gradient wasn't finite.
         between_steps: whether the state is one that a checkpoint may keep. A step that fails before it changes anything leaves it so.
 
@@ -158,7 +161,8 @@ class Training:
         self.speed = Speed(skip=WARMUP_STEPS)
         strata = None if rows.labels is None else self.objective.strata(rows.labels)
         self.rank_note = hold_out(model, self.batches, strata)
-        self.update = _update(model, options, update_clipping=update_clipping)
+        self.trained, self.parts = [p for p in model.parameters() if p.requires_grad], Parts(model)
+        self.update = _update(self, model, update_clipping=update_clipping)
         self.rank: RankController | None = None
         if self.batches.held_out is not None:
             self.rank = defaults.make_controller(
@@ -285,7 +289,11 @@ class Training:
         then = None if self.hooks is None else partial(self.hooks.after_step, self.step_number + 1)
         self.between_steps = False
         with self.speed.share("optimizer"):
-            norm = self.update.clip(cast(float, self.options.clip))
+            for parameter in self.trained if self.parts else ():
+                self.parts.own(parameter)
+            norm = self.update.clip(
+                cast(float, self.options.clip), self.parts, self.compute.processes.add_number
+            )
             skipped = not math.isfinite(norm)
             if skipped:
                 self._skip(norm)
@@ -336,11 +344,14 @@ class Training:
                     self.update.add(gradients[:trained])
                     add_up(collectors(self.rank), gradients[trained:])
             for one in fillers:
-                self.gradients(one, math.inf)
+                _, gradients = self.gradients(one, math.inf)
+                if self.parts:  # their gradients are the sum over all processes
+                    self.update.add(gradients[:trained])
         loss = float(sum(losses))
         if self.compute.processes.count > 1:
+            whole = [holder for holder in self.update.holders if holder not in self.parts]
             with self.speed.share("communication"):
-                loss = self.compute.processes.add_up([*self.update.holders, *collectors(self.rank)], loss)
+                loss = self.compute.processes.add_up([*whole, *collectors(self.rank)], loss)
         if self.hooks is not None:
             self.update.add(self.hooks.gradients(self.update.parameters))
         label("batch", micro_batches)
@@ -386,8 +397,10 @@ class Training:
             loss = losses.sum() / labels
             value = loss.item()  # on a GPU this waits for what forward has queued
         with self.speed.share("backward", side_by_side):
-            wanted = [*self.copies.leaves(self.update.parameters), *collectors(self.rank)]
+            wanted = [*self.copies.leaves(self.trained), *collectors(self.rank)]
             with answered():
+                if self.parts:
+                    return value, self.parts.gradients(loss, wanted, self.compute.processes)
                 return value, torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def _losses(self, which: np.ndarray | None) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
@@ -410,18 +423,18 @@ class Training:
         self.seconds += seconds
 
 
-def _update(model: nn.Module, options: TrainOptions, *, update_clipping: bool) -> Update:
+def _update(training: Training, model: nn.Module, *, update_clipping: bool) -> Update:
     """Return the optimizer of everything that is trained, in flat buffers where that is the smaller part of the model.
 
     Raises:
         RankwiseError: nothing is trained.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained, options = training.trained, training.options
     if not trained:
         raise RankwiseError("Nothing of this model is trained. Call rankwise.adapt(model) first.")
     small = 2 * sum(p.numel() for p in trained) < sum(p.numel() for p in model.parameters())
     return Update(
-        trained,
+        [training.parts.own(p) for p in trained],
         cast(Kind, options.optimizer),
         cast(float, options.lr),
         cast(float, options.weight_decay),

@@ -277,11 +277,8 @@ def check_shard(config: RunConfig, name: str, processes: int) -> None:
     """
     if not config.model.shard or processes == 1:
         return
-    if not methods.named(name).quantized_base:
-        able = " and ".join(methods.names(quantized_base=True))
-        raise RankwiseError(
-            f"`shard=` shares out weights that stay as they are: those of {able}. {name} trains its weights."
-        )
+    if name not in (able := sharding.METHODS):
+        raise RankwiseError(f"`shard=` is for {', '.join(able[:-1])} and {able[-1]}, not for {name}.")
     if config.model.base_bits is not None:
         raise RankwiseError("`shard=` and `base_bits=` don't go together. Leave one out.")
     if not isinstance(parse_memory(config.model.memory), str):

@@ -102,7 +102,9 @@ def execute(folder: RunFolder, emit: Emit, processes: Processes = ONE) -> dict[s
     except RankwiseError:  # what was trained is of no use
         raise
     except BaseException as error:  # what was trained isn't lost with what comes after it
-        if folder.finished:
+        if (
+            folder.finished or run.training.parts
+        ):  # of which other processes, which don't come here, have some
             raise
         if isinstance(error, KeyboardInterrupt):
             _end(run, folder)
@@ -160,7 +162,7 @@ def _train(
             try:
                 step = training.step(profile=training.step_number in profiled)
             except ProcessLost:
-                if training.between_steps:
+                if training.between_steps and not training.parts:  # of which the lost process has some
                     with contextlib.suppress(OSError, SafetensorError):
                         _checkpoint(run, folder)
                 raise
@@ -176,7 +178,8 @@ def _train(
             emit(_progress(training, step.loss))
         if processes.ends:
             _end(run, folder)
-        if pace.checkpoint() and not training.done:
+        due = pace.checkpoint()
+        if (processes.of_first(due) if training.parts else due) and not training.done:
             with optional("A checkpoint", emit):
                 _checkpoint(run, folder)
             pace.wrote()
@@ -246,8 +249,9 @@ def _progress(training: Training, loss: float) -> dict[str, Any]:
 
 
 def _checkpoint(run: Prepared, folder: RunFolder) -> None:
-    """Write a checkpoint in place of the last one."""
-    folder.replace_checkpoint(partial(checkpoint.save, run.training, request=run.request))
+    """Write a checkpoint in place of the last one. Where processes share trained weights out, all come here together."""
+    tensors = checkpoint.trained(run.training) if folder.writes or run.training.parts else {}
+    folder.replace_checkpoint(partial(checkpoint.save, run.training, request=run.request, tensors=tensors))
 
 
 def _end(run: Prepared, folder: RunFolder) -> NoReturn:

@@ -112,7 +112,8 @@ def _check_shard(config: PlanConfig) -> None:
     able = names(quantized_base=True)
     if others := [method for method in config.methods if method not in able]:
         raise RankwiseError(
-            f"`shard=` shares out weights that stay as they are: those of {' and '.join(able)}. {others[0]} trains its weights."
+            f"`shard=` is planned for {' and '.join(able)}, whose base is frozen. {others[0]} shares out gradients and moments, too: "
+            "its result.json says what it took."
         )
     if config.processes == 1:
         raise RankwiseError("`shard=` needs several processes to share weights: give `processes=`.")

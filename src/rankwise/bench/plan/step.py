@@ -71,7 +71,7 @@ class MemoryPlanner:
         count, sent = self.setting.processes, training.compute.processes.bytes_sent
         if not self.setting.shard:
             return sent
-        layers = sharding.frozen_of_layers(training.model).values()
+        layers = sharding.shared_of_layers(training.model).values()
         parts = sum(sharding.part_bytes(p, count) for frozen in layers for p in frozen)
         return sent + 2 * (count - 1) * parts  # for forward, and again for backward
 
@@ -142,7 +142,7 @@ class MemoryPlanner:
         """Take the layers' weights that other processes hold out of some phases, in place, and add the layers that are whole meanwhile."""
         if not self.setting.shard:
             return
-        count, layers = self.setting.processes, sharding.frozen_of_layers(training.model).values()
+        count, layers = self.setting.processes, sharding.shared_of_layers(training.model).values()
         phases[:, KINDS.index("weights")] -= sum(
             p.nbytes - sharding.part_bytes(p, count) for frozen in layers for p in frozen
         )
