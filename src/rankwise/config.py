@@ -280,7 +280,7 @@ class PlanConfig:
     processes: int = 1
     """Processes that train together, each on its share of the batch (torchrun). The plan is then for the one that takes most."""
     shard: bool = False
-    """The processes share out the layers' frozen weights, as with `rankwise train --shard`. For lora and adaptive."""
+    """The processes share out the layers' weights, as with `rankwise train --shard`."""
     speed: bool = False
     """Also measure this machine for some seconds, to estimate the time of an epoch."""
 

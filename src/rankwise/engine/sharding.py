@@ -104,10 +104,18 @@ class Parts:
     def __contains__(self, parameter: Any) -> bool:
         return parameter in self._parts
 
+    @classmethod
+    def imagined(cls, model: nn.Module) -> "Parts":
+        """Return the parts of a model that isn't shared out, for a plan: each weight that `shard` would share out stands for its part."""
+        parts = cls(model)
+        shared = [p for some in shared_of_layers(model).values() for p in some if p.requires_grad]
+        parts._of, parts._parts = {p: p for p in shared}, {*shared}
+        return parts
+
     def own(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return this process's part of a parameter, in the memory of the model."""
         part = self._of.get(parameter)
-        if part is None:
+        if part is None or part is parameter:
             return parameter
         part.data = cast(DTensor, parameter).to_local().detach()  # before its first forward FSDP may move it
         return part

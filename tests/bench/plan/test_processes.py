@@ -40,6 +40,8 @@ SETTINGS = {
     "padded": setting("bert", "lora", padding="longest"),
     "a language model": setting("llama", "lora", problem="generation", plain_head=True),
     "sharded": setting("bert", "lora", layers=6, shard=True),
+    "sharded, full": setting("bert", "full", layers=6, shard=True),
+    "sharded, full, bfloat16": setting("llama", "full", layers=4, shard=True, dtype=torch.bfloat16),
     "sharded, adaptive": setting("llama", "adaptive", layers=4, rank=16, shard=True, dtype=torch.bfloat16),
 }
 
@@ -66,9 +68,14 @@ def test_a_plan_for_two_processes_is_what_the_heavier_of_two_real_ones_takes(mea
     planned, found = planner.peak(LENGTHS), measured[name]
     real = max(found["peaks"], key=lambda peak: sum(peak.values()))
     assert sum(planned.values()) == pytest.approx(sum(real.values()), rel=0.02)
-    for kind in KINDS:
+    exact = ["weights", "gradients", "optimizer"]
+    if name.startswith("sharded, full"):  # a layer's gradients are workspace until each process has its part
+        exact.remove("gradients")
+        for peak in (planned, real):
+            peak["workspace"] += peak.pop("gradients")
+    for kind in planned:
         assert planned[kind] == pytest.approx(real[kind], rel=0.03, abs=600), kind
-    for kind in ("weights", "gradients", "optimizer"):
+    for kind in exact:
         assert planned[kind] == real[kind]
     assert planner.bytes_sent == pytest.approx(found["bytes_sent"], abs=1)
 

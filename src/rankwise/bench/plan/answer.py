@@ -109,12 +109,6 @@ def plan(config: PlanConfig, on_progress: Report = lambda done, of, doing: None)
 
 
 def _check_shard(config: PlanConfig) -> None:
-    able = names(quantized_base=True)
-    if others := [method for method in config.methods if method not in able]:
-        raise RankwiseError(
-            f"`shard=` is planned for {' and '.join(able)}, whose base is frozen. {others[0]} shares out gradients and moments, too: "
-            "its result.json says what it took."
-        )
     if config.processes == 1:
         raise RankwiseError("`shard=` needs several processes to share weights: give `processes=`.")
     if config.base_bits is not None or config.micro_batches > 1:

@@ -43,7 +43,7 @@ class Setting:
         task: of a language model, whose rows say how many of their tokens are learned; see `lengths.labelled`.
         plain_head: of a language model, see `has_plain_head`.
         processes: that train together.
-        shard: they share out the frozen weights of the layers.
+        shard: they share out the weights of the layers, see `engine.sharding`.
     """
 
     architecture: Any
@@ -67,6 +67,9 @@ class Imagined(Group):
     def add_up(self, holders: Sequence[torch.Tensor], loss: float) -> float:
         self._allocate(holders)
         return loss
+
+    def add_number(self, number: torch.Tensor) -> torch.Tensor:
+        return number
 
 
 def draw_rows(setting: Setting, lengths: np.ndarray) -> Encoded:

@@ -23,6 +23,7 @@ from rankwise.engine.batch_schedule import GivenBatches
 from rankwise.engine.execution import Engine
 from rankwise.engine.held_out import collectors
 from rankwise.engine.measure import KINDS, Speed, TensorMemory
+from rankwise.engine.mixed_precision import Copies
 from rankwise.engine.processes import ONE
 from rankwise.engine.training import Training
 
@@ -55,11 +56,16 @@ class MemoryPlanner:
                 )
                 for n in self.depths
             ]
-            for training in self._trainings:  # the first update makes the optimizer's state
-                update = training.update
+            for training in self._trainings:
+                if setting.shard:
+                    training.parts = sharding.Parts.imagined(training.model)
+                    whole = [p for p in training.trained if p not in training.parts]
+                    training.copies = Copies(training.model, whole, training.compute.autocast)
+                update = training.update  # whose first step makes the optimizer's state
                 update.add([torch.zeros_like(parameter) for parameter in update.parameters])
                 update.step(0.0)
-                training.compute.processes.add_up([*update.holders, *collectors(training.rank)], 0.0)
+                whole = [holder for holder in update.holders if holder not in training.parts]
+                training.compute.processes.add_up([*whole, *collectors(training.rank)], 0.0)
 
     @property
     def bytes_sent(self) -> int:
@@ -68,12 +74,15 @@ class MemoryPlanner:
         return first + (self.layers - self.depths[0]) * (more[0] - first) if more else first
 
     def _bytes_sent(self, training: Training) -> int:
-        count, sent = self.setting.processes, training.compute.processes.bytes_sent
+        count, processes = self.setting.processes, training.compute.processes
+        processes.bytes_gathered = 0  # counted below
+        sent = processes.bytes_sent
         if not self.setting.shard:
             return sent
         layers = sharding.shared_of_layers(training.model).values()
-        parts = sum(sharding.part_bytes(p, count) for frozen in layers for p in frozen)
-        return sent + 2 * (count - 1) * parts  # for forward, and again for backward
+        parts = sum(sharding.part_bytes(p, count) for shared in layers for p in shared)
+        gathers = 3 if training.parts else 2  # for forward, and again for backward; gradients once
+        return sent + gathers * (count - 1) * parts
 
     def peak(self, lengths: np.ndarray, *, recompute: bool = False) -> dict[str, int]:
         """Return bytes by kind at the peak of a step after the first; of several processes, of the one with the heaviest share.
@@ -136,6 +145,8 @@ class MemoryPlanner:
         phases = phase_peaks(memory.trace(), marks.starts, marks.ends)
         self._share_out(training, phases[:-1])
         self._share_out(training, phases[-1:], gathers=False)
+        if training.parts:
+            self._share_out_gradients(training, phases)
         return phases
 
     def _share_out(self, training: Training, phases: np.ndarray, *, gathers: bool = True) -> None:
@@ -144,12 +155,20 @@ class MemoryPlanner:
             return
         count, layers = self.setting.processes, sharding.shared_of_layers(training.model).values()
         phases[:, KINDS.index("weights")] -= sum(
-            p.nbytes - sharding.part_bytes(p, count) for frozen in layers for p in frozen
+            p.nbytes - sharding.part_bytes(p, count) for shared in layers for p in shared
         )
         if gathers:
-            layer = max(sum(count * sharding.part_bytes(p, count) for p in frozen) for frozen in layers)
+            layer = max(sum(count * sharding.part_bytes(p, count) for p in shared) for shared in layers)
             phases[:, KINDS.index("weights")] += GATHERED[self.device] * layer
             phases[:, KINDS.index("workspace")] += layer  # as it arrives, all weights in one piece
+
+    def _share_out_gradients(self, training: Training, phases: np.ndarray) -> None:
+        """Take the gradients and moments that other processes hold out of the phases of a step, in place."""
+        count, layers = self.setting.processes, sharding.shared_of_layers(training.model).values()
+        less = sum(p.nbytes - sharding.part_bytes(p, count) for shared in layers for p in shared)
+        phases[:, KINDS.index("optimizer")] -= 2 * less
+        phases[:, KINDS.index("gradients")] -= less  # those that are kept
+        phases[-2:, KINDS.index("gradients")] -= less  # those of this step
 
 
 class _Marks(Speed):
