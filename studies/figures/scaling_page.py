@@ -7,9 +7,11 @@ from stored import DOCS, STUDIES, replace_between
 
 # isort: split
 import scaling  # of studies/, which `stored` makes importable
+import soak
 
 PAGE = DOCS / "scaling.md"
 BEGIN = "<!-- python studies/scaling.py: {} -->"
+SOAK = "<!-- python studies/soak.py -->"
 RUNS, MACHINES = 10_000, 100
 
 
@@ -18,7 +20,30 @@ def with_tables(page: str) -> str:
     stored = json.loads((STUDIES / "scaling.json").read_text(encoding="utf-8"))
     for name, table in (("runs", of_runs), ("claims", of_claims), ("plan", of_plan)):
         page = replace_between(page, BEGIN.format(name), table(stored[name]))
+    if soak.STORED.exists():
+        found = json.loads(soak.STORED.read_text(encoding="utf-8"))
+        page = replace_between(page, SOAK, of_soak(found))
     return page
+
+
+def of_soak(found: dict[str, Any]) -> str:
+    """Return what each further run of a long grid costs its process and the runs after it."""
+    memory, time = soak.memory_slope(found), soak.time_slope(found)
+    runs = len(found["finished"])
+    at_the_end = f"{found['samples'][-1][1]:,.0f} MB at the end"
+
+    def line(of: dict[str, float], unit: str, digits: int) -> str:
+        slope, low, high = (f"{of[key]:,.{digits}f}" for key in ("slope", "low", "high"))
+        return f"{slope} {unit} ({low} – {high})"
+
+    lines = [
+        f"| {runs:,} runs in one grid | a further run adds (95 % interval) | |",
+        "|---|---:|---:|",
+        f"| memory of the grid's process | {line(memory, 'KB', 2)} | {at_the_end} |",
+        f"| time of a run | {line(time, 'ms', 3)} | {time['mean']:,.0f} ms in the mean |",
+        f"| `rankwise report` | | {found['report_seconds']:.1f} s |",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def of_runs(found: dict[str, Any]) -> str:
