@@ -912,6 +912,7 @@ def test_a_run_that_is_interrupted_before_its_first_step_leaves_nothing(how, mod
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_program_starts_is_one_line(model, table):
+    answered = 0
     for tenths in range(1, 7):
         child = process(
             "train",
@@ -927,9 +928,13 @@ def test_ctrl_c_while_the_program_starts_is_one_line(model, table):
         time.sleep(tenths / 10)
         child.send_signal(signal.SIGINT)
         err = child.communicate(timeout=60)[1]
+        assert not Path("out").exists()
+        if child.returncode == -signal.SIGINT and not err:
+            continue  # on a busy machine Python itself hadn't begun
         assert child.returncode == 130
         assert re.fullmatch(r"Interrupted[\w ]*\.\n", err), err
-        assert not Path("out").exists()
+        answered += 1
+    assert answered
 
 
 @pytest.mark.slow
