@@ -1,11 +1,13 @@
 """Ctrl-C, SIGTERM and SIGHUP: work ends at once, a training after its step, when its state can be saved.
 
 signal ─► `Interrupted` is raised ─► the command says what was saved, and exits with 128 + the signal's number
-       └► in `deferred()`: kept until the work asks for it; a second signal raises `Interrupted` at once
+       ├► in `deferred()`: kept until the work asks for it; a second signal raises `Interrupted` at once
+       └► raised where Python can't raise (a weak reference's callback, `__del__`): raised again a moment later
 """
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -36,12 +38,16 @@ def listening(signals: Sequence[signal.Signals] = SIGNALS, *, to_the_end: bool =
     _heard = None
     main = threading.current_thread() is threading.main_thread()
     handled = [one for one in signals if signal.getsignal(one) is not signal.SIG_IGN] if main else []
-    before = [(one, signal.signal(one, _hear)) for one in handled]
+    before, hook = [(one, signal.signal(one, _hear)) for one in handled], sys.unraisablehook
+    if main:
+        sys.unraisablehook = lambda lost: _again() if isinstance(lost.exc_value, Interrupted) else hook(lost)
     try:
         yield
     finally:
-        for one, handler in [] if to_the_end else before:
-            signal.signal(one, handler)
+        if main and not to_the_end:
+            sys.unraisablehook = hook
+            for one, handler in before:
+                signal.signal(one, handler)
 
 
 @contextlib.contextmanager
@@ -76,3 +82,22 @@ def _hear(number: int, frame: FrameType | None) -> None:
     _heard = signal.Signals(number)
     if not _deferred or again:
         raise Interrupted
+
+
+def _again() -> None:
+    """Raise `Interrupted` again in a moment."""
+    main = threading.get_ident()
+
+    def send() -> None:
+        global _heard
+        number, _heard = _heard, None  # counts as a first signal
+        if number is None:
+            return
+        if hasattr(signal, "pthread_kill"):  # to the main thread, so that it doesn't sleep on
+            signal.pthread_kill(main, number)
+        else:
+            signal.raise_signal(number)
+
+    timer = threading.Timer(0.01, send)
+    timer.daemon = True
+    timer.start()
