@@ -52,7 +52,7 @@ def soak(runs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny.sst2_folder(folder / "glue", ROWS, 20)
-        address, out = str(folder / "socket"), folder / "runs"
+        out = folder / "runs"
         command = [
             "compare",
             "--tasks",
@@ -65,18 +65,14 @@ def soak(runs: int) -> dict[str, Any]:
         command += ["--data", str(folder / "glue"), "--model", str(tiny.model_folder(folder / "model"))]
         command += ["--epochs", "1", "--batch-size", str(BATCH), "--lr", "3e-3", "--threads", "1"]
         command += ["--jobs", str(JOBS), "--out", str(out)]
-        server = _server(address, folder)
-        try:
-            with (folder / "log").open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        with nursery.serving(folder) as address, (folder / "log").open("wb") as log:
+            with Path(os.devnull).open("rb") as nothing:
                 connection, pid = nursery.ask(
                     address, command, (nothing.fileno(), log.fileno(), log.fileno())
                 )
             samples = _watch(pid, out)
             if code := nursery.code_of(connection):
                 raise SystemExit(f"The grid ended with {code}: {(folder / 'log').read_text()[-2000:]}")
-        finally:
-            server.kill()
-            server.wait()
         finished = sorted(file.stat().st_mtime for file in out.glob("*/result.json"))
         begun = time.perf_counter()
         subprocess.run(
@@ -84,25 +80,6 @@ def soak(runs: int) -> dict[str, Any]:
         )
         report = time.perf_counter() - begun
     return {"samples": samples, "finished": [at - finished[0] for at in finished], "report_seconds": report}
-
-
-def _server(address: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    server = subprocess.Popen(
-        [sys.executable, nursery.__file__, "serve", address],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout
-    assert server.stdout.readline() == "ready\n"
-    return server
 
 
 def _watch(pid: int, out: Path) -> list[tuple[int, float]]:

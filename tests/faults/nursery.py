@@ -8,11 +8,15 @@ whether it met another worker, or a result, in its folder.
 """
 
 import array
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 IMPORTED = (
     "transformers.models.bert.modeling_bert",
@@ -26,6 +30,33 @@ IMPORTED = (
     "scipy.stats",
 )
 """What a grid or a run needs, so that none has to import it again."""
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve for a block of code, with caches in a folder; yield the address to ask."""
+    address = str(folder / "socket")
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, __file__, "serve", address],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout
+    try:
+        assert server.stdout.readline() == "ready\n"
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 def ask(address: str, request: list[str], streams: tuple[int, int, int]) -> tuple[socket.socket, int]:
@@ -57,7 +88,6 @@ def serve(address: str) -> None:
     """Fork a process for each request, until standard input is closed."""
     import threading
     from importlib import import_module
-    from pathlib import Path
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
     for module in IMPORTED:
@@ -134,7 +164,6 @@ def _compare(request: list[str], address: str) -> None:
 
 def _worker(folder: str) -> None:
     import fcntl
-    from pathlib import Path
 
     from disturbed import checkpoint_every_step
     from rankwise.run_folder import RunFolder

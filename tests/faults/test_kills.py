@@ -7,8 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -81,28 +79,10 @@ def start(tmp_path_factory) -> Iterator:
     here = tmp_path_factory.mktemp("kills")
     sst2_folder(here / "glue", ROWS, 20)
     model = model_folder(here / "model")
-    address = str(here / "socket")
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": str(here / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    server = subprocess.Popen(
-        [sys.executable, nursery.__file__, "serve", address],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout
-    assert server.stdout.readline() == "ready\n"
     options = f"--tasks sst2 --seeds {SEEDS} --epochs 1 --batch-size {BATCH} --lr 3e-3 --threads 1"
     command = ["compare", "--methods", *METHODS, *options.split(), "--data", here / "glue", "--model", model]
-    yield lambda out: Grid(address, [*map(str, command), "--out", str(out)], out.with_suffix(".log"))
-    server.kill()
-    server.wait()
-    server.stdout.close()
+    with nursery.serving(here) as address:
+        yield lambda out: Grid(address, [*map(str, command), "--out", str(out)], out.with_suffix(".log"))
 
 
 def made(out: Path) -> dict[str, tuple]:
