@@ -387,7 +387,13 @@ def grid_scores() -> str:
         cells = [f"{100 * _mean(scores[task]):.2f}" if task in scores else "" for task in TASKS]
         whole = f"{100 * mean_over_tasks(scores):.2f}" if len(scores) == len(TASKS) else ""
         lines.append(
-            [name_of(method), "–".join(map(str, seeds)), *cells, whole, f"{mean_over_tasks(sizes):,.0f}"]
+            [
+                name_of(method),
+                "–".join(map(str, dict.fromkeys((min(seeds), max(seeds))))),
+                *cells,
+                whole,
+                f"{mean_over_tasks(sizes):,.0f}",
+            ]
         )
     text = (
         "Mean scores. Adapters have the two-phase schedule, full fine-tuning the linear one. Full fine-tuning, ranks 8 and 64 on query and "

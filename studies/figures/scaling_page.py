@@ -108,7 +108,7 @@ def of_claims(found: list[dict[str, Any]]) -> str:
         f"With {last['machines']} machines in training that is {training[0]:,.0f} files opened and {training[1]:,.0f} listings a minute, "
         "all together, whatever the number of runs.",
         f"A process that waits for the last runs of others looks every {every['every_seconds']['look']:g} s. If all but a few of "
-        f"{last['machines']} wait, that is up to {waiting[0] / 1e3:,.0f},000 files opened and {waiting[1] / 1e3:,.0f},000 listings "
+        f"{last['machines']} wait, that is up to {round(waiting[0], -3):,.0f} files opened and {round(waiting[1], -3):,.0f} listings "
         "a minute.",
     ]
     return "\n".join([*lines, "", *sentences, ""])

@@ -102,9 +102,7 @@ def execute(folder: RunFolder, emit: Emit, processes: Processes = ONE) -> dict[s
     except RankwiseError:  # what was trained is of no use
         raise
     except BaseException as error:  # what was trained isn't lost with what comes after it
-        if (
-            folder.finished or run.training.parts
-        ):  # of which other processes, which don't come here, have some
+        if folder.finished or run.training.parts:  # other processes, which don't come here, have parts, too
             raise
         if isinstance(error, KeyboardInterrupt):
             _end(run, folder)

@@ -154,9 +154,7 @@ class MemoryPlanner:
         if not self.setting.shard:
             return
         count, layers = self.setting.processes, sharding.shared_of_layers(training.model).values()
-        phases[:, KINDS.index("weights")] -= sum(
-            p.nbytes - sharding.part_bytes(p, count) for shared in layers for p in shared
-        )
+        phases[:, KINDS.index("weights")] -= self._elsewhere(training)
         if gathers:
             layer = max(sum(count * sharding.part_bytes(p, count) for p in shared) for shared in layers)
             phases[:, KINDS.index("weights")] += GATHERED[self.device] * layer
@@ -164,11 +162,17 @@ class MemoryPlanner:
 
     def _share_out_gradients(self, training: Training, phases: np.ndarray) -> None:
         """Take the gradients and moments that other processes hold out of the phases of a step, in place."""
-        count, layers = self.setting.processes, sharding.shared_of_layers(training.model).values()
-        less = sum(p.nbytes - sharding.part_bytes(p, count) for shared in layers for p in shared)
-        phases[:, KINDS.index("optimizer")] -= 2 * less
-        phases[:, KINDS.index("gradients")] -= less  # those that are kept
-        phases[-2:, KINDS.index("gradients")] -= less  # those of this step
+        elsewhere = self._elsewhere(training)
+        phases[:, KINDS.index("optimizer")] -= 2 * elsewhere
+        phases[:, KINDS.index("gradients")] -= elsewhere  # those that are kept
+        phases[-2:, KINDS.index("gradients")] -= elsewhere  # those of this step
+
+    def _elsewhere(self, training: Training) -> int:
+        """Return the bytes of the layers' weights that other processes hold."""
+        layers = sharding.shared_of_layers(training.model).values()
+        return sum(
+            p.nbytes - sharding.part_bytes(p, self.setting.processes) for shared in layers for p in shared
+        )
 
 
 class _Marks(Speed):
