@@ -29,9 +29,10 @@ def test_contenders_take_turns_and_each_starts_a_repeat(tmp_path):
     records = compete("abc", {}, 3, command=command, on_progress=reported.append)
     assert [record.repeats for record in records] == [[{"turn": t, "seconds": 0.1} for t in range(3)]] * 3
     assert [record.memory["turn"] for record in records] == [3, 3, 3]
+    assert [record.operations["turn"] for record in records] == [4, 4, 4]
     turns = [line[0] for line in log.read_text().splitlines() if line.endswith("computes")]
-    assert "".join(turns) == "abc" + "bca" + "cab" + "abc"
-    assert (reported[-1].done, reported[-1].total, reported[-1].seconds_left) == (15, 15, 0)
+    assert "".join(turns) == "abc" + "bca" + "cab" + "abc" + "abc"
+    assert (reported[-1].done, reported[-1].total, reported[-1].seconds_left) == (18, 18, 0)
     first_known = next(p for p in reported if p.seconds_left is not None)
     assert first_known.seconds_left == pytest.approx(6 * 0.1)
 

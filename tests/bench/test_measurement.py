@@ -112,6 +112,7 @@ def test_the_command_measures_real_contenders_and_prints_one_object(tiny_roberta
             "peak_memory_mb",
             "memory_by_kind_mb",
             "peak_rss_mb",
+            "operations",
         }
         speed = row["rows_per_second"]
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]

@@ -7,13 +7,23 @@ from rankwise.bench.contenders import CONTENDERS, MEMORY_RATIOS, RATIOS
 from rankwise.bench.coordinator import Record
 from rankwise.engine.measure import KINDS
 
+OPERATIONS = {
+    "started": 1234.0,
+    "products": 217.0,
+    "gflop": 45.6,
+    "traffic_gb": 7.8,
+    "products_seconds": 0.0912,
+    "traffic_seconds": 0.0345,
+}
+
 
 def _record(name, rates, memory=100.0):
     repeats = [
         {"rows_per_second": r, "tokens_per_second": 10 * r, "step_seconds": {"median": 1 / r}} for r in rates
     ]
     kinds = {"total": memory, **dict.fromkeys(KINDS, memory / 6)}
-    return Record(name, repeats, {"peak_memory_mb": memory, "memory_by_kind_mb": kinds, "peak_rss_mb": None})
+    measured = {"peak_memory_mb": memory, "memory_by_kind_mb": kinds, "peak_rss_mb": None}
+    return Record(name, repeats, measured, OPERATIONS)
 
 
 def test_ratios_are_paired_by_repeat_and_taken_against_the_better_baseline():
@@ -78,6 +88,8 @@ def test_the_table_has_a_row_per_contender_the_failures_and_the_ratios(capfd):
     assert lines[0] == "a model"
     ours = next(line for line in lines if line.startswith("rankwise lora"))
     assert ours.split()[2:6] == ["25.0", "20.0", "–", "30.0"]
+    counted = [line for line in lines if line.startswith("rankwise lora")][2]
+    assert counted.split()[2:] == ["1,234", "217", "45.6", "91.2", "7.8", "34.5"]
     assert "gemm lower bound failed: [1] no" in shown
     assert "TRL is left out." in lines
     assert next(line for line in lines if line.startswith("lora_vs_peft_best")).split()[1] == "2.50×"

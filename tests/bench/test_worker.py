@@ -71,11 +71,13 @@ def test_a_contender_reports_one_line_per_turn_and_ends_after_the_last(tiny_robe
     config = resolve(
         BenchConfig(random_weights=tiny_roberta, batch_size=4, rows=8, repeats=2, lengths="sst2", threads=1)
     )
-    coordinator = Coordinator(config.repeats + 1, tmp_path / "reports")
+    coordinator = Coordinator(config.repeats + 2, tmp_path / "reports")
     with coordinator.file.open("w") as stdout:
         compete("rankwise lora", config, coordinator, stdout)
-    assert coordinator.reports_before == [1, 2, 3], "it waits for each turn, and computes nothing before it"
-    ready, *repeats, memory = coordinator.reports()
+    assert coordinator.reports_before == [1, 2, 3, 4], (
+        "it waits for each turn, and computes nothing before it"
+    )
+    ready, *repeats, memory, operations = coordinator.reports()
     assert ready == {"ready": True}
     assert len(repeats) == config.repeats
     for repeat in repeats:
@@ -85,6 +87,8 @@ def test_a_contender_reports_one_line_per_turn_and_ends_after_the_last(tiny_robe
         assert step["min"] <= step["median"] <= step["max"]
     assert memory.keys() == {"peak_memory_mb", "memory_by_kind_mb", "peak_rss_mb"}
     assert memory["peak_memory_mb"] > 0
+    assert operations["started"] > operations["products"] > 0
+    assert min(operations.values()) > 0
 
 
 def test_a_contender_ends_when_the_coordinator_is_gone(tiny_roberta, tmp_path):

@@ -39,11 +39,12 @@ class Progress:
 
 @dataclass
 class Record:
-    """What one contender reported: one object per repeat, one about memory, or why it failed."""
+    """What one contender reported: one object per repeat, one about memory, one about a step's operations; or why it failed."""
 
     name: str
     repeats: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    operations: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
 
 
@@ -97,11 +98,12 @@ def compete(
                     turns.tick(name, report.get("seconds"))
                 else:
                     turns.tick(name, 0.0)
-        for name in names:
-            turns.announce(f"{name}: memory")
-            if name in running and (report := _take_turn(running, records[name], running[name].go)):
-                records[name].memory = report
-            turns.tick(name, None)
+        for about in ("memory", "operations"):
+            for name in names:
+                turns.announce(f"{name}: {about}")
+                if name in running and (report := _take_turn(running, records[name], running[name].go)):
+                    setattr(records[name], about, report)
+                turns.tick(name, None)
         turns.announce("done")
     finally:
         for process in running.values():
@@ -245,7 +247,7 @@ class _Turns:
     """Counts turns, and estimates the time left from the last turn of each contender."""
 
     def __init__(self, names: Sequence[str], repeats: int, tell: Callable[[Progress], None]) -> None:
-        self._done, self._total, self._tell = 0, len(names) * (repeats + 2), tell
+        self._done, self._total, self._tell = 0, len(names) * (repeats + 3), tell
         self._left = dict.fromkeys(names, repeats)
         self._seconds: dict[str, float] = {}
 

@@ -33,8 +33,11 @@ def bench(
 
     Returns:
         `rows`: per contender its name, rows_per_second {median, min, max}, tokens_per_second, step_seconds,
-        peak_memory_mb, memory_by_kind_mb and peak_rss_mb; in several processes memory is that of the one that takes most, and there
-        are `processes`, `bytes_sent_a_step` by each, and `communication_share` {median, min, max}, waiting included.
+        peak_memory_mb, memory_by_kind_mb, peak_rss_mb and operations; in several processes memory is that of the one that takes most,
+        and there are `processes`, `bytes_sent_a_step` by each, and `communication_share` {median, min, max}, waiting included.
+        `operations` is what a step has the device do: operations `started`, matrix `products` among them and their `gflop`,
+        `traffic_gb` read and written, and the seconds of both at the rates of this machine's large products and copies
+        (`products_seconds`, `traffic_seconds`).
         `ratios`: medians over paired repeats, above 1 where the first is faster; `step_vs_lower_bound` is the time of a
         step over that of its matrix products. `ratio_spreads` has their ranges.
         `memory_ratios`; `failed`: why a contender failed; `notes`: sentences about who took part; `config`, `versions` and `hardware`.

@@ -27,6 +27,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
             "peak_memory_mb": record.memory["peak_memory_mb"],
             "memory_by_kind_mb": record.memory["memory_by_kind_mb"],
             "peak_rss_mb": record.memory["peak_rss_mb"],
+            "operations": record.operations,
             **_several(record),
         }
         for record in records
@@ -98,6 +99,8 @@ def show(result: dict[str, Any], stream: TextIO) -> None:
     shown.print(_contenders(result))
     shown.print()
     shown.print(_memory(result))
+    shown.print()
+    shown.print(_operations(result))
     if any("processes" in row for row in result["rows"]):
         shown.print()
         shown.print(_communication(result))
@@ -130,6 +133,21 @@ def _memory(result: dict[str, Any]) -> Table:
     table = _table("MB at the peak", "total", *KINDS)
     for row in result["rows"]:
         table.add_row(text(row["name"]), *(f"{size:,.0f}" for size in row["memory_by_kind_mb"].values()))
+    return table
+
+
+def _operations(result: dict[str, Any]) -> Table:
+    table = _table("a step", "operations", "products", "GFLOP", "ms as products", "GB moved", "ms as copies")
+    for row in result["rows"]:
+        done = row["operations"]
+        table.add_row(
+            text(row["name"]),
+            *(f"{done[count]:,.0f}" for count in ("started", "products")),
+            f"{done['gflop']:,.3g}",
+            f"{1000 * done['products_seconds']:,.1f}",
+            f"{done['traffic_gb']:,.3g}",
+            f"{1000 * done['traffic_seconds']:,.1f}",
+        )
     return table
 
 

@@ -4,6 +4,7 @@
     {"contender", "config"}  ►  {"ready"}                                    after warm-up
     go                       ►  {"rows_per_second", "tokens_per_second", …}  after each repeat
     go                       ►  {"peak_memory_mb", "memory_by_kind_mb", …}   after the heaviest batches of a whole epoch
+    go                       ►  {"started", "products", "traffic_gb", …}     of a step, counted over some of the first repeat
 
 Between turns the process waits for its next line and computes nothing.
 """
@@ -24,7 +25,16 @@ from rankwise.bench import architectures, lengths
 from rankwise.bench.config import BenchConfig
 from rankwise.bench.contenders import CONTENDERS, Runner, alone
 from rankwise.config_json import from_json
-from rankwise.engine.measure import PeakRss, Speed, TensorMemory, label, megabytes
+from rankwise.engine.measure import (
+    Operations,
+    PeakRss,
+    Speed,
+    TensorMemory,
+    copy_rate,
+    label,
+    megabytes,
+    product_rate,
+)
 from rankwise.engine.processes import ONE, Processes, joined
 from rankwise.errors import ProcessLost, RankwiseError
 from rankwise.seeding import stream_seed
@@ -33,6 +43,8 @@ from rankwise.tasks.encoding import Encoded
 WARMUP_STEPS = 3
 HEAVIEST = 2
 """Batches kept for each measure of a batch's memory."""
+COUNTED = 4
+"""Batches of the first repeat that are trained on again to count what they have the device do."""
 
 
 def main() -> None:
@@ -87,12 +99,13 @@ def compete(
 
 
 class Schedule:
-    """The batches one contender trains on, in this order: warm-up, repeats, the heaviest batches of a whole epoch."""
+    """The batches one contender trains on, in this order: warm-up, repeats, the heaviest of a whole epoch, those that are counted."""
 
     def __init__(self, rows: Encoded, turns: list[list[np.ndarray]]) -> None:
         self.rows = rows
         self.warmup, *self.repeats, self.heaviest = turns
-        self.batches = [batch for turn in turns for batch in turn]
+        self.counted = self.repeats[0][:COUNTED]
+        self.batches = [batch for turn in [*turns, self.counted] for batch in turn]
 
 
 def make_schedule(runner: Runner, config: BenchConfig, max_length: int | None = None) -> Schedule:
@@ -194,6 +207,24 @@ def _turns(
             yield
     kinds = megabytes(memory.peak)
     report(peak_memory_mb=kinds["total"], memory_by_kind_mb=kinds, peak_rss_mb=rss.mb)
+    wait()
+    with Operations() as done:
+        for _ in schedule.counted:
+            yield
+    report(**_a_step(done, len(schedule.counted), config))
+
+
+def _a_step(done: Operations, steps: int, config: BenchConfig) -> dict[str, float]:
+    """Return what a step has the device do, and the least time of its arithmetic and of its traffic on this machine."""
+    device = torch.device(config.device)
+    return {
+        "started": done.started / steps,
+        "products": done.products / steps,
+        "gflop": done.flops / steps / 1e9,
+        "traffic_gb": done.traffic / steps / 1e9,
+        "products_seconds": done.flops / steps / product_rate(device, getattr(torch, config.dtype), ""),
+        "traffic_seconds": done.traffic / steps / copy_rate(device),
+    }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Floating-point operations: the count of a dispatched operation, and the rate of this machine's matrix products.
+"""Floating-point operations: the count of a dispatched operation, and the rates of this machine's matrix products and copies.
 
 The count is PyTorch's own (`torch.utils.flop_counter`). It counts matrix products only; everything else is memory traffic.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,19 +49,31 @@ def product_rate(device: torch.device, dtype: torch.dtype, key: str, cache: Path
         cache: folder that keeps what was measured; None measures anew.
     """
     file = None if cache is None else cache / "products.json"
-    return remembered(file, f"{key}, {dtype}, torch {torch.__version__}", lambda: _measured(device, dtype))
+    n = 8192 if device.type == "cuda" else 1024  # larger on a GPU, to fill it
+
+    def measured() -> float:
+        a, b = (torch.full((n, n), 0.01, device=device, dtype=dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        return 2 * n**3 / _quickest(lambda: torch.mm(a, b, out=out), device)
+
+    return remembered(file, f"{key}, {dtype}, torch {torch.__version__}", measured)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes a second that a copy reads and writes on this machine; it is larger than any cache."""
+    size = 2**31 if device.type == "cuda" else 2**28
+    a, b = (torch.full((size,), 1, device=device, dtype=torch.uint8) for _ in range(2))
+    return 2 * size / _quickest(lambda: b.copy_(a), device)
 
 
 @torch.no_grad()
-def _measured(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Return the best rate of products of n × n matrices within some seconds; n is larger on a GPU, to fill it."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.full((n, n), 0.01, device=device, dtype=dtype) for _ in range(2))
-    out, best, begun = torch.empty_like(a), 0.0, time.perf_counter()
-    while best == 0.0 or time.perf_counter() - begun < seconds:
+def _quickest(compute: Callable[[], object], device: torch.device, seconds: float = 0.3) -> float:
+    """Return the shortest time of a computation that is repeated for some seconds."""
+    least, begun = math.inf, time.perf_counter()
+    while least == math.inf or time.perf_counter() - begun < seconds:
         started = time.perf_counter()
-        torch.mm(a, b, out=out)
+        compute()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * n**3 / (time.perf_counter() - started))
-    return best
+        least = min(least, time.perf_counter() - started)
+    return least
