@@ -1,6 +1,7 @@
 """Generated parts of README.md and docs/ are what is stored."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -104,3 +105,21 @@ def test_architectures_drawing_and_table_are_those_of_the_codes_imports(figure):
 
 def _mean(values):
     return sum(values) / len(values)
+
+
+OF_OTHER_PROGRAMS = re.compile(r"torchrun|#SBATCH|sbatch|vllm|vLLM|ray start|python (studies|bench)")
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))),
+)
+def test_every_flag_that_a_page_names_is_a_flag_of_some_command(page):
+    from rankwise.cli.commands import app
+
+    commands = [app[name] for name in app if not name.startswith("-")]
+    flags = {name for one in commands for a in one.assemble_argument_collection() for name in a.names}
+    flags |= {"--config", "--debug", *(name for name in app if name.startswith("-"))}
+    lines = [line for line in (ROOT / page).read_text().splitlines() if not OF_OTHER_PROGRAMS.search(line)]
+    named = {flag for line in lines for flag in re.findall(r"(?<![\w/-])--[a-z][a-z0-9-]*", line)}
+    assert named - flags == set()

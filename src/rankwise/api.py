@@ -157,6 +157,7 @@ def fit(
             logits = predict_logits(model, held_out, training.compute, objective=objective)
             stopping.add(objective.mean_loss(logits, cast(Labels, held_out.labels)))
         on_step(steps[-1])
+    training.end()
     model.eval()
     if not all_finite(p.detach() for p in training.update.parameters):
         raise RankwiseError(

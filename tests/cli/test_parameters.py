@@ -14,6 +14,10 @@ from rankwise.errors import RankwiseError
 class Inner:
     batch_size: int | None = None
     """Rows in each step."""
+    wait: bool = True
+    """On unless it is turned off."""
+    loss_of_prompt: bool | None = None
+    """On, off, or by the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,21 @@ def test_fields_of_dataclasses_are_flags_and_come_back_as_dataclasses():
     assert (type(options), type(options.inner), count) == (Outer, Inner, 3)
 
 
+@pytest.mark.parametrize(
+    ("line", "wait", "loss_of_prompt"),
+    [
+        ("", True, None),
+        ("--no-wait", False, None),
+        ("--loss-of-prompt", True, True),
+        ("--no-loss-of-prompt --wait", True, False),
+        ("--wait=false --loss-of-prompt=false", False, False),  # as a run.yaml gives them
+    ],
+)
+def test_what_is_on_by_itself_can_be_turned_off(line, wait, loss_of_prompt):
+    inner = call(line)[0].inner
+    assert (inner.wait, inner.loss_of_prompt) == (wait, loss_of_prompt)
+
+
 @pytest.mark.parametrize("line", ["--batch-size 4.5", "--count 4.5"])
 def test_numbers_with_fractions_are_refused_where_whole_ones_belong(line):
     with pytest.raises(RankwiseError, match=r"must be a whole number; it is '4\.5'"):
@@ -52,6 +71,7 @@ def test_numbers_with_fractions_are_refused_where_whole_ones_belong(line):
         ('Take `memory="fast"`.', "Take --memory fast."),
         ("`batch_size=8` is too much.", "--batch-size 8 is too much."),
         ("Give `no_head=True`.", "Give --no-head."),
+        ("With `wait=False` it ends.", "With --no-wait it ends."),
         (
             "Name it with `base=`; leave the head out with `head=False`.",
             "Name it with --model; leave the head out with --no-head.",
@@ -77,3 +97,16 @@ def test_a_librarys_error_names_arguments_and_the_commands_error_flags(capsys):
         main(["train", "--batch-size", "0", "--out", str(Path("out"))])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "--batch-size must be a number, 1 or more; it is 0.\n"
+
+
+def test_only_a_reader_of_the_output_that_has_gone_is_a_quiet_end(monkeypatch, capfd):
+    from rankwise.cli import app
+
+    def broken(*_, **__):
+        raise BrokenPipeError("the pipe to another process")
+
+    monkeypatch.setattr(app.config_file, "with_file", broken)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["models"])
+    assert ended.value.code != 0
+    assert "the pipe to another process" in capfd.readouterr().err

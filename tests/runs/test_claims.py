@@ -116,6 +116,23 @@ def test_a_silent_process_of_another_machine_is_lost_and_hears_of_it_when_it_wak
         assert RUN in sleeper.holders()
 
 
+def test_a_claim_of_the_same_number_is_told_apart_by_who_made_it(tmp_path, elsewhere, monkeypatch):
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.3)
+    lost: list[str] = []
+    with elsewhere(tmp_path, on_lost=lost.append) as sleeper:
+        assert sleeper.claim(RUN)
+        with Claims(tmp_path) as other:
+            assert until(lambda: other.claim(RUN), "the claim was taken over")
+        with Claims(tmp_path) as again:  # no claim was left, so numbers begin anew
+            assert again.claim(RUN)
+            there = again._held[RUN].file.read_bytes()
+            assert not sleeper.record_worker(RUN, os.getpid())
+            sleeper._look_after()
+            assert lost == [RUN]
+            sleeper.release(RUN)
+            assert again._held[RUN].file.read_bytes() == there
+
+
 def test_a_process_that_beats_is_alive_whatever_the_clocks_say(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr(module, "STALE_SECONDS", 0.5)
     with elsewhere(tmp_path) as theirs, Claims(tmp_path) as other:

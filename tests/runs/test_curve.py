@@ -11,14 +11,26 @@ from own_tables import write
 from rankwise.adapters import curve_file
 from rankwise.adapters.export import export
 from rankwise.errors import RankwiseError
+from rankwise.runs.early_stopping import EarlyStopping
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A finished run on 640 rows, and its 160 validation rows in a file."""
+    return _trained(tmp_path_factory.mktemp("curve"))
+
+
+@pytest.fixture(scope="module")
+def ended_early(tmp_path_factory) -> Path:
+    """The same, but that early stopping ends it after four of five epochs, when ranks are decided."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EarlyStopping, "stop", property(lambda self: len(self.losses) == 4))
+        return _trained(tmp_path_factory.mktemp("early"), "--patience", "9")
+
+
+def _trained(folder: Path, *more: str) -> Path:
     from rankwise.cli import main
 
-    folder = tmp_path_factory.mktemp("curve")
     tiny.model_folder(folder / "model")
     for name, n, seed in (("train.jsonl", 640, 0), ("validation.jsonl", 160, 1)):
         write(folder / name, "".join(json.dumps(row) + "\n" for row in tiny.reviews(n, seed)))
@@ -36,7 +48,7 @@ def run(tmp_path_factory) -> Path:
                     "--batch-size",
                     "16",
                 ),
-                *("--lr", "4e-3", "--threads", "1", "--out", str(folder / "out")),
+                *("--lr", "4e-3", "--threads", "1", "--out", str(folder / "out"), *more),
             ]
         )
     assert stopped.value.code == 0
@@ -56,7 +68,9 @@ def test_the_curve_begins_at_the_adapter_and_ends_at_none(run):
 
 
 @pytest.mark.slow
-def test_export_gives_exactly_the_stored_size(run, tmp_path, told):
+@pytest.mark.parametrize("which", ["run", "ended_early"])
+def test_export_gives_exactly_the_stored_size(which, tmp_path, told, request):
+    run = request.getfixturevalue(which)
     curve = curve_file.read(run / "out")
     assert curve is not None
     size = next(point for point in curve.points[1:] if point.params)

@@ -455,6 +455,31 @@ def test_what_goes_wrong_after_the_last_step_loses_nothing_that_was_trained(run,
     assert_same(folder.path, undisturbed.path, steps=3)
 
 
+def test_a_signal_behind_the_last_step_is_not_lost(run, monkeypatch):
+    from rankwise.runs import interruption
+    from rankwise.runs import run as run_module
+
+    folder, undisturbed = run(epochs=3.0), run("undisturbed", epochs=3.0)
+    execute(undisturbed, lambda event: None)
+    train = run_module._train
+
+    def train_and_hear(*arguments):
+        train(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_train", train_and_hear)
+        with (
+            interruption.listening((signal.SIGTERM,)),
+            pytest.raises(interruption.Interrupted, match="after step 3 of 3. The same command continues"),
+        ):
+            execute(folder, lambda event: None)
+    assert not folder.finished
+    with interruption.listening((signal.SIGTERM,)):
+        execute(folder, lambda event: None)
+    assert_same(folder.path, undisturbed.path, steps=3)
+
+
 def test_a_checkpoint_that_cannot_be_written_costs_only_itself(run, monkeypatch):
     from rankwise.runs import run as run_module
 

@@ -102,6 +102,8 @@ def assert_alike(out, single):
     assert next(decided) == next(decided)
     assert one.read_result()["rank"] == other.read_result()["rank"]
     assert one.read_result()["scores"].keys() == other.read_result()["scores"].keys()
+    predicted = (np.array(folder.read_predictions()["logits"].to_pylist()) for folder in (one, other))
+    np.testing.assert_allclose(*predicted, atol=1e-3)
     kind = "adapter_" if one.read_result()["rank"] else ""
     weights, config = (f"{kind}model.safetensors", f"{kind}config.json")
     ours, theirs = (load_file(folder.path / weights) for folder in (one, other))

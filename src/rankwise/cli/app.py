@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import traceback
@@ -96,10 +97,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(_sentence(error, arguments), 2, debug)
     except KeyboardInterrupt as interrupted:
         _interrupted(str(interrupted), debug)
-    except BrokenPipeError:  # the reader of our output closed it; at exit nothing may be flushed to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():  # at exit nothing may be flushed to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         if interruption.heard() is not None:  # a library turned the interruption into an error of its own
             _interrupted("", debug)
         if sentence := machine_fault(error):
@@ -111,6 +112,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             debug,
         )
     sys.exit(0)
+
+
+def _reader_has_gone() -> bool:
+    """Return whether nobody reads our output any more; where that can't be asked, it is taken to be so."""
+    if not hasattr(select, "poll"):
+        return True
+    asked = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            asked.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
 
 
 def _refuse_bytes(arguments: Sequence[str]) -> None:

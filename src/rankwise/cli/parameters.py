@@ -108,11 +108,20 @@ def _flags(kind: type) -> type:
     for one in fields(kind):
         hidden = any((base, one.name) in NO_FLAGS for base in kind.__mro__)
         hint = Annotated[hints[one.name], Parameter(parse=False)] if hidden else _annotated(hints[one.name])
+        if _is_turned_off(hints[one.name], one.default):
+            off = flag(f"no_{one.name}")
+            hint = Annotated[hint, Parameter(negative=off)]
+            OTHER_NAMES[f"{one.name}=False"] = off
         made.append((one.name, hint, field(default=one.default, default_factory=one.default_factory)))
         if not hidden:
             _names.add(one.name)
     make = {"__new__": lambda _, **values: kind(**values), "__module__": kind.__module__}
     return make_dataclass(kind.__name__, made, bases=(kind,), namespace=make, frozen=True, kw_only=True)
+
+
+def _is_turned_off(hint: Any, default: object) -> bool:
+    """Return whether a flag needs its opposite: it is on by itself, or is both on and off by what it is used on."""
+    return default is True or set(get_args(hint)) == {bool, NoneType}
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:

@@ -79,14 +79,29 @@ class Position(_Read):
     rank_seconds: NonNegativeFloat = 0.0
 
 
-def trained(training: Training) -> dict[str, Tensor]:
-    """Return trained weights and their moments, whole. Where processes share them out, all call it together."""
+def trained(training: Training, *, keep: bool = True) -> dict[str, Tensor]:
+    """Return trained weights and their moments, whole.
+
+    Where processes share them out, all call it together, and they are gathered one by one and returned on the CPU.
+
+    Args:
+        training: between two steps.
+        keep: whether this process wants them; otherwise it helps to gather them, and returns nothing.
+    """
     tensors: dict[str, Tensor] = {}
+    parts = training.parts
+    if not (keep or parts):
+        return tensors
     with answered():
         for name, parameter in training.trained_parameters():
-            tensors[f"model.{name}"] = training.parts.whole(parameter, parameter.detach())
-            for key, value in training.update.state(training.parts.own(parameter)).items():
-                tensors[f"optimizer.{key}.{name}"] = training.parts.whole(parameter, value)
+            state = training.update.state(parts.own(parameter))
+            named = {f"model.{name}": parameter.detach()} | {
+                f"optimizer.{key}.{name}": value for key, value in state.items()
+            }
+            for key, value in named.items():
+                whole = parts.whole(parameter, value)
+                if keep:
+                    tensors[key] = whole.cpu() if parts else whole
     return tensors
 
 
@@ -132,7 +147,8 @@ def load(training: Training, folder: Path, request: str = "") -> None:
         ValueError: they are damaged or belong to another training, which stays as it is.
     """
     position = _position(folder)
-    tensors = load_file(folder / TENSORS, device=str(training.compute.device))
+    device = training.compute.device
+    tensors = load_file(folder / TENSORS, device="cpu" if training.parts else str(device))
     _check_position(position, training, request)
     _check_tensors(tensors, training, position)
     states: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -144,7 +160,7 @@ def load(training: Training, folder: Path, request: str = "") -> None:
         with torch.no_grad():
             for name, p in training.trained_parameters():
                 parts.own(p).copy_(parts.cut(p, tensors[f"model.{name}"]))
-                state = {key: parts.cut(p, value) for key, value in states[name].items()}
+                state = {key: parts.cut(p, value).to(device) for key, value in states[name].items()}
                 training.update.load_state(parts.own(p), state)
     else:
         training.update.resize(

@@ -201,7 +201,11 @@ class Training:
     def notes(self) -> list[str]:
         """A sentence for each kind of event that a healthy training doesn't have."""
         if self.rank is not None:
-            return self.rank.notes
+            early = not self.rank.done and self.step_number < self.steps
+            decided = [
+                "Training ended before ranks were decided: layers have those of its last step."
+            ] * early
+            return [*self.rank.notes, *decided]
         n = self.skipped_steps
         return (
             [f"{n:,} of {self.step_number:,} steps were skipped: their gradients weren't finite."]
@@ -263,6 +267,11 @@ class Training:
                 step = replace(step, memory=megabytes(memory.peak))
         self.between_steps = True
         return step
+
+    def end(self) -> None:
+        """End before the last step. Layers' components get the final order that they would have got after it."""
+        if self.rank is not None and not self.done:
+            self.rank.sort()
 
     def _was_resized(self) -> bool:
         """Adapt the micro-batches' memory budget to ranks that changed since the last step; return whether any did."""

@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -159,7 +159,7 @@ class Claims:
 
     def release(self, name: str) -> None:
         """End a claim."""
-        if (mine := self._held.pop(name, None)) is not None:
+        if (mine := self._held.pop(name, None)) is not None and not self._is_others(mine):
             with contextlib.suppress(OSError):
                 mine.file.unlink(missing_ok=True)
 
@@ -170,7 +170,7 @@ class Claims:
             Whether the run is still this process's.
         """
         mine = self._held.get(name)
-        if mine is None:
+        if mine is None or self._is_others(mine):
             return False
         with contextlib.suppress(OSError), mine.file.open("r+b") as file:  # without it on a full disk
             file.seek(0, os.SEEK_END)
@@ -312,10 +312,15 @@ class Claims:
         """Find the claims that others took over while this process stood still."""
         for name, mine in list(self._held.items()):
             numbers = [number for _, number in self._numbered(name)]
-            if mine.number in numbers and max(numbers) == mine.number:
+            if mine.number in numbers and max(numbers) == mine.number and not self._is_others(mine):
                 continue
             if self._held.pop(name, None) is mine and self._on_lost:  # it wasn't released meanwhile
                 self._on_lost(name)
+
+    def _is_others(self, mine: _Claim) -> bool:
+        """Return whether a claim's file is another process's now: numbers begin anew where a run had no claim for a while."""
+        now = replace(mine, content=_content(mine.file) or b"")
+        return now.identity.get("process", self.token) != self.token
 
     def _lost(self, claim: _Claim) -> bool:
         """Return whether the process that holds a claim has ended without a word."""

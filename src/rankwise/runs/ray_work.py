@@ -110,7 +110,7 @@ class _Driver(Child):
     """The process that uses Ray. It cancels its tasks and ends when its standard input is closed."""
 
     def __init__(self, config: CompareConfig) -> None:
-        self._config, self._connected, self._keeps_log = config, False, False
+        self._config, self._connected, self._ended, self._keeps_log = config, False, False, False
         self._told: queue.Queue[tuple[None, dict[str, Any] | None]] = queue.Queue()
         self._log = config.out / "ray.log"
         with self._log.open("ab") as log:
@@ -122,8 +122,7 @@ class _Driver(Child):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.stdin:
-            self._process.stdin.close()
+        self.hang_up()
         self.stop(time.monotonic() + (2 * STOP_SECONDS if self._connected else 0.0))
         if not self._keeps_log:
             with contextlib.suppress(OSError):
@@ -163,11 +162,12 @@ class _Driver(Child):
         """
         found = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._told.get(timeout=seconds))
+            found.append(self._told.get(timeout=0.0 if self._ended else seconds))
             while True:
                 found.append(self._told.get_nowait())
         events = [event for _, event in found if event is not None]
-        if not events and found:
+        self._ended |= len(events) < len(found)
+        if not events and self._ended:
             self._keeps_log = True
             raise RankwiseError(
                 f"The Ray cluster {self._config.ray} was lost; see {self._log}. The same command continues."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from rankwise import hardware
 from rankwise.config_json import options_of, to_json
@@ -94,6 +95,9 @@ def execute(folder: RunFolder, emit: Emit, processes: Processes = ONE) -> dict[s
     with interruption.deferred() as interrupted:
         processes.asked_to_end = interrupted
         _train(run, folder, stopping, board, emit)
+        if any(processes.of_all(interrupted())):  # behind the last step, where no process asks the others
+            _end(run, folder)
+    training.end()
     for note in training.notes:
         emit({"event": "note", "text": note})
     _check_same(run, trained_only=True)
@@ -178,8 +182,9 @@ def _train(
             _end(run, folder)
         due = pace.checkpoint()
         if (processes.of_first(due) if training.parts else due) and not training.done:
+            tensors = _trained(run, folder)  # not optional: processes gather them together
             with optional("A checkpoint", emit):
-                _checkpoint(run, folder)
+                _write_checkpoint(run, folder, tensors)
             pace.wrote()
 
 
@@ -248,7 +253,14 @@ def _progress(training: Training, loss: float) -> dict[str, Any]:
 
 def _checkpoint(run: Prepared, folder: RunFolder) -> None:
     """Write a checkpoint in place of the last one. Where processes share trained weights out, all come here together."""
-    tensors = checkpoint.trained(run.training) if folder.writes or run.training.parts else {}
+    _write_checkpoint(run, folder, _trained(run, folder))
+
+
+def _trained(run: Prepared, folder: RunFolder) -> dict[str, Tensor]:
+    return checkpoint.trained(run.training, keep=folder.writes)
+
+
+def _write_checkpoint(run: Prepared, folder: RunFolder, tensors: dict[str, Tensor]) -> None:
     folder.replace_checkpoint(partial(checkpoint.save, run.training, request=run.request, tensors=tensors))
 
 

@@ -328,7 +328,14 @@ class Child:
     def _close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what it was told last may not have reached it
+                    pipe.close()
+
+    def hang_up(self) -> None:
+        """Tell it that nothing more is coming."""
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
 
 class _Trains(Child):

@@ -48,6 +48,11 @@ def test_a_lora_layer_has_three_products_forward_and_five_backward():
         (lambda x, out: out.fill_(3.0), 1000),
         (lambda x, out: x.view(10, 100)[2:4].t().mul_(2.0), 2 * 200),
         (lambda x, out: x[:1].expand(500) + out[:500], 1 + 2 * 500),
+        (lambda x, out: torch.zeros_like(x), 1000),
+        (lambda x, out: x.new_full((1000,), 2.0), 1000),
+        (lambda x, out: out.uniform_(), 1000),
+        (lambda x, out: torch._foreach_zero_([x, out]), 2 * 1000),
+        (lambda x, out: torch._foreach_copy_([out], [x]), 2 * 1000),
         (lambda x, out: x.view(-1), 0),
         (lambda x, out: torch.empty(50, 50), 0),
         (lambda x, out: x.detach(), 0),
@@ -68,6 +73,29 @@ def test_a_look_up_reads_the_rows_that_it_returns():
     assert done.traffic == 2 * (4 * 2 * 16) + 8 * 2
 
 
+@pytest.mark.parametrize(
+    ("write", "moves"),
+    [
+        (lambda table, ids, rows: table.index_copy_(0, ids, rows), 2),
+        (lambda table, ids, rows: table.index_put_((ids,), rows), 2),
+        (lambda table, ids, rows: table.index_put_((ids,), rows, accumulate=True), 3),
+        (lambda table, ids, rows: table.index_add_(0, ids, rows), 3),
+    ],
+)
+def test_writing_rows_moves_those_rows(write, moves):
+    table, ids, rows = torch.ones(5000, 16), torch.tensor([3, 7]), torch.ones(2, 16)
+    with Operations() as done:
+        write(table, ids, rows)
+    assert done.traffic == moves * (4 * 2 * 16) + 8 * 2
+
+
+def test_a_comparison_that_returns_a_number_reads_both():
+    with Operations() as done:
+        torch.equal(torch.ones(10), torch.ones(10))
+    assert done.names["aten.equal"] == 1
+    assert done.traffic == 2 * 4 * 10 + 2 * 4 * 10  # made, then read
+
+
 def test_a_product_without_what_it_is_added_to_does_not_read_it():
     out, a, b = torch.zeros(2, 3, 5), torch.ones(2, 3, 4), torch.ones(2, 4, 5)
     with Operations() as done:
@@ -84,8 +112,12 @@ def test_the_optimizer_counts_and_reads_each_number_of_its_state():
     with Operations() as done:
         optimizer.step()
     assert done.names == {"aten._foreach_add_": 1, "aten._fused_adamw_": 1}
-    values_gradients_and_moments = 4 * 4 * D_IN * D_OUT
-    assert done.traffic == pytest.approx(2 * values_gradients_and_moments, rel=0.01)
+    numbers = 4 * D_IN * D_OUT
+    assert done.traffic == pytest.approx(4 * numbers + 3 * numbers, rel=0.01)  # gradients are only read
+    optimizer.grad_scale = torch.ones(())
+    with Operations() as done:
+        optimizer.step()
+    assert done.traffic == pytest.approx(4 * numbers + 4 * numbers, rel=0.01)
 
 
 def test_arithmetic_is_what_pytorch_counts():

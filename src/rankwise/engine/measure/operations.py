@@ -36,6 +36,15 @@ FREE = {
 """Operations that start nothing on the device, besides views."""
 LOOK_UPS = {_aten.embedding, _aten.index_select, _aten.index, _aten.gather}
 """They read as many rows of their first argument as they return."""
+ROW_WRITES = {_aten.index_put_, _aten.index_add_, _aten.index_copy_, _aten.scatter_, _aten.scatter_add_}
+"""They write as many rows of their first argument as they are given; adding reads them before."""
+OVERWRITES = {
+    *(_aten.copy_, _aten.fill_, _aten.zero_, _aten._foreach_copy_, _aten._foreach_zero_),
+    *(_aten.bernoulli_, _aten.normal_, _aten.uniform_, _aten.random_, _aten.exponential_),
+}
+"""They don't read what they write into."""
+READS_OF_NUMBERS = {_aten._local_scalar_dense, _aten.equal}
+"""They return a number of Python's, for which a GPU is waited for."""
 
 
 class Operations(TorchDispatchMode):
@@ -67,7 +76,7 @@ class Operations(TorchDispatchMode):
         given, writes = [*_tensors((args, kwargs))], _written(func)
         there = {tensor.untyped_storage()._cdata for tensor in given}
         made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in there]
-        if not made and not writes and not _reads_a_number(func):
+        if not made and not writes and func.overloadpacket not in READS_OF_NUMBERS:
             return result  # a view
         arithmetic = flops(func, args, kwargs, result)
         with self._lock:
@@ -79,14 +88,31 @@ class Operations(TorchDispatchMode):
 
 
 def _bytes(func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor]) -> int:
-    written = [tensor for name, tensor in _named(func, args, kwargs) if name in _written(func)]
-    if func.overloadpacket in LOOK_UPS:
-        rows = made or written
+    """Return the bytes that an operation reads and writes.
+
+    Args:
+        func, args, kwargs: the operation and what it is called with.
+        given: the tensors among them.
+        made: those that it returns in memory of their own.
+    """
+    kind, written = func.overloadpacket, _written(func)
+    if kind in (_aten._fused_adamw_, _aten._fused_adam_) and kwargs.get("grad_scale") is None:
+        written = written - {"grads"}  # written only where they are scaled
+    into = [tensor for name, tensor in _named(func, args, kwargs) if name in written]
+    if kind in LOOK_UPS:
+        rows = made or into
         return 2 * sum(map(_size, rows)) + sum(_size(t) for t in given[1:] if not any(t is r for r in rows))
+    if kind in ROW_WRITES:
+        adds = kind in (_aten.index_add_, _aten.scatter_add_) or any(one is True for one in args[3:])
+        rows = max((_size(t) for t in given[1:] if t.dtype == given[0].dtype), default=0)
+        return sum(map(_size, given[1:])) + rows * (1 + adds)
     if kwargs.get("beta") == 0:  # of a product that is added to its first argument
         given = given[1:]
-    only_written = [tensor for name, tensor in _named(func, args, kwargs) if name in _overwritten(func)]
-    return sum(map(_size, [*given, *made, *written])) - sum(map(_size, only_written))
+    name = str(kind).removeprefix("aten.")
+    if name.startswith("new_") or name.endswith("_like"):  # it takes a shape alone
+        given = []
+    unread = [tensor for name, tensor in _named(func, args, kwargs) if name in _overwritten(func)]
+    return sum(map(_size, [*given, *made, *into])) - sum(map(_size, unread))
 
 
 def _named(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, Tensor]]:
@@ -105,12 +131,9 @@ def _written(func: Any) -> frozenset[str]:
 @cache
 def _overwritten(func: Any) -> frozenset[str]:
     """Return those of them that it doesn't read before."""
-    replaced = func.overloadpacket in (_aten.copy_, _aten.fill_, _aten.zero_, _aten.bernoulli_, _aten.normal_)
-    return _written(func) if replaced else frozenset(a.name for a in func._schema.arguments if a.is_out)
-
-
-def _reads_a_number(func: Any) -> bool:
-    return func.overloadpacket is _aten._local_scalar_dense
+    if func.overloadpacket in OVERWRITES:
+        return _written(func)
+    return frozenset(a.name for a in func._schema.arguments if a.is_out)
 
 
 def _size(tensor: Tensor) -> int:
