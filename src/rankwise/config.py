@@ -33,7 +33,7 @@ class DataOptions:
     limit_eval: int | None = None
     """Evaluate on this many rows of the validation split, drawn in the same way."""
     max_length: int | None = None
-    """Truncate each text (or pair) to this many tokens. Default: the model's own limit, 512 at most."""
+    """Truncate each text (or pair) to this many tokens. Default: the model's own limit, 512 at most; 1,024 for language models."""
 
     def __post_init__(self) -> None:
         at_least(1, limit_train=self.limit_train, limit_eval=self.limit_eval)
@@ -83,7 +83,7 @@ class LoraOptions:
     lora_dropout: float = 0.0
     """Dropout on the adapter's input."""
     prefer: Preference = "accuracy"
-    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses up to a point of accuracy."""
+    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses about a point of accuracy."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value; with adaptive all linear layers."""
 
@@ -260,7 +260,7 @@ class PlanConfig:
     rank: int = 8
     """Rank of LoRA's adapters."""
     prefer: Preference = "accuracy"
-    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses up to a point of accuracy."""
+    """accuracy: adaptive prunes only what held-out rows don't miss. size: it prunes until they do, and loses about a point of accuracy."""
     targets: tuple[str, ...] = ()
     """Layers that get an adapter: names, patterns, or `all-linear`. Default: query and value; with adaptive all linear layers."""
     batch_size: int = 16
