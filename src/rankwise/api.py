@@ -109,7 +109,7 @@ def fit(
         columns: the keys of text, second text and label.
         options: settings; those that are None come from the recipe. With `patience`, a tenth of the training rows is held out for it.
         seed: of row order and dropout.
-        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most (1,024 for language models).
         memory: `fast`, `lean` (gradient checkpointing) or a budget such as `2GB`.
         on_step: called after each optimizer step.
 
@@ -202,7 +202,7 @@ def predict(
         tokenizer: the model's.
         rows: with text; labels are ignored.
         columns: the keys of text and second text.
-        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most (1,024 for language models).
 
     Raises:
         RankwiseError: no rows, a row without text, or a language model.
@@ -237,7 +237,7 @@ def evaluate(
         metrics: their names. Default: those of the model's objective.
         columns: the keys of text, second text and label.
         options: those of the training, which say which tokens a language model learns.
-        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most.
+        max_length: tokens a text is truncated to. Default: the model's own limit, 512 at most (1,024 for language models).
 
     Raises:
         RankwiseError: no rows, a row without text or a known label, or an unknown metric.
@@ -317,7 +317,7 @@ def look(
         limit_train: training rows that are drawn.
         limit_eval: rows to evaluate on that are drawn.
         model: count the tokens of this model. Default: the embedded one's, or words where it can't be fetched.
-        max_length: tokens that a text is truncated to. Default: the model's own limit, 512 at most.
+        max_length: tokens that a text is truncated to. Default: the model's own limit, 512 at most (1,024 for language models).
         out: page to write, such as `look.html`.
 
     Raises:
