@@ -215,7 +215,7 @@ def _turns(
 
 
 def _a_step(done: Operations, steps: int, config: BenchConfig) -> dict[str, float]:
-    """Return what a step has the device do, and the least time of its arithmetic and of its traffic on this machine."""
+    """Return what a step has the device do, and how long its arithmetic takes as large products and its traffic as a copy."""
     device = torch.device(config.device)
     return {
         "started": done.started / steps,

@@ -12,9 +12,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 an error in the input or the machine, 128 + signal interrupted, 1 a defect of rankwise."""
     try:
         with interruption.listening(to_the_end=arguments is None):
-            with (
-                interruption.deferred() as interrupted
-            ):  # an import takes a moment, and isn't left in its middle
+            with interruption.deferred() as interrupted:  # this takes a moment, and isn't left in its middle
                 from rankwise.cli import commands
             if interrupted():
                 raise interruption.Interrupted

@@ -201,11 +201,10 @@ class Training:
     def notes(self) -> list[str]:
         """A sentence for each kind of event that a healthy training doesn't have."""
         if self.rank is not None:
-            early = not self.rank.done and self.step_number < self.steps
-            decided = [
-                "Training ended before ranks were decided: layers have those of its last step."
-            ] * early
-            return [*self.rank.notes, *decided]
+            if self.rank.done or self.done:
+                return self.rank.notes
+            undecided = "Training ended before ranks were decided: layers have those of its last step."
+            return [*self.rank.notes, undecided]
         n = self.skipped_steps
         return (
             [f"{n:,} of {self.step_number:,} steps were skipped: their gradients weren't finite."]

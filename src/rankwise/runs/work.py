@@ -326,15 +326,14 @@ class Child:
         self._close()
 
     def _close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                with contextlib.suppress(OSError):  # what it was told last may not have reached it
-                    pipe.close()
+        self.hang_up()
+        if self._process.stdout:
+            self._process.stdout.close()
 
     def hang_up(self) -> None:
         """Tell it that nothing more is coming."""
         if self._process.stdin:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # what it was told last may not have reached it
                 self._process.stdin.close()
 
 

@@ -110,7 +110,7 @@ class TensorMemory(TorchDispatchMode):
             alive = [(thing, type(thing)) for thing in gc.get_objects()]
             # isinstance would ask lazy proxies for their class, which imports modules
             holders = [thing for thing, kind in alive if issubclass(kind, nn.Module | Optimizer)]
-            for tensor in _tensors(thing for thing, kind in alive if issubclass(kind, Tensor)):
+            for tensor in tensors_in(thing for thing, kind in alive if issubclass(kind, Tensor)):
                 self._follow(tensor)
         for parameter in dict.fromkeys(p for h in holders for p in self._held(h)):
             self._hooks.append(parameter.register_hook(partial(self.label, "gradients")))
@@ -150,7 +150,7 @@ class TensorMemory(TorchDispatchMode):
             things: tensors, or collections and dataclasses that contain some.
         """
         with self._lock:
-            for tensor in _tensors(things):
+            for tensor in tensors_in(things):
                 number = self._follow(tensor)
                 if number is not None:
                     self._labels.setdefault(number, kind)
@@ -203,13 +203,13 @@ class TensorMemory(TorchDispatchMode):
         # A backward pass of this thread has a task id (as in `torch.utils.module_tracker`).
         backward = torch._C._current_graph_task_id() != -1 and not getattr(_recomputing, "now", False)
         with self._lock:
-            for tensor in _tensors((*args, *kwargs.values())):
+            for tensor in tensors_in((*args, *kwargs.values())):
                 number = self._follow(tensor, backward)
                 if backward and number is not None:
                     self._flags[number] |= _READ
             if func is not torch.ops.prim.device.default:  # very frequent for tensors without values
                 self.flops += flops(func, args, kwargs, result)
-                for tensor in _tensors((result,)):
+                for tensor in tensors_in((result,)):
                     self._follow(tensor, backward)
         return result
 
@@ -291,7 +291,7 @@ def megabytes(peak: Mapping[str, int]) -> dict[str, float]:
     return {"total": sum(peak.values()) / MB} | {kind: size / MB for kind, size in peak.items()}
 
 
-def _tensors(things: Any) -> list[Tensor]:
+def tensors_in(things: Any) -> list[Tensor]:
     """Return every tensor in nested collections and dataclasses; of a sparse tensor its indices and values."""
     found: list[Tensor] = []
     for thing in things:
@@ -303,11 +303,11 @@ def _tensors(things: Any) -> list[Tensor]:
             elif thing.layout is torch.sparse_coo:
                 found += thing._indices(), thing._values()
         elif isinstance(thing, (list, tuple)):
-            found += _tensors(thing)
+            found += tensors_in(thing)
         elif isinstance(thing, dict):
-            found += _tensors(thing.values())
+            found += tensors_in(thing.values())
         elif hasattr(thing, "__dataclass_fields__"):
-            found += _tensors(vars(thing).values())
+            found += tensors_in(vars(thing).values())
     return found
 
 

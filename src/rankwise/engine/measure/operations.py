@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise.engine.measure.flops import flops
+from rankwise.engine.measure.memory import tensors_in
 
 _aten, _prim = torch.ops.aten, torch.ops.prim
 FREE = {
@@ -73,9 +74,9 @@ class Operations(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket in FREE:
             return result
-        given, writes = [*_tensors((args, kwargs))], _written(func)
+        given, writes = tensors_in((args, kwargs)), _written(func)
         there = {tensor.untyped_storage()._cdata for tensor in given}
-        made = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in there]
+        made = [tensor for tensor in tensors_in((result,)) if tensor.untyped_storage()._cdata not in there]
         if not made and not writes and func.overloadpacket not in READS_OF_NUMBERS:
             return result  # a view
         arithmetic = flops(func, args, kwargs, result)
@@ -108,8 +109,8 @@ def _bytes(func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Te
         return sum(map(_size, given[1:])) + rows * (1 + adds)
     if kwargs.get("beta") == 0:  # of a product that is added to its first argument
         given = given[1:]
-    name = str(kind).removeprefix("aten.")
-    if name.startswith("new_") or name.endswith("_like"):  # it takes a shape alone
+    called = str(kind).removeprefix("aten.")
+    if called.startswith("new_") or called.endswith("_like"):  # it takes a shape alone
         given = []
     unread = [tensor for name, tensor in _named(func, args, kwargs) if name in _overwritten(func)]
     return sum(map(_size, [*given, *made, *into])) - sum(map(_size, unread))
@@ -119,7 +120,7 @@ def _named(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a call with the name of the argument that it is, or is in."""
     names = [argument.name for argument in func._schema.arguments]
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        yield from ((name, tensor) for tensor in _tensors(value))
+        yield from ((name, tensor) for tensor in tensors_in((value,)))
 
 
 @cache
@@ -142,15 +143,3 @@ def _size(tensor: Tensor) -> int:
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         numbers *= size if stride or not size else 1
     return numbers * tensor.element_size()
-
-
-def _tensors(thing: Any) -> Iterator[Tensor]:
-    """Yield every dense tensor in nested lists and dicts."""
-    if isinstance(thing, Tensor):
-        if thing.layout is torch.strided:
-            yield thing
-    elif isinstance(thing, (list, tuple)):
-        for one in thing:
-            yield from _tensors(one)
-    elif isinstance(thing, dict):
-        yield from _tensors([*thing.values()])
